@@ -1,0 +1,23 @@
+"""Video and audio representations by cross-modal active contrastive coding (CM-ACC)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cmacc.encoders import AudioVisualEncoder
+
+
+def load(path: Path | str) -> "AudioVisualEncoder":
+    """The trained encoders of a run folder, on the CPU and in evaluation mode.
+
+    ``encoder(video, spectrograms)`` takes what `cmacc.clips.to_video` and `cmacc.clips.LogMel` give.
+
+    Raises
+    ------
+    ValueError
+        The folder holds no run with a checkpoint.
+    """
+    # Imported here so that `from cmacc.negatives import ActiveDictionary` brings nothing else along.
+    from cmacc.transfer import open_encoder
+
+    return open_encoder(str(path)).trained

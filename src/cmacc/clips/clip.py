@@ -1,0 +1,139 @@
+"""What a clip is: the value types that every later stage reads.
+
+A clip stands for one half-open window ``[start_seconds, start_seconds + length_seconds)`` of a file. Picture and sound
+need not be equally long: the defaults take 1 s of picture (16 frames at 16 fps) in the middle of 2 s of sound. Both
+share one centre::
+
+    window    |<----------------- length_seconds = 2.0 ----------------->|
+    sound     |s s s s s s s s s s s s s s s s s s s s s s s s s s s s s s|   sample_count = 32,000
+    picture                   |f . f . f . f . f . f|                         frame_count = 16
+                              ^ picture_start_seconds
+
+Frame ``i`` is what the viewer sees in the *middle* of its slot, at ``picture_start + (i + 0.5) / frame_rate_hz``: slots
+that coincide with source frames are then a safe half frame away from any rounding of time stamps.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """The exact size of every clip: ``frame_count`` frames and ``sample_count`` samples.
+
+    Parameters
+    ----------
+    frame_count
+        Frames per clip, T.
+    frame_rate_hz
+        Frames per second of the clip, whatever the rate of the source.
+    frame_height, frame_width
+        Size in pixels; the source is scaled to cover it and cut to it about its centre.
+    audio_seconds
+        Length of the sound; the clip has exactly ``round(audio_seconds * sample_rate_hz)`` samples.
+    sample_rate_hz
+        Rate of the mono sound.
+    """
+
+    frame_count: int = 16
+    frame_rate_hz: float = 16.0
+    frame_height: int = 112
+    frame_width: int = 112
+    audio_seconds: float = 2.0
+    sample_rate_hz: int = 16_000
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"ClipSpec: {name} must be positive, got {value}")
+
+    @property
+    def sample_count(self) -> int:
+        """Samples per clip, S."""
+        return round(self.audio_seconds * self.sample_rate_hz)
+
+    @property
+    def picture_seconds(self) -> float:
+        """Length of the picture's part of the window."""
+        return self.frame_count / self.frame_rate_hz
+
+    @property
+    def length_seconds(self) -> float:
+        """Length of the whole window: the longer of picture and sound."""
+        return max(self.picture_seconds, self.audio_seconds)
+
+    def picture_start_seconds(self, start_seconds: float) -> float:
+        """Where the picture begins in a window that begins at ``start_seconds``."""
+        return start_seconds + (self.length_seconds - self.picture_seconds) / 2
+
+    def audio_start_seconds(self, start_seconds: float) -> float:
+        """Where the sound begins in a window that begins at ``start_seconds``."""
+        return start_seconds + (self.length_seconds - self.audio_seconds) / 2
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decoded window of one file.
+
+    Attributes
+    ----------
+    frames
+        ``(T, height, width, 3)`` uint8 RGB.
+    waveform
+        ``(S,)`` float32 mono in [-1, 1]; zeros where the file has no sound for that time.
+    start_seconds
+        Start of the window on the file's clock (0 is the first picture, or the first sample of a file without picture).
+    """
+
+    frames: UInt8[Tensor, "time height width 3"]
+    waveform: Float[Tensor, " samples"]
+    start_seconds: float
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """M clips of equal size, with the identity of the file that each comes from.
+
+    Attributes
+    ----------
+    frames
+        ``(M, T, height, width, 3)`` uint8.
+    waveforms
+        ``(M, S)`` float32.
+    sample_ids
+        ``(M,)`` int64: the file's row in its manifest.
+    labels
+        ``(M,)`` int64: index into ``Manifest.classes()``, -1 where there is no label.
+    failures
+        ``{sample id: reason}`` of files that would not decode and were replaced by others while this batch was made.
+    """
+
+    frames: UInt8[Tensor, "batch time height width 3"]
+    waveforms: Float[Tensor, "batch samples"]
+    sample_ids: Int[Tensor, " batch"]
+    labels: Int[Tensor, " batch"]
+    failures: dict[int, str]
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        """Copy the tensors to ``device``."""
+        return dataclasses.replace(
+            self,
+            frames=self.frames.to(device, non_blocking=True),
+            waveforms=self.waveforms.to(device, non_blocking=True),
+            sample_ids=self.sample_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+        )
+
+    def pin_memory(self) -> "ClipBatch":
+        """Called by torch's DataLoader when ``pin_memory`` is set."""
+        return dataclasses.replace(
+            self,
+            frames=self.frames.pin_memory(),
+            waveforms=self.waveforms.pin_memory(),
+            sample_ids=self.sample_ids.pin_memory(),
+            labels=self.labels.pin_memory(),
+        )

@@ -1,0 +1,118 @@
+"""What a synthetic world and one clip of it are: the knobs, the parts of a class, and the facts that cause a clip."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[Any]  # float32 while drawing, float64 elsewhere
+
+SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "lens")
+MOTIONS = ("bounce", "swing", "pulse", "roll", "collide", "spin", "orbit", "dart")
+TIMBRES = ("marimba", "buzz", "noise", "bell", "pluck", "whistle", "voice", "glass")
+SIZE_RANGE = (0.085, 0.17)  # radius as a share of the frame's side
+PITCH_RANGE_HZ = (160.0, 1200.0)  # the largest and the smallest object
+AAC_SAMPLE_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# One random stream per purpose: a fresh draw added to one of them leaves the others as they were.
+DUPLICATE, CLASS, EVENT, MOTION, TIMBRE, PICTURE_NUISANCE, SOUND_NUISANCE = range(7)
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """The knobs of a world; equal configs make equal files.
+
+    Parameters
+    ----------
+    clip_count : int
+        Number of clips; a clip does not depend on it.
+    class_count : int
+        2..64.
+    zipf_exponent : float
+        Class frequency is proportional to (class_index + 1) ** -zipf_exponent; 0 is uniform.
+    duplicate_share : float
+        Probability that a clip (the first excepted) repeats an earlier clip's event with fresh nuisances.
+    nuisance : float
+        0 (clean) to 1 (strong).
+    duration_seconds : float
+        Length of a clip, 1..60.
+    frame_rate_hz, frame_size, sample_rate_hz : int
+        Frames per second, side of the square picture in pixels (even), audio samples per second.
+    seed : int
+        Another seed is another world.
+
+    Raises
+    ------
+    ValueError
+        Where a value is out of its range.
+    """
+
+    clip_count: int = 400
+    class_count: int = 16
+    zipf_exponent: float = 0.0
+    duplicate_share: float = 0.0
+    nuisance: float = 1.0
+    duration_seconds: float = 3.0
+    frame_rate_hz: int = 16
+    frame_size: int = 96
+    sample_rate_hz: int = 16000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        whole = {"clip_count": (1, 10**6), "class_count": (2, 64), "frame_rate_hz": (8, 60), "frame_size": (32, 512),
+                 "seed": (0, 2**63)}  # fmt: skip
+        real = {"zipf_exponent": (0, 5), "duplicate_share": (0, 1), "nuisance": (0, 1), "duration_seconds": (1, 60)}
+        for name, (low, high) in (whole | real).items():
+            value = getattr(self, name)
+            if not low <= value <= high or (name in whole and value != int(value)):
+                raise ValueError(f"WorldConfig: {name} must be in {low}..{high}, got {value}")
+        if self.frame_size % 2:  # 4:2:0 chroma halves both sides
+            raise ValueError(f"WorldConfig: frame_size must be even, got {self.frame_size}")
+        if self.sample_rate_hz not in AAC_SAMPLE_RATES_HZ:
+            raise ValueError(f"WorldConfig: sample_rate_hz must be in {AAC_SAMPLE_RATES_HZ}, got {self.sample_rate_hz}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """All the causal facts of one clip; two near-duplicates differ in ``index``, ``duplicate_of``, ``nuisance_seed``.
+
+    Places are shares of the frame's side from the left; ``onset_seconds`` is empty for the motions that sound
+    without a break (roll, spin, orbit).
+    """
+
+    index: int
+    duplicate_of: int | None
+    class_index: int
+    label: str
+    shape: str
+    motion: str
+    timbre: str
+    size: float
+    pitch_hz: float
+    period_seconds: float
+    phase: float
+    base_angle_radians: float
+    motion_seed: tuple[int, int, int]
+    timbre_seed: tuple[int, int, int]
+    nuisance_seed: tuple[int, int]
+    onset_seconds: tuple[float, ...] = ()
+    onset_strengths: tuple[float, ...] = ()
+    horizontal_path: tuple[float, ...] = ()  # one place per frame
+
+
+def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
+    """Return the shape, motion and timbre of a class.
+
+    Classes run along the diagonals of the smallest (shape x motion) square that holds them, so that the head of a Zipf
+    distribution and small worlds still vary in every part; the timbre is the Latin square's third letter.
+    """
+    side = math.isqrt(class_count - 1) + 1
+    shape, motion = class_index % side, (class_index + class_index // side) % side
+    return SHAPES[shape], MOTIONS[motion], TIMBRES[(shape + motion) % side]
+
+
+def frame_seconds(config: WorldConfig) -> Floats:
+    """Give the time of every frame of a clip, (T,)."""
+    return np.arange(round(config.duration_seconds * config.frame_rate_hz)) / config.frame_rate_hz

@@ -1,0 +1,192 @@
+"""Augmentation of a batch on its device. What to do is drawn per sample (`draw_view`); doing it is a pure function.
+
+A clip has one crop, one flip and one colour change for all its frames, so that motion stays motion.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+# Mean and deviation of Kinetics' pixels, rounded: the torchvision video models expect about this.
+_PIXEL_MEAN, _PIXEL_DEVIATION = 0.43, 0.22
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How far a training view may depart from its clip; zeros (and ``min_crop_area=1``) mean no change.
+
+    Parameters
+    ----------
+    min_crop_area
+        Smallest share of the picture that a random resized crop keeps, in (0, 1].
+    max_aspect_change
+        Largest factor by which the crop's aspect is stretched, >= 1.
+    flip_probability, grey_probability
+        Of a mirrored and of a colourless clip; 1 for ``grey_probability`` trains on grey pictures and evaluates so too.
+    brightness, contrast, saturation
+        Factors are drawn from ``[1 - x, 1 + x]``, x in [0, 1).
+    gain_db
+        The sound's level changes by up to this much, either way.
+    time_mask, frequency_mask
+        Longest masked share of the spectrogram's axes, in [0, 1).
+    """
+
+    min_crop_area: float = 0.4
+    max_aspect_change: float = 1.2
+    flip_probability: float = 0.5
+    grey_probability: float = 0.1
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    gain_db: float = 6.0
+    time_mask: float = 0.15
+    frequency_mask: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_crop_area <= 1:
+            raise ValueError(f"AugmentConfig: min_crop_area must be in (0, 1], got {self.min_crop_area}")
+        if not self.max_aspect_change >= 1:
+            raise ValueError(f"AugmentConfig: max_aspect_change must be at least 1, got {self.max_aspect_change}")
+        for name in ("flip_probability", "grey_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"AugmentConfig: {name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("brightness", "contrast", "saturation", "time_mask", "frequency_mask"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"AugmentConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        if not self.gain_db >= 0:
+            raise ValueError(f"AugmentConfig: gain_db must be at least 0, got {self.gain_db}")
+
+
+@dataclass(frozen=True)
+class View:
+    """One drawn augmentation. Shares are of the picture's or spectrogram's size, each in [0, 1]."""
+
+    crop_top: float
+    crop_left: float
+    crop_height: float
+    crop_width: float
+    flip: bool
+    grey: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    gain_db: float
+    time_mask: tuple[float, float]
+    frequency_mask: tuple[float, float]
+
+
+def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
+    """Draw one view. The number of draws does not depend on the config, so switching one part off leaves the rest."""
+    area, aspect, top, left, flip, grey, brightness, contrast, saturation, gain = rng.random(10).tolist()
+    time_length, time_start, band_width, band_start = rng.random(4).tolist()
+    scale = math.sqrt(config.min_crop_area + (1 - config.min_crop_area) * area)
+    stretch = config.max_aspect_change ** (aspect - 0.5)  # height / width changes by stretch squared
+    height, width = min(1.0, scale * stretch), min(1.0, scale / stretch)
+
+    def factor(spread: float, draw: float) -> float:
+        return 1 + spread * (2 * draw - 1)
+
+    def mask(longest: float, length_draw: float, start_draw: float) -> tuple[float, float]:
+        length = longest * length_draw
+        start = (1 - length) * start_draw
+        return start, start + length
+
+    return View(
+        crop_top=(1 - height) * top,
+        crop_left=(1 - width) * left,
+        crop_height=height,
+        crop_width=width,
+        flip=bool(flip < config.flip_probability),
+        grey=bool(grey < config.grey_probability),
+        brightness=factor(config.brightness, brightness),
+        contrast=factor(config.contrast, contrast),
+        saturation=factor(config.saturation, saturation),
+        gain_db=config.gain_db * (2 * gain - 1),
+        time_mask=mask(config.time_mask, time_length, time_start),
+        frequency_mask=mask(config.frequency_mask, band_width, band_start),
+    )
+
+
+def to_video(frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch 3 time height width"]:
+    """Plain conversion for evaluation: channels first and normalised, nothing drawn."""
+    return frames.permute(0, 4, 1, 2, 3).float().div_(255).sub_(_PIXEL_MEAN).div_(_PIXEL_DEVIATION)
+
+
+def grey_video(video: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch 3 time height width"]:
+    """Luma in all three channels: what ``grey_probability=1`` trains on."""
+    weights = torch.tensor(_GREY_WEIGHTS, device=video.device).view(1, 3, 1, 1, 1)
+    return (video * weights).sum(1, keepdim=True).expand_as(video)
+
+
+def augment_video(
+    frames: UInt8[Tensor, "batch time height width 3"], views: Sequence[View]
+) -> Float[Tensor, "batch 3 time height width"]:
+    """Crop and resize, mirror, and change the colours of each clip by its view; then normalise."""
+    batch, time, height, width, _ = frames.shape
+    video = torch.empty((batch, 3, time, height, width), device=frames.device)
+    for clip, view, out in zip(frames, views, video, strict=True):
+        crop_height, crop_width = max(1, round(view.crop_height * height)), max(1, round(view.crop_width * width))
+        top = min(round(view.crop_top * height), height - crop_height)
+        left = min(round(view.crop_left * width), width - crop_width)
+        crop = clip[:, top : top + crop_height, left : left + crop_width].permute(0, 3, 1, 2)
+        resized = functional.interpolate(crop.float(), (height, width), mode="bilinear", align_corners=False)
+        out.copy_((resized.flip(-1) if view.flip else resized).transpose(0, 1))
+    pixels = video.view(batch, 3, -1)
+    matrices, offsets = _colour_changes(pixels.mean(dim=2) / 255, views)
+    pixels = torch.baddbmm(offsets[:, :, None], matrices / 255, pixels)
+    pixels = pixels.clamp_(-_PIXEL_MEAN / _PIXEL_DEVIATION, (1 - _PIXEL_MEAN) / _PIXEL_DEVIATION)
+    return pixels.view_as(video)
+
+
+def _colour_changes(
+    mean_colours: Float[Tensor, "batch 3"], views: Sequence[View]
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 3"]]:
+    """Brightness, contrast about the clip's mean luma, saturation or grey, and normalisation are all affine in a
+    pixel's colour: together ``matrix @ rgb + offset``, for colours in [0, 1].
+    """
+    device = mean_colours.device
+
+    def column(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32, device=device)  # NumPy's numbers would make it float64
+
+    luma = column(_GREY_WEIGHTS)
+    brightness = column(view.brightness for view in views)
+    contrast = column(view.contrast for view in views)
+    saturation = column(0.0 if view.grey else view.saturation for view in views)
+    to_grey = luma[None].expand(3, 3)
+    saturate = saturation[:, None, None] * torch.eye(3, device=device) + (1 - saturation)[:, None, None] * to_grey
+    matrices = (brightness * contrast)[:, None, None] * saturate
+    offsets = ((1 - contrast) * brightness * (mean_colours @ luma))[:, None].expand(-1, 3)
+    return matrices / _PIXEL_DEVIATION, (offsets - _PIXEL_MEAN) / _PIXEL_DEVIATION
+
+
+def augment_waveforms(
+    waveforms: Float[Tensor, "batch samples"], views: Sequence[View]
+) -> Float[Tensor, "batch samples"]:
+    """Change each sound's level by its view's gain."""
+    gains = waveforms.new_tensor([10 ** (view.gain_db / 20) for view in views])
+    return waveforms * gains[:, None]
+
+
+def mask_spectrograms(
+    spectrograms: Float[Tensor, "batch mels time"], views: Sequence[View]
+) -> Float[Tensor, "batch mels time"]:
+    """Replace each view's band and stretch of time by the spectrogram's mean (SpecAugment; Park et al., 2019)."""
+    _, mels, time = spectrograms.shape
+    device = spectrograms.device
+
+    def inside(spans: list[tuple[float, float]], size: int) -> Tensor:
+        place = torch.arange(size, device=device)[None]
+        edges = torch.tensor(spans, device=device).mul_(size).round_()
+        return (place >= edges[:, :1]) & (place < edges[:, 1:])
+
+    masked = inside([view.frequency_mask for view in views], mels)[:, :, None]
+    masked = masked | inside([view.time_mask for view in views], time)[:, None, :]
+    return torch.where(masked, spectrograms.mean(dim=(1, 2), keepdim=True), spectrograms)

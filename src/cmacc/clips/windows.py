@@ -1,0 +1,50 @@
+"""Which window of a file becomes a clip: pure functions of numbers, so that they are tested without files."""
+
+import numpy as np
+
+
+def random_start(duration_seconds: float, length_seconds: float, rng: np.random.Generator) -> float:
+    """Draw a start uniformly among the windows that lie inside the file.
+
+    A file shorter than the window gets the one window centred on it, which then reaches over both ends.
+
+    Parameters
+    ----------
+    duration_seconds
+        Length of the file.
+    length_seconds
+        Length of the window.
+    rng
+        Source of randomness; exactly one number is drawn.
+
+    Returns
+    -------
+    float
+        ``start_seconds``; negative only for a file shorter than the window.
+    """
+    slack = duration_seconds - length_seconds
+    draw = rng.random()
+    return slack * draw if slack > 0 else slack / 2
+
+
+def spread_starts(duration_seconds: float, length_seconds: float, count: int) -> list[float]:
+    """Spread ``count`` windows evenly over the file; one window sits in the middle.
+
+    Raises
+    ------
+    ValueError
+        ``count`` is below 1.
+
+    Examples
+    --------
+    >>> spread_starts(10.0, 2.0, 1)
+    [4.0]
+    >>> spread_starts(10.0, 2.0, 3)
+    [0.0, 4.0, 8.0]
+    """
+    if count < 1:
+        raise ValueError(f"spread_starts: count must be at least 1, got {count}")
+    slack = duration_seconds - length_seconds
+    if slack <= 0 or count == 1:
+        return [slack / 2] * count
+    return [float(start) for start in np.linspace(0.0, slack, count)]

@@ -1,0 +1,132 @@
+"""Audio backbones: ``(M, mels, time)`` log-mel spectrograms to ``(M, feature_size)``."""
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
+
+_TIME_BINS = 4
+
+
+class TinyAudio(nn.Module):
+    """Four 2-D convolutions over the spectrogram; like `TinyVideo` it keeps four bins of time."""
+
+    feature_size = 192 * _TIME_BINS
+
+    def __init__(self, mel_bins: int) -> None:
+        super().__init__()
+        self.normalise = nn.BatchNorm1d(mel_bins)
+        self.layers = nn.Sequential(
+            *_convolution(1, 32, kernel=5, stride=2),
+            *_convolution(32, 64, kernel=3, stride=2),
+            *_convolution(64, 128, kernel=3, stride=2),
+            *_convolution(128, 192, kernel=3, stride=1),
+            nn.AdaptiveAvgPool2d((1, _TIME_BINS)),
+            nn.Flatten(),
+        )
+
+    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
+        """Features before any projection."""
+        features: Tensor = self.layers(self.normalise(spectrograms)[:, None])
+        return features
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+class ResNet18Audio(nn.Module):
+    """torchvision's ResNet-18 on the spectrogram as a picture of one channel."""
+
+    feature_size = 512
+
+    def __init__(self, mel_bins: int) -> None:
+        super().__init__()
+        from torchvision.models import resnet18  # takes seconds: only those who use it wait
+
+        self.normalise = nn.BatchNorm1d(mel_bins)
+        self.network = resnet18(weights=None)
+        self.network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.network.fc = nn.Identity()
+
+    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
+        """Features before any projection."""
+        features: Tensor = self.network(self.normalise(spectrograms)[:, None])
+        return features
+
+
+class ResNet18Audio1d(nn.Module):
+    """ResNet-18 convolved over time alone, the mel bands being its input channels, as in the paper's first code."""
+
+    feature_size = 512
+
+    def __init__(self, mel_bins: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.BatchNorm1d(mel_bins),
+            nn.Conv1d(mel_bins, 64, kernel_size=7, stride=2, padding=3, bias=False),
+            nn.BatchNorm1d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool1d(kernel_size=3, stride=2, padding=1),
+        )
+        widths = (64, 64, 128, 256, 512)
+        self.blocks = nn.Sequential(
+            *(
+                block
+                for inputs, outputs in pairwise(widths)
+                for block in (_Block1d(inputs, outputs, 1 if inputs == outputs else 2), _Block1d(outputs, outputs, 1))
+            )
+        )
+
+    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
+        """Features before any projection, averaged over time."""
+        features: Tensor = self.blocks(self.stem(spectrograms)).mean(dim=-1)
+        return features
+
+
+class _Block1d(nn.Module):
+    """The basic block of He et al. (2016), in one dimension."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv1d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm1d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv1d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm1d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv1d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm1d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(torch.add(self.body(x), self.shortcut(x)))
+
+
+def build_audio_backbone(name: AudioBackboneName, mel_bins: int) -> tuple[nn.Module, int]:
+    """The backbone, untrained, and the size of its feature.
+
+    Raises
+    ------
+    ValueError
+        ``name`` is not one of `AudioBackboneName`.
+    """
+    if name == "tiny":
+        return TinyAudio(mel_bins), TinyAudio.feature_size
+    if name == "resnet18":
+        return ResNet18Audio(mel_bins), ResNet18Audio.feature_size
+    if name == "resnet18_1d":
+        return ResNet18Audio1d(mel_bins), ResNet18Audio1d.feature_size
+    raise ValueError(
+        f"build_audio_backbone: name must be one of {', '.join(get_args(AudioBackboneName))}, got {name!r}"
+    )

@@ -1,0 +1,134 @@
+"""The pair of encoders f_v and f_a: backbone, projection head, L2 norm.
+
+The last linear layer has no bias, so that the gradient of a loss with respect to that layer is exactly the outer
+product of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
+from cmacc.encoders.video import VideoBackboneName, build_video_backbone
+
+HeadName = Literal["linear", "mlp"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which encoders.
+
+    Parameters
+    ----------
+    video, audio
+        Backbones.
+    mel_bins
+        Bands of the log-mel spectrogram that the audio encoder takes.
+    head
+        ``linear`` (the penultimate feature is the backbone's) or ``mlp`` (one hidden layer of ``hidden_size``); either
+        way batch norm standardises it. Training therefore needs two inputs a batch at least.
+    hidden_size
+        Width of the MLP head's hidden layer, which is then the penultimate feature.
+    embedding_size
+        d; 512 in the paper.
+
+    Raises
+    ------
+    ValueError
+        A size is not positive, or ``head`` is unknown.
+    """
+
+    video: VideoBackboneName = "tiny"
+    audio: AudioBackboneName = "tiny"
+    mel_bins: int = 80
+    head: HeadName = "mlp"
+    hidden_size: int = 512
+    embedding_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("mel_bins", "hidden_size", "embedding_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"EncoderConfig: {name} must be at least 1, got {getattr(self, name)}")
+        if self.head not in get_args(HeadName):
+            raise ValueError(f"EncoderConfig: head must be one of {', '.join(get_args(HeadName))}, got {self.head!r}")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What an encoder says of M inputs.
+
+    Attributes
+    ----------
+    embedding
+        ``(M, d)``, of length one: the query or key.
+    length
+        ``(M,)``: the embedding's length before it was normalised.
+    penultimate
+        ``(M, p)``: what enters the last linear layer.
+    feature
+        ``(M, f)``: the backbone's output, which transfer tasks use.
+    """
+
+    embedding: Float[Tensor, "batch dim"]
+    length: Float[Tensor, " batch"]
+    penultimate: Float[Tensor, "batch penultimate"]
+    feature: Float[Tensor, "batch features"]
+
+
+class Encoder(nn.Module):
+    """Backbone, projection head and L2 norm for one modality."""
+
+    def __init__(self, backbone: nn.Module, feature_size: int, head: HeadName, hidden_size: int, size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.feature_size = feature_size
+        layers: list[nn.Module] = []
+        self.penultimate_size = feature_size
+        if head == "mlp":
+            layers = [nn.Linear(feature_size, hidden_size), nn.ReLU(inplace=True)]
+            self.penultimate_size = hidden_size
+        # Features after a ReLU share a large mean, so untrained embeddings would all lie in one narrow cone, where a
+        # contrastive loss finds next to no gradient; centred penultimate features begin spread over the sphere.
+        self.hidden = nn.Sequential(*layers, nn.BatchNorm1d(self.penultimate_size))
+        self.last = nn.Linear(self.penultimate_size, size, bias=False)
+
+    def forward(self, inputs: Tensor) -> Encoding:
+        """Encode a batch. The head works in its weights' precision also under autocast: the norm wants the digits."""
+        feature = self.backbone(inputs).to(self.last.weight.dtype)
+        with torch.autocast(feature.device.type, enabled=False):
+            penultimate = self.hidden(feature)
+            projected = self.last(penultimate)
+            length = projected.norm(dim=1).clamp_min(1e-12)
+            return Encoding(projected / length[:, None], length, penultimate, feature)
+
+
+class AudioVisualEncoder(nn.Module):
+    """Both encoders; one ``forward`` for both, so that wrappers such as DistributedDataParallel see every parameter.
+
+    Examples
+    --------
+    >>> import torch
+    >>> pair = AudioVisualEncoder(EncoderConfig(embedding_size=32))
+    >>> video, audio = pair(torch.zeros(2, 3, 8, 32, 32), torch.zeros(2, 80, 101))
+    >>> video.embedding.shape, audio.embedding.shape
+    (torch.Size([2, 32]), torch.Size([2, 32]))
+    """
+
+    def __init__(self, config: EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or EncoderConfig()
+        video, video_size = build_video_backbone(config.video)
+        audio, audio_size = build_audio_backbone(config.audio, config.mel_bins)
+        self.video = Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size)
+        self.audio = Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size)
+
+    def forward(
+        self,
+        video: Float[Tensor, "batch 3 time height width"],
+        spectrograms: Float[Tensor, "batch mels frames"],
+    ) -> tuple[Encoding, Encoding]:
+        """Encode pairs: ``(video encoding, audio encoding)``."""
+        return self.video(video), self.audio(spectrograms)

@@ -1,0 +1,20 @@
+"""Keys to negatives: ring queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary."""
+
+from cmacc.negatives.dictionary import ActiveDictionary
+from cmacc.negatives.gradients import Factors, GradientName, gradient_factors
+from cmacc.negatives.queue import KeyQueue, Keys
+from cmacc.negatives.seeding import kmeans_plusplus
+from cmacc.negatives.selectors import Selector, SelectorName, build_selector
+
+__all__ = [
+    "ActiveDictionary",
+    "Factors",
+    "GradientName",
+    "KeyQueue",
+    "Keys",
+    "Selector",
+    "SelectorName",
+    "build_selector",
+    "gradient_factors",
+    "kmeans_plusplus",
+]

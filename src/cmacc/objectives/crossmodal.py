@@ -1,0 +1,107 @@
+"""The contrastive loss between two modalities (Ma et al., 2021, eq. 2; InfoNCE, van den Oord et al., 2018)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class DirectionLoss:
+    """One direction's outcome: the mean loss, and the share of queries whose positive scores above every negative."""
+
+    loss: Float[Tensor, ""]
+    top1: Float[Tensor, ""]
+
+
+class CrossModalContrast(nn.Module):
+    """Cross entropy of every query's positive against its negatives, at a temperature.
+
+    Parameters
+    ----------
+    temperature
+        tau > 0.
+    in_batch
+        Whether the other keys of the batch are negatives too.
+
+    Examples
+    --------
+    >>> loss = CrossModalContrast(temperature=0.1)
+    >>> ids = torch.arange(3)
+    >>> perfect = loss(torch.eye(3), torch.eye(3), ids, ids, negatives=-torch.eye(3), negative_ids=ids + 3)
+    >>> round(perfect.loss.item(), 4), perfect.top1.item()
+    (0.0002, 1.0)
+    """
+
+    def __init__(self, temperature: float = 0.07, in_batch: bool = True) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"CrossModalContrast: temperature must be positive, got {temperature}")
+        self.temperature = temperature
+        self.in_batch = in_batch
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch dim"],
+        keys: Float[Tensor, "keys dim"],
+        query_ids: Int[Tensor, " batch"],
+        key_ids: Int[Tensor, " keys"],
+        *,
+        negatives: Float[Tensor, "negatives dim"] | None = None,
+        negative_ids: Int[Tensor, " negatives"] | None = None,
+    ) -> DirectionLoss:
+        """Loss of queries of one modality against keys of the other. Call it once a direction and add.
+
+        Parameters
+        ----------
+        queries
+            ``(M, d)``, of length one. Query ``i``'s positive is ``keys[i]``.
+        keys
+            ``(M', d)``, M' >= M: the batch's keys (of all processes, this one's first).
+        query_ids, key_ids
+            Sample ids. A key or negative of a query's own sample is no negative of that query.
+        negatives, negative_ids
+            ``(K, d)`` and ``(K,)``: the dictionary. None or K = 0: no dictionary.
+
+        Raises
+        ------
+        ValueError
+            Negatives without ids or ids without negatives; fewer keys than queries; not one id for every row.
+        """
+        if (negatives is None) != (negative_ids is None):
+            raise ValueError("CrossModalContrast: negatives and negative_ids must be given together, got one of them")
+        if len(keys) < len(queries):
+            raise ValueError(
+                f"CrossModalContrast: keys must be at least as many as queries, got {len(keys)} and {len(queries)}"
+            )
+        _check_ids("query_ids", query_ids, queries)
+        _check_ids("key_ids", key_ids, keys)
+        # float32 at least, also under autocast: half precision leaves three digits of a score that 1 / tau blows up.
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        with torch.autocast(queries.device.type, enabled=False):
+            queries, keys = queries.to(dtype), keys.to(dtype)
+            logits = [(queries * keys[: len(queries)]).sum(1, keepdim=True)]
+            if self.in_batch:
+                logits.append(_masked(queries @ keys.T, query_ids[:, None] == key_ids[None]))
+            if negatives is not None and negative_ids is not None:
+                _check_ids("negative_ids", negative_ids, negatives)
+                logits.append(_masked(queries @ negatives.to(dtype).T, query_ids[:, None] == negative_ids[None]))
+            scores = torch.cat(logits, dim=1) / self.temperature
+        loss = functional.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=scores.device))
+        top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
+        return DirectionLoss(loss, top1)
+
+
+def _masked(scores: Float[Tensor, "batch others"], own: Bool[Tensor, "batch others"]) -> Float[Tensor, "batch others"]:
+    """Scores with a query's own sample taken out; the positive's own column among the batch's keys goes with it."""
+    return scores.masked_fill(own, float("-inf"))
+
+
+def _check_ids(name: str, ids: Tensor, rows: Tensor) -> None:
+    # A single id would otherwise be broadcast over all rows, and mask all of them or none.
+    if ids.shape != rows.shape[:1]:
+        raise ValueError(
+            f"CrossModalContrast: {name} must have one id for each of the {len(rows)} rows, got {tuple(ids.shape)}"
+        )

@@ -1,0 +1,35 @@
+"""Config, the step, the loop, checkpoints."""
+
+from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder
+from cmacc.pretraining.config import (
+    ConfigError,
+    DataConfig,
+    DictionaryConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    read_config,
+    to_plain,
+)
+from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, pretrain, start_run
+from cmacc.pretraining.step import untrained_encoder
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataConfig",
+    "DictionaryConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "RunError",
+    "RunOutcome",
+    "autocast_dtype",
+    "last_checkpoint",
+    "load_encoder",
+    "pretrain",
+    "read_config",
+    "start_run",
+    "to_plain",
+    "untrained_encoder",
+]

@@ -1,0 +1,243 @@
+"""What a pretraining run is told: frozen, checked dataclasses, written whole into the run folder as ``config.yaml``."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from cmacc.clips import AugmentConfig, ClipSpec
+from cmacc.encoders import EncoderConfig
+from cmacc.negatives import GradientName, SelectorName
+
+PrecisionName = Literal["auto", "bf16", "fp32"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it, what it must be, and what it is."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which files, and how they become clips.
+
+    Parameters
+    ----------
+    manifest
+        Made by ``cmacc scan``.
+    split
+        Files of this split, and files that are in no split, are trained on; the others are held out.
+    clip
+        Size of the clips.
+    augment
+        Augmentation of training views.
+    workers
+        Decoding processes beside the training one.
+    max_bad
+        Greatest share of files without sound or that do not decode; above it the run stops.
+    shuffle_pairs
+        A control: every picture gets another file's sound, so that there is nothing to learn.
+    """
+
+    manifest: Path = Path("manifest.parquet")
+    split: str = "train"
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    workers: int = 1
+    max_bad: float = 0.2
+    shuffle_pairs: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
+        _require(0 <= self.max_bad <= 1, "data.max_bad", "in [0, 1]", self.max_bad)
+
+
+@dataclass(frozen=True)
+class DictionaryConfig:
+    """Where negatives beyond the batch come from.
+
+    Parameters
+    ----------
+    selector
+        ``active``, ``newest`` (MoCo's queue), ``random``, ``hardest``, or ``none``: no dictionary, plain in-batch
+        contrast.
+    size
+        K, keys in each of the two dictionaries.
+    pool_size
+        N, candidates in each of the two pools.
+    gradient
+        What the gradient embeddings are taken with respect to.
+    pseudo_labels
+        Whether a candidate is assigned to the queries of the other modality (the paper's) or of its own.
+    """
+
+    selector: SelectorName | Literal["none"] = "active"
+    size: int = 256
+    pool_size: int = 1024
+    gradient: GradientName = "last_layer"
+    pseudo_labels: Literal["cross_modal", "within_modal"] = "cross_modal"
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "dictionary.size", "at least 1", self.size)
+        _require(self.pool_size >= 1, "dictionary.pool_size", "at least 1", self.pool_size)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss.
+
+    Parameters
+    ----------
+    temperature
+        tau, of the loss and of the pseudo-labels.
+    in_batch
+        Whether the other keys of the batch are negatives.
+    batch_keys
+        Which encoder the positive and the in-batch keys come from: ``online``, with gradient, as in CLIP; or
+        ``momentum``, without, as in the paper. The dictionary is always the momentum encoder's.
+    momentum
+        m of the key encoders, in [0, 1]. It is approached from below as (1 + t) / (10 + t), so that the first keys are
+        not those of an untrained copy.
+    """
+
+    temperature: float = 0.1
+    in_batch: bool = True
+    batch_keys: Literal["online", "momentum"] = "online"
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, "objective.temperature", "positive", self.temperature)
+        _require(0 <= self.momentum <= 1, "objective.momentum", "in [0, 1]", self.momentum)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a cosine down to zero.
+
+    Parameters
+    ----------
+    batch_size
+        M, clips a step.
+    steps
+        Steps of the whole run.
+    learning_rate
+        At its height.
+    warmup_steps
+        Steps until then.
+    weight_decay
+        On matrices and kernels; norms and biases have none.
+    """
+
+    batch_size: int = 32
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    warmup_steps: int = 50
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "optim.batch_size", "at least 2", self.batch_size)
+        _require(self.steps >= 1, "optim.steps", "at least 1", self.steps)
+        _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
+        _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
+        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that shapes a run.
+
+    Parameters
+    ----------
+    data, encoder, dictionary, objective, optim
+        See there.
+    seed
+        Of weights, order, windows, augmentation and selection.
+    precision
+        ``auto`` takes bf16 autocast where the device has units for it, ``bf16`` and ``fp32`` insist.
+    save_every
+        Steps between checkpoints; the last one is kept, and the run's end is one.
+    keep_every
+        Checkpoints at multiples of this step are kept as well; 0 keeps none but the last.
+    health_every
+        Steps between measurements of the dictionaries.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    seed: int = 0
+    precision: PrecisionName = "auto"
+    save_every: int = 100
+    keep_every: int = 0
+    health_every: int = 20
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16 or fp32", self.precision)
+        _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
+        _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
+        _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
+        if self.dictionary.selector != "none":
+            _require(
+                self.dictionary.size >= self.optim.batch_size,
+                "dictionary.size",
+                f"at least optim.batch_size ({self.optim.batch_size})",
+                self.dictionary.size,
+            )
+            _require(
+                self.dictionary.pool_size >= self.optim.batch_size,
+                "dictionary.pool_size",
+                f"at least optim.batch_size ({self.optim.batch_size})",
+                self.dictionary.pool_size,
+            )
+        else:
+            _require(
+                self.objective.in_batch,
+                "objective.in_batch",
+                "true where dictionary.selector is none (else nothing is left to contrast with)",
+                self.objective.in_batch,
+            )
+
+
+def _require(holds: bool, name: str, wanted: str, got: object) -> None:
+    if not holds:
+        raise ConfigError(f"{name} must be {wanted}, got {got}")
+
+
+def to_plain(config: Any) -> Any:
+    """A config as nested dicts of plain values, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return str(config) if isinstance(config, Path) else config
+
+
+def write_config(config: PretrainConfig, path: Path) -> None:
+    """Write as YAML, with the manifest's absolute path so that the run can be resumed from anywhere."""
+    data = dataclasses.replace(config.data, manifest=config.data.manifest.absolute())
+    path.write_text(yaml.safe_dump(to_plain(dataclasses.replace(config, data=data)), sort_keys=False))
+
+
+def read_config(path: Path) -> PretrainConfig:
+    """Read what `write_config` wrote.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing, not YAML, or holds a setting that is unknown or cannot be.
+    """
+    if not path.is_file():
+        raise ConfigError(f"config {path}: no such file; a run folder holds one")
+    from jsonargparse import ArgumentError, ArgumentParser, Namespace  # heavy: wanted by few importers of this module
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PretrainConfig, "config")
+    try:
+        plain = yaml.safe_load(path.read_text())
+        parsed = parser.instantiate(parser.parse_object(Namespace(config=plain)))
+    except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigError(f"config {path}: {error}") from error
+    config: PretrainConfig = parsed.config
+    return config

@@ -1,0 +1,56 @@
+"""How healthy a dictionary is: age, redundancy, spread, and how many of its negatives are none."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cmacc.negatives import Keys
+
+
+@torch.no_grad()
+def dictionary_health(
+    negatives: Keys, query_labels: Int[Tensor, " batch"], labels_by_id: Int[Tensor, " samples"], step: int
+) -> dict[str, float]:
+    """Measure the keys of a dictionary at a step.
+
+    Parameters
+    ----------
+    negatives
+        K keys.
+    query_labels
+        ``(M,)`` class of every query, -1 where unknown.
+    labels_by_id
+        Class of every sample id, -1 where unknown.
+    step
+        Now.
+
+    Returns
+    -------
+    dict
+        ``key_age`` (mean, in steps), ``pairwise_cosine`` (mean over distinct pairs), ``effective_rank`` (exponential
+        of the entropy of the normalised singular values; Roy and Vetterli, 2007), ``distinct_samples`` (share of the
+        keys); where labels are known also ``distinct_labels`` (count) and ``false_negative_share`` (of query and
+        negative pairs with one label among those with two known labels). Empty while there are fewer than two keys.
+    """
+    count = len(negatives)
+    if count < 2:
+        return {}
+    keys = negatives.embedding.float()
+    singular = torch.linalg.svdvals(keys)
+    shares = singular / singular.sum().clamp_min(1e-12)
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    # The sum of all pairwise products is |sum of keys|^2, of which `count` are each key with itself.
+    cosine = (keys.sum(0).square().sum() - keys.square().sum()) / (count * (count - 1))
+    health = {
+        "key_age": float((step - negatives.steps).float().mean()),
+        "pairwise_cosine": float(cosine),
+        "effective_rank": float(entropy.exp()),
+        "distinct_samples": len(negatives.sample_ids.unique()) / count,
+    }
+    negative_labels = labels_by_id[negatives.sample_ids]
+    known = (query_labels[:, None] >= 0) & (negative_labels[None] >= 0)
+    if bool(known.any()):
+        same = (query_labels[:, None] == negative_labels[None]) & known
+        health["distinct_labels"] = float(len(negative_labels[negative_labels >= 0].unique()))
+        health["false_negative_share"] = float(same.sum() / known.sum())
+    return health

@@ -1,0 +1,232 @@
+"""Figures: curves and maps as small SVG that takes its colours from the page, clips and spectrograms as JPEG.
+
+SVG text stays text (crisp on every screen, and small); no string from a file enters an SVG, so that neither HTML nor
+matplotlib's own markup (``$...$``) can be smuggled in: names stand in the HTML legend.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmacc.viewer.page import COLOURS
+from cmacc.viewer.run_folder import Series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_POINTS = 600  # more than a panel has pixels to show
+# Stand-ins that matplotlib accepts as colours; exchanged for the page's CSS variables in the finished SVG.
+_INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cmacc",  # else ids are random and no two reports are equal
+    "font.size": 8.5,
+    "axes.edgecolor": _INK["rule"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _INK["rule"],
+    "grid.linewidth": 0.5,
+    "xtick.color": _INK["rule"],
+    "ytick.color": _INK["rule"],
+    "xtick.labelcolor": _INK["muted"],
+    "ytick.labelcolor": _INK["muted"],
+    "axes.labelcolor": _INK["muted"],
+    "axes.formatter.useoffset": False,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its series, the name of its colour, and whether it is shown raw (faint) beneath its running mean."""
+
+    series: Series
+    colour: str
+    smooth: bool = False
+
+
+def line_panel(
+    lines: Sequence[Line],
+    *,
+    levels: Sequence[float] = (),
+    bottom: float | None = None,
+    top: float | None = None,
+    percent: bool = False,
+) -> str:
+    """Curves over steps.
+
+    Parameters
+    ----------
+    lines
+        Curves.
+    levels
+        Where dotted reference lines are drawn.
+    bottom, top
+        Limits of the vertical axis where they should not follow the data.
+    percent
+        Whether values are shares, to be shown in percent.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element.
+    """
+    import matplotlib
+    from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+    with matplotlib.rc_context(_SETTINGS):
+        sheet, axes = _sheet(3.5, 2.05)
+        for line in (line for line in lines if line.smooth):  # all of these first, beneath every running mean
+            raw = thinned(line.series)
+            axes.plot(raw.steps, raw.values, color=_INK[line.colour], alpha=0.28, linewidth=0.6)
+        for line in lines:
+            shown = thinned(smoothed(line.series) if line.smooth else line.series)
+            marker = "o" if len(shown.steps) == 1 else None
+            axes.plot(shown.steps, shown.values, color=_INK[line.colour], linewidth=1.5, marker=marker, markersize=4)
+        for level in levels:
+            axes.axhline(level, color=_INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+        low, high = axes.get_ylim()
+        # Room about a constant curve, which matplotlib would otherwise blow up into noise.
+        slack = max(0.0, 0.05 * max(abs(low), abs(high)) - (high - low)) / 2
+        axes.set_ylim(low - slack if bottom is None else bottom, high + slack if top is None else top)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(_short))
+        _label_steps(axes)
+        return _svg(sheet)
+
+
+def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]], colours: Sequence[str]) -> str:
+    """Seconds of every phase, one above the other, in means over stretches of steps, as an ``<svg>`` element."""
+    import matplotlib
+
+    stretches = np.array_split(np.arange(len(steps)), min(80, len(steps)))
+    places = np.asarray([steps[rows].mean() for rows in stretches])
+    heights = np.asarray([[part[rows].mean() for rows in stretches] for part in parts.values()])
+    if len(places) == 1:  # an area needs two edges
+        places, heights = np.asarray([steps[0] - 0.5, steps[0] + 0.5]), heights.repeat(2, axis=1)
+    with matplotlib.rc_context(_SETTINGS):
+        sheet, axes = _sheet(3.5, 2.05)
+        axes.stackplot(places, heights, colors=[_INK[colour] for colour in colours], linewidth=0, alpha=0.85)
+        # The first steps wait for workers and compilers: they must not flatten all that follows.
+        axes.set_ylim(0, 1.15 * max(1e-9, float(np.quantile(heights.sum(0), 0.95))))
+        axes.set_xlim(places[0], places[-1])
+        _label_steps(axes)
+        return _svg(sheet)
+
+
+def map_panel(
+    video: NDArray[np.float64], audio: NDArray[np.float64], colours: Sequence[str], *, join_pairs: bool
+) -> str:
+    """Points of two modalities in the plane, ``(n, 2)`` each with ``n`` colour names, as an ``<svg>`` element."""
+    import matplotlib
+    from matplotlib.collections import LineCollection
+
+    with matplotlib.rc_context(_SETTINGS | {"axes.grid": False}):
+        sheet, axes = _sheet(7.2, 4.6)
+        if join_pairs:
+            ends = np.stack([video, audio], axis=1)
+            axes.add_collection(LineCollection(list(ends), colors=_INK["muted"], linewidths=0.5, alpha=0.45))
+        # A collection a colour: a style once for all of its points keeps the SVG small.
+        for colour in sorted(set(colours)):
+            rows = np.asarray([c == colour for c in colours])
+            style: dict[str, Any] = {"color": _INK[colour], "alpha": 0.85, "linewidths": 0, "zorder": 3}
+            axes.scatter(video[rows, 0], video[rows, 1], s=26, marker="o", **style)
+            axes.scatter(audio[rows, 0], audio[rows, 1], s=30, marker="^", **style)
+        axes.autoscale_view()
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return _svg(sheet)
+
+
+def picture(pixels: NDArray[np.uint8]) -> str:
+    """``(height, width, 3)`` RGB as a ``data:`` address."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, pixels, format="jpeg", pil_kwargs={"quality": 80})
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def spectrogram_picture(log_mel: NDArray[np.float32], quietest: float, loudest: float) -> str:
+    """``(mels, time)`` as a ``data:`` address, low tones below; a common range makes pictures comparable."""
+    import matplotlib
+
+    share = np.clip((log_mel[::-1] - quietest) / max(loudest - quietest, 1e-6), 0, 1)
+    rgb = (matplotlib.colormaps["magma"](share)[..., :3] * 255).astype(np.uint8)
+    return picture(np.repeat(rgb, 2, axis=0) if len(rgb) < 100 else rgb)
+
+
+def smoothed(series: Series) -> Series:
+    """Centred running mean over a fortieth of the curve; at the ends over as much of it as there is.
+
+    Examples
+    --------
+    >>> wave = Series(np.arange(120.0), np.resize([0.0, 3.0, 6.0], 120))
+    >>> smoothed(wave).values[[0, 1, 60]].tolist()
+    [1.5, 3.0, 3.0]
+    """
+    reach = len(series.values) // 80
+    window = np.ones(2 * reach + 1)
+    total = np.convolve(series.values, window, "full")[reach : reach + len(series.values)]
+    count = np.convolve(np.ones(len(series.values)), window, "full")[reach : reach + len(series.values)]
+    return Series(series.steps, total / count)
+
+
+def thinned(series: Series) -> Series:
+    """At most 600 points: the lowest and the highest of every stretch, so that no spike is lost."""
+    count = len(series.values)
+    if count <= _MAX_POINTS:
+        return series
+    rows: set[int] = {0, count - 1}
+    for stretch in np.array_split(np.arange(count), _MAX_POINTS // 2 - 1):
+        rows |= {int(stretch[series.values[stretch].argmin()]), int(stretch[series.values[stretch].argmax()])}
+    kept = sorted(rows)
+    return Series(series.steps[kept], series.values[kept])
+
+
+def _sheet(width_inches: float, height_inches: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    return sheet, sheet.add_subplot()
+
+
+def _label_steps(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.set_xlabel("step")
+
+
+def _short(value: float, _: object = None) -> str:
+    """
+    >>> [_short(v) for v in (0.0, 0.001, 2.5, 1200.0)]
+    ['0', '0.001', '2.5', '1,200']
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _svg(sheet: "Figure") -> str:
+    file = io.StringIO()
+    sheet.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Metadata names addresses that nothing needs, the style element would act on the whole page, group ids would clash.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # A hundredth of a point is finer than any screen; in tags only, for tick labels are text between them.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
+    for name, stand_in in _INK.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", svg).strip()

@@ -1,0 +1,56 @@
+"""Which window: bounds, uniformity, symmetry."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cmacc.clips.windows import random_start, spread_starts
+
+LENGTHS = st.floats(0.01, 100.0)
+
+
+@given(LENGTHS, LENGTHS, st.integers(0, 1000))
+def test_random_window_lies_inside_or_is_centred(duration: float, length: float, seed: int) -> None:
+    start = random_start(duration, length, np.random.default_rng(seed))
+    if duration > length:
+        assert 0 <= start <= duration - length
+    else:
+        assert start + length / 2 == pytest.approx(duration / 2)
+
+
+def test_random_starts_are_uniform() -> None:
+    rng = np.random.default_rng(0)
+    starts = [random_start(7.0, 2.0, rng) for _ in range(2000)]
+    assert stats.kstest(starts, "uniform", args=(0, 5)).pvalue > 0.001
+    assert stats.kstest(starts, "uniform", args=(0, 5.5)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("duration", [1.0, 2.0, 9.0])
+def test_exactly_one_number_is_drawn(duration: float) -> None:
+    used, other = np.random.default_rng(3), np.random.default_rng(3)
+    random_start(duration, 2.0, used)
+    other.random()
+    assert used.random() == other.random()
+
+
+@given(LENGTHS, LENGTHS, st.integers(1, 20))
+def test_spread_windows_mirror_each_other(duration: float, length: float, count: int) -> None:
+    starts = spread_starts(duration, length, count)
+    assert len(starts) == count
+    assert starts == sorted(starts)
+    mirrored = [duration - length - start for start in reversed(starts)]
+    np.testing.assert_allclose(starts, mirrored, atol=1e-9)
+    if duration > length:
+        assert min(starts) >= 0
+        assert max(starts) + length <= duration + 1e-9
+    if count > 1 and duration > length:
+        assert (starts[0], starts[-1]) == (0.0, duration - length)
+        np.testing.assert_allclose(np.diff(starts), (duration - length) / (count - 1), atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_count_is_checked(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"spread_starts: count must be at least 1, got {count}"):
+        spread_starts(10.0, 2.0, count)

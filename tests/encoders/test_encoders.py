@@ -1,0 +1,119 @@
+"""What the encoders promise of their outputs, for every backbone on small inputs."""
+
+import pytest
+import torch
+from torch import nn
+
+from cmacc.encoders import AudioVisualEncoder, EncoderConfig, Encoding
+from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
+from cmacc.encoders.pair import HeadName
+from cmacc.encoders.video import VideoBackboneName, build_video_backbone
+
+VIDEO, SPECTROGRAMS = (2, 3, 4, 32, 32), (2, 16, 40)
+
+
+@pytest.mark.parametrize(
+    ("video", "audio", "features"),
+    [
+        ("tiny", "tiny", (768, 768)),
+        ("r3d_18", "resnet18", (512, 512)),
+        ("mc3_18", "resnet18_1d", (512, 512)),
+        ("r2plus1d_18", "tiny", (512, 768)),
+    ],
+)
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_shapes_and_what_belongs_together(
+    video: VideoBackboneName, audio: AudioBackboneName, features: tuple[int, int], head: HeadName
+) -> None:
+    config = EncoderConfig(video, audio, mel_bins=16, head=head, hidden_size=24, embedding_size=10)
+    pair = AudioVisualEncoder(config)
+    encodings = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS))
+    for encoder, encoding, size in zip((pair.video, pair.audio), encodings, features, strict=True):
+        penultimate = size if head == "linear" else 24
+        assert encoding.feature.shape == (2, size) == (2, encoder.feature_size)
+        assert encoding.penultimate.shape == (2, penultimate) == (2, encoder.penultimate_size)
+        assert encoding.embedding.shape == (2, 10)
+        assert encoding.length.shape == (2,)
+        torch.testing.assert_close(encoding.embedding.square().sum(1), torch.ones(2))
+        assert encoder.last.bias is None
+        torch.testing.assert_close(
+            encoding.embedding * encoding.length[:, None], encoding.penultimate @ encoder.last.weight.T
+        )
+        if head == "linear":
+            centred = encoding.feature - encoding.feature.mean(0)
+            expected = centred / (centred.square().mean(0) + 1e-5).sqrt()
+            torch.testing.assert_close(encoding.penultimate, expected, rtol=1e-3, atol=1e-3)
+        assert (encoding.embedding[0] - encoding.embedding[1]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_every_parameter_gets_a_gradient(head: HeadName) -> None:
+    """A parameter without one would stop DistributedDataParallel."""
+    pair = AudioVisualEncoder(EncoderConfig(mel_bins=16, head=head))
+    video, audio = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS))
+    (video.embedding.sum() + audio.embedding.sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in pair.parameters())
+
+
+def test_tiny_is_tiny() -> None:
+    pair = AudioVisualEncoder()
+    for encoder in (pair.video, pair.audio):
+        assert 0.7e6 <= sum(parameter.numel() for parameter in encoder.parameters()) <= 1.5e6
+
+
+@pytest.mark.parametrize("frames", [1, 4, 8, 16])
+@pytest.mark.parametrize("pixels", [16, 48])
+def test_tiny_video_takes_any_length_and_size(frames: int, pixels: int) -> None:
+    backbone, size = build_video_backbone("tiny")
+    assert backbone.eval()(torch.randn(1, 3, frames, pixels, pixels)).shape == (1, size)
+
+
+def test_tiny_features_tell_when_something_happens() -> None:
+    """The same picture and the same sound, early or late, must not have the same feature."""
+    video, _ = build_video_backbone("tiny")
+    audio, _ = build_audio_backbone("tiny", 16)
+    flash, click = torch.zeros(1, 3, 16, 32, 32), torch.zeros(1, 16, 160)
+    flash[:, :, 2], click[:, :, 20] = 5.0, 5.0
+    for backbone, early, late in (
+        (video.eval(), flash, flash.roll(11, dims=2)),
+        (audio.eval(), click, click.roll(110, dims=2)),
+    ):
+        a, b, silence = (backbone(x) for x in (early, late, torch.zeros_like(early)))
+        assert (a - b).norm() > 0.3 * (a - silence).norm() > 0
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_the_head_keeps_its_precision_under_autocast_and_in_float64(head: HeadName) -> None:
+    encoder = AudioVisualEncoder(EncoderConfig(mel_bins=16, head=head)).audio.eval()
+    inputs = torch.randn(3, 16, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoding: Encoding = encoder(inputs)
+    exact = encoding.penultimate.double() @ encoder.last.weight.double().T
+    torch.testing.assert_close((encoding.embedding * encoding.length[:, None]).double(), exact, rtol=1e-4, atol=1e-6)
+    assert {encoding.embedding.dtype, encoding.penultimate.dtype, encoding.feature.dtype} == {torch.float32}
+    double = encoder.double()(inputs.double())
+    norms = double.embedding.square().sum(1)
+    torch.testing.assert_close(norms, torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_an_embedding_of_nothing_is_finite_and_has_finite_gradients() -> None:
+    encoder = AudioVisualEncoder(EncoderConfig(mel_bins=16)).audio
+    nn.init.zeros_(encoder.last.weight)
+    encoding = encoder(torch.randn(SPECTROGRAMS))
+    encoding.embedding.sum().backward()
+    assert encoding.embedding.tolist() == [[0.0] * 128] * 2
+    assert encoder.last.weight.grad is not None
+    assert torch.isfinite(encoder.last.weight.grad).all()
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_errors() -> None:
+    for name in ("mel_bins", "hidden_size", "embedding_size"):
+        with pytest.raises(ValueError, match=f"^EncoderConfig: {name} must be at least 1, got 0"):
+            EncoderConfig(**{name: 0})
+    with pytest.raises(ValueError, match=r"^EncoderConfig: head must be one of linear, mlp, got 'none'"):
+        EncoderConfig(head="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name must be one of tiny, r3d_18, mc3_18, r2plus1d_18, got 'resnet18'"):
+        build_video_backbone("resnet18")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="name must be one of tiny, resnet18, resnet18_1d, got 'r3d_18'"):
+        build_audio_backbone("r3d_18", 16)  # type: ignore[arg-type]

@@ -1,0 +1,170 @@
+"""The active dictionary: what moves where and when, and that a state dict holds all of it."""
+
+import copy
+from collections import deque
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cmacc.negatives import ActiveDictionary, Keys, SelectorName
+
+BATCH = 4
+
+
+@pytest.mark.parametrize("pool_size", [BATCH, 7, 20])
+def test_newest_is_the_plain_queue_of_the_steps_before(pool_size: int) -> None:
+    dictionary = ActiveDictionary(6, 10, pool_size, penultimate_size=3, selector="newest")
+    queue: deque[int] = deque(maxlen=10)
+    before: list[int] = []
+    for step in range(8):
+        dictionary.select(_queries(), BATCH)
+        queue.extend(before)
+        assert dictionary.negatives().sample_ids.tolist() == list(queue)
+        dictionary.push(_keys(step))
+        before = list(range(BATCH * step, BATCH * (step + 1)))
+
+
+@pytest.mark.parametrize("selector", get_args(SelectorName))
+def test_the_chosen_replace_the_oldest_and_stay_in_the_pool(selector: SelectorName) -> None:
+    dictionary = _filled(selector, steps=6)
+    for step in range(6, 10):
+        pool, held = dictionary.pool.keys().sample_ids.tolist(), dictionary.negatives().sample_ids.tolist()
+        dictionary.select(_queries(), BATCH, torch.Generator().manual_seed(step))
+        after = dictionary.negatives()
+        assert len(after) == 10
+        assert after.sample_ids[:-BATCH].tolist() == held[BATCH:]
+        chosen = after.sample_ids[-BATCH:].tolist()
+        assert len(set(chosen)) == BATCH
+        assert set(chosen) <= set(pool)
+        assert torch.equal(after.steps, after.sample_ids // BATCH)  # a key's row stays together
+        assert dictionary.pool.keys().sample_ids.tolist() == pool
+        dictionary.push(_keys(step))
+        assert dictionary.pool.keys().sample_ids.tolist() == pool[BATCH:] + list(range(BATCH * step, BATCH * step + 4))
+
+
+def test_the_selector_decides_by_the_queries_given() -> None:
+    """The hardest for one batch of queries are not those for another."""
+    dictionary = _filled("hardest", steps=6)
+    choices = set()
+    for _ in range(10):
+        trial = copy.deepcopy(dictionary)
+        trial.select(_queries(), BATCH)
+        choices.add(tuple(trial.negatives().sample_ids[-BATCH:].tolist()))
+    assert len(choices) > 1
+
+
+def test_an_empty_pool_leaves_everything() -> None:
+    dictionary = ActiveDictionary(6, 10, 20, penultimate_size=3)
+    before = copy.deepcopy(dictionary.state_dict())
+    dictionary.select(_queries(), BATCH)
+    assert len(dictionary.negatives()) == 0
+    _assert_same_state(before, dictionary.state_dict())
+
+
+@pytest.mark.parametrize("selector", get_args(SelectorName))
+def test_a_pool_of_fewer_is_taken_whole(selector: SelectorName) -> None:
+    dictionary = _filled(selector, steps=0)
+    dictionary.push(_keys(0))
+    dictionary.select(_queries(), 9, torch.Generator().manual_seed(0))
+    assert sorted(dictionary.negatives().sample_ids.tolist()) == [0, 1, 2, 3]
+
+
+def test_asking_and_using_the_negatives_changes_nothing() -> None:
+    dictionary = _filled("active", steps=5)
+    before = copy.deepcopy(dictionary.state_dict())
+    negatives = dictionary.negatives()
+    assert not negatives.embedding.requires_grad
+    negatives.embedding.zero_()
+    negatives.sample_ids.fill_(-5)
+    _assert_same_state(before, dictionary.state_dict())
+
+
+def test_selection_takes_no_gradient_and_leaves_the_queries_alone() -> None:
+    dictionary = _filled("active", steps=5)
+    queries = _queries().requires_grad_()
+    before = queries.detach().clone()
+    dictionary.select(queries, BATCH)
+    assert torch.equal(queries, before)
+    assert not any(tensor.requires_grad for tensor in dictionary.state_dict(keep_vars=True).values())
+
+
+def test_half_precision_queries_choose() -> None:
+    dictionary = _filled("active", steps=5)
+    dictionary.select(_queries().bfloat16(), BATCH)
+    assert len(dictionary.negatives()) == 10
+
+
+@pytest.mark.parametrize("selector", get_args(SelectorName))
+@pytest.mark.parametrize("steps", [1, 4, 9])
+def test_a_state_dict_restores_the_behaviour_exactly(selector: SelectorName, steps: int) -> None:
+    dictionary, restored = _filled(selector, steps), _filled(selector, steps=3)
+    restored.load_state_dict(copy.deepcopy(dictionary.state_dict()))
+    for step in range(steps, steps + 4):
+        queries, keys = _queries(), _keys(step)
+        for one in (dictionary, restored):
+            one.select(queries, BATCH, torch.Generator().manual_seed(step))
+            one.push(keys)
+        _assert_same_state(dictionary.state_dict(), restored.state_dict())
+
+
+def test_a_state_dict_of_other_sizes_is_refused() -> None:
+    small = ActiveDictionary(6, 5, 20, penultimate_size=3)
+    with pytest.raises(RuntimeError, match=r"size mismatch for dictionary\.embedding"):
+        small.load_state_dict(_filled("active", 2).state_dict())
+
+
+def test_errors() -> None:
+    dictionary = ActiveDictionary(6, 10, 20, selector="newest")
+    for count in (0, 11):
+        with pytest.raises(ValueError, match=rf"^ActiveDictionary\.select: count must be in 1\.\.10 .*, got {count}"):
+            dictionary.select(_queries(), count)
+    with pytest.raises(ValueError, match=r"^ActiveDictionary: temperature must be positive, got 0\.0"):
+        ActiveDictionary(6, 10, 20, penultimate_size=3, temperature=0.0)
+    with pytest.raises(
+        ValueError, match=r"gradient 'last_layer' needs penultimate_size, .* got 0; or use gradient='key'"
+    ):
+        ActiveDictionary(6, 10, 20)
+    with pytest.raises(ValueError, match="gradient 'feature' needs penultimate_size"):
+        ActiveDictionary(6, 10, 20, selector="hardest", gradient="feature")
+    with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
+        ActiveDictionary(6, 10, 0, selector="newest")
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of .*, got 'best'"):
+        ActiveDictionary(6, 10, 20, selector="best")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"gradient must be one of .*, got 'none'"):
+        ActiveDictionary(6, 10, 20, gradient="none")  # type: ignore[arg-type]
+
+
+def _filled(selector: SelectorName, steps: int) -> ActiveDictionary:
+    dictionary = ActiveDictionary(6, 10, 20, penultimate_size=3, temperature=0.1, selector=selector)
+    for step in range(steps):
+        dictionary.select(_queries(), BATCH, torch.Generator().manual_seed(step))
+        dictionary.push(_keys(step))
+    return dictionary
+
+
+def _queries() -> Tensor:
+    return normalize(torch.randn(BATCH, 6), dim=1)
+
+
+def _keys(step: int) -> Keys:
+    """Sample ids 4 * step and on, so that an id tells its step."""
+    return Keys.from_embedding(
+        normalize(torch.randn(BATCH, 6), dim=1),
+        torch.arange(BATCH) + BATCH * step,
+        step,
+        length=1 + torch.rand(BATCH),
+        penultimate=torch.randn(BATCH, 3),
+    )
+
+
+def _assert_same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name

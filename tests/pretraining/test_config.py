@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cmacc.pretraining import (
+    ConfigError,
+    DataConfig,
+    DictionaryConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    read_config,
+)
+from cmacc.pretraining.config import write_config
+
+
+def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: Path) -> None:
+    write_config(small_config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == small_config
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DataConfig(max_bad=1.5), r"data.max_bad must be in \[0, 1\], got 1.5"),
+        (lambda: DataConfig(workers=-1), "data.workers must be at least 0, got -1"),
+        (lambda: DictionaryConfig(size=0), "dictionary.size must be at least 1, got 0"),
+        (lambda: ObjectiveConfig(temperature=0.0), "objective.temperature must be positive, got 0.0"),
+        (lambda: ObjectiveConfig(momentum=1.1), r"objective.momentum must be in \[0, 1\], got 1.1"),
+        (lambda: OptimConfig(batch_size=1), "optim.batch_size must be at least 2, got 1"),
+        (
+            lambda: PretrainConfig(dictionary=DictionaryConfig(size=16)),
+            r"dictionary.size must be at least optim.batch_size \(32\), got 16",
+        ),
+        (
+            lambda: PretrainConfig(
+                dictionary=DictionaryConfig(selector="none"), objective=ObjectiveConfig(in_batch=False)
+            ),
+            "objective.in_batch must be true where dictionary.selector is none",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(build: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optim": {"batch_size": "many"}}, "batch_size"),
+        ({"optim": {"no_such_setting": 1}}, "no_such_setting"),
+        ({"dictionary": {"selector": "best"}}, "selector"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_a_file_with_a_wrong_setting_names_it(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(change))
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: no such file"):
+        read_config(tmp_path / "config.yaml")

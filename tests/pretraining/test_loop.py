@@ -1,0 +1,185 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cmacc.clips import Manifest
+from cmacc.pretraining import (
+    CheckpointError,
+    DictionaryConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    RunError,
+    last_checkpoint,
+    load_encoder,
+    pretrain,
+    start_run,
+    untrained_encoder,
+)
+from cmacc.pretraining.checkpoint import checkpoint_folders
+
+
+def run(config: PretrainConfig, run_dir: Path) -> Path:
+    start_run(config, run_dir)
+    assert pretrain(run_dir).finished
+    return run_dir
+
+
+def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    folder = last_checkpoint(run_dir)
+    return {**load_file(folder / "model.safetensors"), **load_file(folder / "optimizer.safetensors")}
+
+
+def rows(run_dir: Path) -> list[dict[str, float]]:
+    """Metrics without what a clock says."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if "second" not in k} for row in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_config: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(small_config, tmp_path_factory.mktemp("runs") / "uninterrupted")
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
+    small_config: PretrainConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    start_run(small_config, tmp_path)
+    steps_done = 0
+
+    def on_step(done: int, total: int, row: dict[str, float]) -> None:
+        nonlocal steps_done
+        steps_done = done
+
+    assert not pretrain(tmp_path, on_step=on_step, should_stop=lambda: steps_done == 6).finished
+    torch.rand(7)  # the global generator moves on between the two halves
+    assert pretrain(tmp_path).finished
+    expected, got = tensors(uninterrupted), tensors(tmp_path)
+    assert expected.keys() == got.keys()
+    different = [name for name in expected if not torch.equal(expected[name], got[name]) and "random" not in name]
+    assert different == []
+    assert rows(tmp_path) == rows(uninterrupted)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    small_config: PretrainConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    start_run(small_config, tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def on_step(done: int, total: int, row: dict[str, float]) -> None:
+        if done == 8:  # three steps after the last checkpoint
+            raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(tmp_path, on_step=on_step)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # what a kill leaves
+    assert pretrain(tmp_path).finished
+    assert rows(tmp_path) == rows(uninterrupted)
+    expected, got = tensors(uninterrupted), tensors(tmp_path)
+    assert all(torch.equal(expected[name], got[name]) for name in expected if name.startswith(("encoder", "audio")))
+
+
+def test_workers_do_not_change_a_run(small_config: PretrainConfig, uninterrupted: Path, tmp_path: Path) -> None:
+    data = dataclasses.replace(small_config.data, workers=2)
+    run(dataclasses.replace(small_config, data=data), tmp_path)
+    assert rows(tmp_path) == rows(uninterrupted)
+
+
+def test_what_a_run_folder_holds(small_config: PretrainConfig, uninterrupted: Path) -> None:
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "run.log"} <= {
+        path.name for path in uninterrupted.iterdir()
+    }
+    assert [folder.name for folder in checkpoint_folders(uninterrupted)] == ["step-00000012"]
+    metrics = rows(uninterrupted)
+    assert [row["step"] for row in metrics] == list(range(12))
+    assert {"loss", "loss_v2a", "loss_a2v", "top1_v2a", "top1_a2v", "learning_rate"} <= metrics[0].keys()
+    assert metrics[8]["audio_dictionary/key_age"] > 0
+    assert metrics[8]["video_dictionary/false_negative_share"] > 0
+    assert list((uninterrupted / "tensorboard").rglob("events*"))
+
+
+def test_checkpoints_to_keep_are_kept(small_config: PretrainConfig, tmp_path: Path) -> None:
+    run(dataclasses.replace(small_config, save_every=3, keep_every=6), tmp_path)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step-00000006", "step-00000012"]
+
+
+@pytest.mark.parametrize("selector", ["none", "newest", "random", "hardest"])
+@pytest.mark.parametrize("batch_keys", ["online", "momentum"])
+def test_every_way_of_making_negatives_runs(
+    small_config: PretrainConfig, tmp_path: Path, selector: str, batch_keys: str
+) -> None:
+    config = dataclasses.replace(
+        small_config,
+        dictionary=DictionaryConfig(selector=selector, size=16, pool_size=24),  # type: ignore[arg-type]
+        objective=ObjectiveConfig(batch_keys=batch_keys),  # type: ignore[arg-type]
+        optim=dataclasses.replace(small_config.optim, steps=4),
+    )
+    run(config, tmp_path)
+    names = tensors(tmp_path).keys()
+    assert any(name.startswith("audio_dictionary.") for name in names) == (selector != "none")
+
+
+def test_a_run_is_not_overwritten_unasked(small_config: PretrainConfig, uninterrupted: Path) -> None:
+    with pytest.raises(RunError, match="holds a run already; go on with it"):
+        start_run(small_config, uninterrupted)
+
+
+def test_bad_files_are_named_and_left_out(small_config: PretrainConfig, tmp_path: Path) -> None:
+    manifest = Manifest.read(small_config.data.manifest)
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    first = manifest.ids_where(lambda record: record.split == "train")[0]
+    records = list(manifest.records)
+    records[first] = dataclasses.replace(records[first], path=broken)
+    records[first + 1] = dataclasses.replace(records[first + 1], has_audio=False, split="train")
+    Manifest(tuple(records)).write(tmp_path / "manifest.parquet")
+    data = dataclasses.replace(small_config.data, manifest=tmp_path / "manifest.parquet")
+    config = dataclasses.replace(small_config, data=data)
+    start_run(config, tmp_path / "run")
+    outcome = pretrain(tmp_path / "run")
+    assert outcome.finished
+    assert sorted(outcome.bad_files) == sorted([str(broken), str(records[first + 1].path)])
+    assert outcome.bad_files[str(records[first + 1].path)] == "no sound"
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert str(broken) in log
+    assert str(records[first + 1].path) in log
+
+    strict = dataclasses.replace(config, data=dataclasses.replace(data, max_bad=0.01))
+    start_run(strict, tmp_path / "strict")
+    with pytest.raises(RunError, match=r"data.max_bad must be at least the share .* got 0.01 with 1 of"):
+        pretrain(tmp_path / "strict")
+
+
+def test_too_few_files_is_a_clear_error(small_config: PretrainConfig, tmp_path: Path) -> None:
+    optim = dataclasses.replace(small_config.optim, batch_size=40)
+    config = dataclasses.replace(
+        small_config, optim=optim, dictionary=dataclasses.replace(small_config.dictionary, size=40, pool_size=40)
+    )
+    start_run(config, tmp_path)
+    with pytest.raises(RunError, match=r"must hold at least optim.batch_size \(40\) files"):
+        pretrain(tmp_path)
+
+
+def test_a_checkpoint_of_other_encoders_names_the_tensor(small_config: PretrainConfig, uninterrupted: Path) -> None:
+    wider = dataclasses.replace(small_config.encoder, embedding_size=17)
+    encoder = untrained_encoder(dataclasses.replace(small_config, encoder=wider))
+    with pytest.raises(CheckpointError, match=r"encoder\.audio\.last\.weight must have shape \(17, 32\), got \(16, 32\)"):
+        load_encoder(encoder, last_checkpoint(uninterrupted))
+
+
+def test_a_broken_checkpoint_is_named(small_config: PretrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        last_checkpoint(tmp_path)
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text('{"format": 1, "step": 1}')
+    (folder / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        load_encoder(untrained_encoder(small_config), folder)

@@ -1,0 +1,23 @@
+"""The examples run, and what they show is so."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+def test_active_dictionary_example_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Held-out retrieval rises far above chance (0.002) with both selectors, and the table is printed."""
+    main = runpy.run_path(str(EXAMPLES / "01_active_dictionary.py"))["main"]
+    results = main(steps=100)
+    assert set(results) == {"newest", "active"}
+    for result in results.values():
+        assert result["recall_before"] < 0.02
+        assert result["recall_after"] > 0.1
+        assert result["loss_after"] < result["loss_before"] - 1
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 3
+    assert f"{results['active']['recall_after']:.3f}" in printed[2]

@@ -1,0 +1,285 @@
+"""The report: every section is there, what is missing is said, and nothing from a file becomes markup."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cmacc.clips import ClipSpec, Manifest, scan
+from cmacc.clips.synthetic import WorldConfig, write_world
+from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, start_run
+from cmacc.viewer import ReportError, write_report
+from cmacc.viewer.figures import Series, smoothed, thinned
+from cmacc.viewer.similarity import chosen_queries, plane
+
+CLIPS = 6
+EVIL = "<script>alert('x')</script> & $\\frac"
+SECTIONS = ("results", "curves", "health", "map", "queries", "origin")
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of six small clips, one of them with a name and a label that would be markup."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(
+        WorldConfig(clip_count=CLIPS, class_count=2, duration_seconds=1.5, frame_size=32), folder / "clips", workers=1
+    )
+    records = list(scan([folder / "clips"], workers=1).manifest.records)
+    evil_path = records[0].path.with_name("<img src=x onerror=alert(1)>.mp4")
+    records[0].path.rename(evil_path)
+    records[0] = replace(records[0], path=evil_path, label=EVIL)
+    Manifest(tuple(records)).write(folder / "manifest.parquet")
+    return folder / "manifest.parquet"
+
+
+@pytest.fixture(scope="module")
+def make_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Writes a run folder as `pretrain` and, where it is ``evaluated``, `evaluate` leave it."""
+
+    def make(selector: Any = "active", steps: int = 60, evaluated: bool = True, **changes: object) -> Path:
+        run_dir = tmp_path_factory.mktemp("runs") / f"run {EVIL.replace('/', '')}"
+        config = PretrainConfig(
+            data=DataConfig(manifest=world, clip=ClipSpec(frame_count=8, frame_rate_hz=8.0, audio_seconds=1.0)),
+            dictionary=DictionaryConfig(selector=selector),
+            optim=OptimConfig(batch_size=4, steps=60),
+        )
+        start_run(config, run_dir)
+        rows = [_row(step, selector != "none") for step in range(steps)]
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if not evaluated:
+            return run_dir
+        (run_dir / "card.json").write_text(json.dumps(_card(world) | changes))
+        rng = np.random.default_rng(0)
+        video, audio = (rng.normal(size=(CLIPS, 8)).astype(np.float32) for _ in range(2))
+        save_file(
+            {
+                "video": video / np.linalg.norm(video, axis=1, keepdims=True),
+                "audio": audio / np.linalg.norm(audio, axis=1, keepdims=True),
+                "sample_ids": np.arange(CLIPS),
+                "start_seconds": np.full(CLIPS, 0.2),
+            },
+            run_dir / "embeddings.safetensors",
+        )
+        return run_dir
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def full_report(make_run: MakeRun) -> Path:
+    """The report of a finished and evaluated run."""
+    return write_report(make_run())
+
+
+class _Markup(HTMLParser):
+    """Tags of a page, and all that a browser would fetch for it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.targets: list[str] = re.findall(r"url\(\s*[\"']?([^\"')]*)", page) + re.findall(r"@import.*", page)
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        names = ("src", "href", "xlink:href", "srcset", "action", "data", "poster")
+        self.targets += [value or "" for name, value in attrs if name in names]
+
+
+def _row(step: int, has_dictionary: bool) -> dict[str, float]:
+    row = {
+        "step": step,
+        "loss": 10.0 - step / 60,
+        "loss_v2a": 5.0 - step / 60,
+        "loss_a2v": 5.0,
+        "top1_v2a": step / 100,
+        "top1_a2v": 0.1,
+        "learning_rate": 1e-3,
+        "seconds/data": 0.1,
+        "seconds/encode": 0.5,
+        "seconds/step": 0.7,
+        "clips_per_second": 4 / 0.7,
+    }
+    if has_dictionary and step and step % 20 == 0:
+        for modality in ("audio", "video"):
+            row |= {
+                f"{modality}_dictionary/{name}": 0.5
+                for name in ("key_age", "pairwise_cosine", "effective_rank", "distinct_samples")
+            }
+    return row
+
+
+def _card(manifest: Path) -> dict[str, Any]:
+    def result(task: str, protocol: str, modality: str, metric: str, *numbers: float) -> dict[str, object]:
+        names = ("value", "untrained", "chance", "count")
+        labels = {"task": task, "protocol": protocol, "modality": modality, "metric": metric}
+        return labels | dict(zip(names, numbers, strict=True))
+
+    return {
+        "format": 1,
+        "results": [
+            result("pairs", "retrieval", "video->audio", "R@1", 0.5, 0.01, 0.005, 200),
+            result("pairs", "retrieval", "video->audio", "median_rank", 3.5, 90.0, 100.5, 200),
+            result("labelled", "linear_probe", "both", "accuracy", 0.26, 0.25, 0.2, 200),
+            result("new task", "<b>", "both", "accuracy", float("nan"), 0.25, 0.2, 200),
+        ],
+        "provenance": {
+            "encoder": "run",
+            "checkpoint_step": 60,
+            "data": str(manifest),
+            "data_fingerprint": Manifest.read(manifest).fingerprint(),
+            "seed": 0,
+            "windows_per_file": 1,
+            "versions": {"torch": EVIL},
+            "hardware": {"device": "cpu"},
+            "created": "2026-01-01T00:00:00+00:00",
+        },
+    }
+
+
+def _section(page: str, anchor: str) -> str:
+    return page.split(f'<section id="{anchor}">')[1].split("</section>")[0]
+
+
+def test_full_report_shows_every_section(full_report: Path) -> None:
+    page = full_report.read_text()
+    assert full_report.name == "report.html"
+    assert len(page) < 3_000_000
+    assert [anchor for anchor in SECTIONS if f'<section id="{anchor}">' in page] == list(SECTIONS)
+
+    results = _section(page, "results")
+    assert "50.0 %" in results
+    assert "3.5 <span" in results  # a rank is no percentage
+    assert 'class="up"' in results
+    assert 'class="level"' in results  # 26 % against 25 % of 200 is within the error
+    assert _section(page, "curves").count("<svg") == 5
+    assert _section(page, "health").count("<svg") == 4
+    assert "No labels are known" in _section(page, "health")
+    assert "PCA of" not in _section(page, "map")  # twelve points are enough for t-SNE
+    queries = _section(page, "queries")
+    assert queries.count('<article class="query">') == 8
+    assert len(re.findall(r'<li class="right', queries)) == 8
+    assert "not shown" not in queries
+
+
+def test_page_needs_no_network(full_report: Path) -> None:
+    markup = _Markup(full_report.read_text())
+    assert {"img", "svg", "a", "details"} <= markup.tags
+    assert not markup.tags & {"script", "link", "iframe", "object", "embed", "base", "audio", "video"}
+    assert len(markup.targets) > 50
+    assert all(target.startswith(("#", "data:image/")) for target in markup.targets)
+
+
+def test_names_and_labels_do_not_become_markup(full_report: Path) -> None:
+    page = full_report.read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in _section(page, "map")
+    assert "&lt;img src=x" in _section(page, "queries")
+    assert "&lt;b&gt;" in _section(page, "results")
+
+
+def test_same_inputs_give_the_same_page(full_report: Path, tmp_path: Path) -> None:
+    again = write_report(full_report.parent, tmp_path / "new" / "again.html")
+    assert again.read_bytes() == full_report.read_bytes()
+    assert [path.name for path in again.parent.iterdir()] == ["again.html"]
+
+
+def test_run_without_results_or_dictionary_says_so(make_run: MakeRun) -> None:
+    run_dir = make_run(selector="none", steps=1, evaluated=False)
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "loss": 1')
+    page = write_report(run_dir).read_text()
+    assert "Nothing has been evaluated yet" in _section(page, "results")
+    assert "no dictionary" in _section(page, "health")
+    assert "no embeddings" in _section(page, "map")
+    assert "no embeddings" in _section(page, "queries")
+    assert "1 of 60 steps so far" in page
+    assert "one line of metrics.jsonl that could not be read" in _section(page, "curves")
+
+
+def test_file_that_is_gone_is_named(make_run: MakeRun, world: Path) -> None:
+    run_dir = make_run()
+    moved = [record.path for record in Manifest.read(world).records[:3]]
+    for path in moved:
+        path.rename(path.with_suffix(".away"))
+    try:
+        page = write_report(run_dir).read_text()
+    finally:
+        for path in moved:
+            path.with_suffix(".away").rename(path)
+    assert f"not shown: {moved[1].name}: no such file" in page
+
+
+def test_changed_manifest_shows_no_wrong_names(make_run: MakeRun, world: Path) -> None:
+    provenance = _card(world)["provenance"] | {"data_fingerprint": "of other files"}
+    page = write_report(make_run(provenance=provenance)).read_text()
+    assert "has changed since the evaluation" in _section(page, "queries")
+    assert "has changed since the evaluation" in _section(page, "map")
+    assert "<svg" in _section(page, "map")
+
+
+def test_existing_report_is_kept_unless_told_otherwise(make_run: MakeRun) -> None:
+    run_dir = make_run(selector="none", steps=1, evaluated=False)
+    (run_dir / "report.html").write_text("mine")
+    with pytest.raises(ReportError, match=r"is there already; give --overwrite"):
+        write_report(run_dir)
+    assert (run_dir / "report.html").read_text() == "mine"
+    assert write_report(run_dir, overwrite=True).read_text().startswith("<!doctype html>")
+    with pytest.raises(ReportError, match="must be a file, got a folder"):
+        write_report(run_dir, run_dir, overwrite=True)
+
+
+def test_unusable_run_folders_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="must be a folder made by `cmacc pretrain`"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(ReportError, match="no such file"):
+        write_report(tmp_path)
+    run_dir = make_run(steps=0)
+    with pytest.raises(ReportError, match=r"at least one step in metrics\.jsonl, got none"):
+        write_report(run_dir)
+    (run_dir / "metrics.jsonl").write_text(json.dumps(_row(0, False)) + "\n")
+    (run_dir / "embeddings.safetensors").write_bytes(b"not a tensor file")
+    with pytest.raises(ReportError, match="cannot be read"):
+        write_report(run_dir)
+    (run_dir / "card.json").write_text('{"format": 2}')
+    with pytest.raises(ReportError, match="format must be 1, got 2"):
+        write_report(run_dir)
+
+
+def test_plane_takes_few_and_collapsed_rows() -> None:
+    rows = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    places, method = plane(rows)
+    assert method == "PCA"
+    distance = np.linalg.norm(places[0] - places[1])
+    assert 0 < distance <= np.linalg.norm(rows[0] - rows[1]) + 1e-6  # a projection never pulls apart
+    for collapsed in (np.ones((20, 4), np.float32), np.ones((1, 1), np.float32)):
+        places, _ = plane(collapsed)
+        assert places.shape == (len(collapsed), 2)
+        assert np.isfinite(places).all()
+
+
+def test_queries_are_spread_from_the_best_to_the_worst() -> None:
+    ranks = np.random.default_rng(0).permutation(100) + 1
+    assert ranks[chosen_queries(ranks)].tolist() == [1, 34, 67, 100]
+    assert chosen_queries(np.array([2, 1])) == [1, 0]
+
+
+def test_thinning_keeps_spikes_and_smoothing_keeps_the_mean() -> None:
+    values = np.zeros(5000)
+    values[[7, 3210]] = 100.0, -50.0
+    thin = thinned(Series(np.arange(5000.0), values))
+    assert len(thin.steps) <= 600
+    assert (thin.values.max(), thin.values.min()) == (100.0, -50.0)
+    assert (np.diff(thin.steps) > 0).all()
+    assert np.allclose(smoothed(Series(np.arange(300.0), np.full(300, 2.0))).values, 2.0)

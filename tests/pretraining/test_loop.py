@@ -170,7 +170,9 @@ def test_too_few_files_is_a_clear_error(small_config: PretrainConfig, tmp_path: 
 def test_a_checkpoint_of_other_encoders_names_the_tensor(small_config: PretrainConfig, uninterrupted: Path) -> None:
     wider = dataclasses.replace(small_config.encoder, embedding_size=17)
     encoder = untrained_encoder(dataclasses.replace(small_config, encoder=wider))
-    with pytest.raises(CheckpointError, match=r"encoder\.audio\.last\.weight must have shape \(17, 32\), got \(16, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=r"encoder\.audio\.last\.weight must have shape \(17, 32\), got \(16, 32\)"
+    ):
         load_encoder(encoder, last_checkpoint(uninterrupted))
 
 

@@ -12,7 +12,7 @@ Floats = NDArray[Any]  # float32 while drawing, float64 elsewhere
 SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "lens")
 MOTIONS = ("bounce", "swing", "pulse", "roll", "collide", "spin", "orbit", "dart")
 TIMBRES = ("marimba", "buzz", "noise", "bell", "pluck", "whistle", "voice", "glass")
-SIZE_RANGE = (0.085, 0.17)  # radius as a share of the frame's side
+SIZE_RANGE = (0.12, 0.24)  # radius as a share of the frame's side
 PITCH_RANGE_HZ = (160.0, 1200.0)  # the largest and the smallest object
 AAC_SAMPLE_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 # One random stream per purpose: a fresh draw added to one of them leaves the others as they were.

@@ -10,11 +10,16 @@ from torch.nn import functional
 
 AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
 
-_TIME_BINS = 4
+_TIME_BINS = 8
+_FREQUENCY_BINS = 5
 
 
 class TinyAudio(nn.Module):
-    """Four 2-D convolutions over the spectrogram; like `TinyVideo` it keeps four bins of time."""
+    """Four 2-D convolutions over the spectrogram, then one over its full height.
+
+    Like `TinyVideo` it keeps eight bins of time. Frequency is not pooled but weighed, since pitch is *where* on that axis
+    something is.
+    """
 
     feature_size = 192 * _TIME_BINS
 
@@ -22,10 +27,12 @@ class TinyAudio(nn.Module):
         super().__init__()
         self.normalise = nn.BatchNorm1d(mel_bins)
         self.layers = nn.Sequential(
-            *_convolution(1, 32, kernel=5, stride=2),
-            *_convolution(32, 64, kernel=3, stride=2),
-            *_convolution(64, 128, kernel=3, stride=2),
-            *_convolution(128, 192, kernel=3, stride=1),
+            *_convolution(1, 32, kernel=5, stride=2, padding=2),
+            *_convolution(32, 64, kernel=3, stride=2, padding=1),
+            *_convolution(64, 128, kernel=3, stride=2, padding=1),
+            *_convolution(128, 192, kernel=3, stride=1, padding=1),
+            nn.AdaptiveAvgPool2d((_FREQUENCY_BINS, 2 * _TIME_BINS)),
+            *_convolution(192, 192, kernel=(_FREQUENCY_BINS, 1), stride=1, padding=0),
             nn.AdaptiveAvgPool2d((1, _TIME_BINS)),
             nn.Flatten(),
         )
@@ -36,9 +43,11 @@ class TinyAudio(nn.Module):
         return features
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
+def _convolution(
+    inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int, padding: int
+) -> list[nn.Module]:
     return [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]

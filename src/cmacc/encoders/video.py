@@ -5,17 +5,19 @@ from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
-_TIME_BINS = 4
+_TIME_BINS = 8
 
 
 class TinyVideo(nn.Module):
     """Four 3-D convolutions, about 1M parameters, for CPUs and small pictures (48 to 112 px).
 
-    Space is pooled away at the end but four bins of time are kept, so that *when* something happens survives into the
-    feature: without it sound and picture can only be matched by what is seen, not by when.
+    At the end the strongest response over space is taken (what sounds is often small, and an average would drown it in
+    background), but eight bins of time are kept, so that *when* something happens survives into the feature: without it
+    sound and picture can only be matched by what is seen, not by when.
     """
 
     feature_size = 192 * _TIME_BINS
@@ -27,14 +29,12 @@ class TinyVideo(nn.Module):
             *_convolution(32, 64, kernel=(3, 3, 3), stride=(1, 2, 2)),
             *_convolution(64, 128, kernel=(3, 3, 3), stride=(2, 2, 2)),
             *_convolution(128, 192, kernel=(3, 3, 3), stride=(1, 2, 2)),
-            nn.AdaptiveAvgPool3d((_TIME_BINS, 1, 1)),
-            nn.Flatten(),
         )
 
     def forward(self, video: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch features"]:
         """Features before any projection."""
-        features: Tensor = self.layers(video)
-        return features
+        strongest = self.layers(video).amax(dim=(3, 4))
+        return functional.adaptive_avg_pool1d(strongest, _TIME_BINS).flatten(1)
 
 
 def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[nn.Module]:

@@ -70,6 +70,10 @@ class DictionaryConfig:
         What the gradient embeddings are taken with respect to.
     pseudo_labels
         Whether a candidate is assigned to the queries of the other modality (the paper's) or of its own.
+    warmup_steps
+        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. While the encoders
+        still change quickly, old keys are told from new ones by their age alone, and that is all that is then learnt.
+        (Cross-batch memory, Wang et al., 2020, waits for the same reason.)
     """
 
     selector: SelectorName | Literal["none"] = "active"
@@ -77,8 +81,10 @@ class DictionaryConfig:
     pool_size: int = 1024
     gradient: GradientName = "last_layer"
     pseudo_labels: Literal["cross_modal", "within_modal"] = "cross_modal"
+    warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.warmup_steps >= 0, "dictionary.warmup_steps", "at least 0", self.warmup_steps)
         _require(self.size >= 1, "dictionary.size", "at least 1", self.size)
         _require(self.pool_size >= 1, "dictionary.pool_size", "at least 1", self.pool_size)
 
@@ -101,7 +107,7 @@ class ObjectiveConfig:
         not those of an untrained copy.
     """
 
-    temperature: float = 0.1
+    temperature: float = 0.15
     in_batch: bool = True
     batch_keys: Literal["online", "momentum"] = "online"
     momentum: float = 0.99
@@ -193,11 +199,12 @@ class PretrainConfig:
                 f"at least optim.batch_size ({self.optim.batch_size})",
                 self.dictionary.pool_size,
             )
-        else:
+        if self.dictionary.selector == "none" or self.dictionary.warmup_steps > 0:
             _require(
                 self.objective.in_batch,
                 "objective.in_batch",
-                "true where dictionary.selector is none (else nothing is left to contrast with)",
+                "true where dictionary.selector is none or dictionary.warmup_steps positive (else nothing is left to "
+                "contrast with)",
                 self.objective.in_batch,
             )
 

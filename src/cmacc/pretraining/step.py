@@ -103,8 +103,13 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
         if config.objective.batch_keys == "momentum":
             assert twins is not None
             video_keys, audio_keys = twins
-        video_to_audio = _contrast(learner, batch, video_queries, audio_keys, learner.audio_dictionary)
-        audio_to_video = _contrast(learner, batch, audio_queries, video_keys, learner.video_dictionary)
+        warm = step >= config.dictionary.warmup_steps
+        video_to_audio = _contrast(
+            learner, batch, video_queries, audio_keys, learner.audio_dictionary if warm else None
+        )
+        audio_to_video = _contrast(
+            learner, batch, audio_queries, video_keys, learner.video_dictionary if warm else None
+        )
         learner.optimizer.zero_grad(set_to_none=True)
         (video_to_audio.loss + audio_to_video.loss).backward()
 

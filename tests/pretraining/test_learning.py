@@ -1,0 +1,64 @@
+"""Does the whole chain learn what there is to learn, and nothing where there is nothing?"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cmacc.clips import AugmentConfig, ClipSpec, Manifest, scan
+from cmacc.clips.synthetic import WorldConfig, write_world
+from cmacc.encoders import EncoderConfig
+from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, pretrain, start_run
+from cmacc.transfer import PairsTask, embed, open_encoder, retrieval_ranks
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    folder = tmp_path_factory.mktemp("learning")
+    world = WorldConfig(clip_count=240, class_count=8, nuisance=0.0, frame_size=32, duration_seconds=2.0)
+    write_world(world, folder / "world", workers=1)
+    scan([folder / "world"], test_fraction=0.25).manifest.write(folder / "manifest.parquet")
+    return PretrainConfig(
+        data=DataConfig(
+            manifest=folder / "manifest.parquet",
+            clip=ClipSpec(frame_count=12, frame_rate_hz=8.0, frame_height=32, frame_width=32, audio_seconds=1.5),
+            augment=AugmentConfig(min_crop_area=0.8, grey_probability=0.0, gain_db=3.0),
+            workers=0,
+        ),
+        encoder=EncoderConfig(mel_bins=40, hidden_size=128, embedding_size=64),
+        dictionary=DictionaryConfig(size=32, pool_size=128, warmup_steps=100),
+        optim=OptimConfig(batch_size=16, steps=200, warmup_steps=20),
+        save_every=200,
+    )
+
+
+def mean_rank_in_standard_errors(run_dir: Path, config: PretrainConfig) -> tuple[float, int]:
+    """How far the mean rank of a held-out clip's sound lies from chance, and among how many clips.
+
+    Under chance a rank is uniform on 1..n: mean (n + 1) / 2, variance (n^2 - 1) / 12. Both directions are pooled as if
+    they were one, so the standard error is that of n independent ranks.
+    """
+    manifest = Manifest.read(config.data.manifest)
+    features, _ = embed(open_encoder(str(run_dir)).trained, manifest, PairsTask().sample_ids(manifest), config)
+    video, audio = features.video_embedding, features.audio_embedding
+    count = len(video)
+    ranks = np.concatenate([retrieval_ranks(video, audio), retrieval_ranks(audio, video)])
+    error = np.sqrt((count**2 - 1) / 12 / count)
+    return float((ranks.mean() - (count + 1) / 2) / error), count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_retrieval_is_far_above_chance_and_at_chance_when_pairs_are_shuffled(
+    config: PretrainConfig, tmp_path: Path, shuffled: bool
+) -> None:
+    data = dataclasses.replace(config.data, shuffle_pairs=shuffled)
+    start_run(dataclasses.replace(config, data=data), tmp_path)
+    pretrain(tmp_path)
+    errors, count = mean_rank_in_standard_errors(tmp_path, config)
+    assert count == 60
+    if shuffled:
+        assert abs(errors) < 4  # p < 1e-4 under chance
+    else:
+        assert errors < -6

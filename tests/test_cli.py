@@ -1,0 +1,123 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from cmacc.cli import main
+from cmacc.clips import Manifest
+
+TINY_CLIP = [
+    "--data.clip.frame_count=4", "--data.clip.frame_rate_hz=4", "--data.clip.frame_height=32",
+    "--data.clip.frame_width=32", "--data.clip.audio_seconds=1", "--data.workers=0", "--encoder.mel_bins=32",
+    "--dictionary.size=16", "--dictionary.pool_size=24", "--optim.batch_size=8", "--optim.warmup_steps=2",
+    "--save_every=5", "--precision=fp32",
+]  # fmt: skip
+
+
+def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest, run = str(tmp_path / "m.parquet"), str(tmp_path / "run")
+    assert main(["scan", str(small_world.parent / "world"), "--out", manifest, "--test-fraction", "0.25"]) == 0
+    assert "48 files" in capsys.readouterr().out
+    assert len(Manifest.read(manifest).classes()) == 4
+    assert main(["pretrain", "--data.manifest", manifest, "--out", run, "--optim.steps=10", *TINY_CLIP]) == 0
+    evaluate = ["evaluate", run, "--task", "pairs", "labelled", "--data", manifest, "--out", run, "--workers", "0"]
+    assert main(evaluate) == 0
+    out = capsys.readouterr().out
+    assert "median_rank" in out
+    assert "untrained" in out
+    assert main(["report", run]) == 0
+    HTMLParser().feed((tmp_path / "run" / "report.html").read_text())
+    assert {row["task"] for row in json.loads((tmp_path / "run" / "card.json").read_text())["results"]} == {
+        "pairs",
+        "labelled",
+    }
+    assert main(["pretrain", "--resume", run]) == 0  # a finished run is left as it is
+    assert main(evaluate) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scan", "no-such-folder"], "no-such-folder must be a folder, got nothing there"),
+        (["pretrain", "--data.manifest", "no.parquet", "--out", "RUN"], "no.parquet: no such file; make one with `cmacc scan"),
+        (["pretrain", "--resume", "no-run"], "no-run/config.yaml: no such file"),
+        (["pretrain", "--out", "RUN", "--optim.batch_size=1"], "optim.batch_size must be at least 2, got 1"),
+        (["evaluate", "no-run", "--data", "WORLD", "--out", "RUN"], "no-run/config.yaml: no such file"),
+        (["evaluate", "random", "--data", "no.csv", "--out", "RUN"], "no.csv: no such file"),
+        (["report", "no-run"], "no-run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, small_world: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": str(tmp_path / "run"), "WORLD": str(small_world)}
+    try:
+        code: object = main([places.get(argument, argument) for argument in arguments])
+    except SystemExit as exit_:  # argparse and jsonargparse leave by themselves
+        code = exit_.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_unknown_commands_and_settings_leave_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["fly"], [], ["pretrain", "--no.such=1"], ["scan"], ["evaluate", "random", "--task", "sing"]):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["scan", "pretrain", "evaluate", "report", "demo"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    assert f"example: cmacc {command}" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from cmacc.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'av', 'numpy', 'jsonargparse', 'rich'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_stopped_or_killed_goes_on(how: signal.Signals, small_world: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cmacc.cli", "pretrain"]
+    start = [*command, "--data.manifest", str(small_world), "--out", str(tmp_path), "--optim.steps=4000", *TINY_CLIP]
+    process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("checkpoints/step-*"))) == 0:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(how)
+    out, _ = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"cmacc pretrain --resume {tmp_path}" in out
+    checkpoints = sorted(path.name for path in tmp_path.glob("checkpoints/step-*"))
+    step = int(checkpoints[-1].removeprefix("step-"))
+    assert 0 < step < 4000
+    config = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(config.replace("steps: 4000", f"steps: {step + 3}"))
+    done = subprocess.run([*command, "--resume", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(step + 3))

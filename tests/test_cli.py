@@ -46,7 +46,10 @@ def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, caps
     ("arguments", "message"),
     [
         (["scan", "no-such-folder"], "no-such-folder must be a folder, got nothing there"),
-        (["pretrain", "--data.manifest", "no.parquet", "--out", "RUN"], "no.parquet: no such file; make one with `cmacc scan"),
+        (
+            ["pretrain", "--data.manifest", "no.parquet", "--out", "RUN"],
+            "no.parquet: no such file; make one with `cmacc scan",
+        ),
         (["pretrain", "--resume", "no-run"], "no-run/config.yaml: no such file"),
         (["pretrain", "--out", "RUN", "--optim.batch_size=1"], "optim.batch_size must be at least 2, got 1"),
         (["evaluate", "no-run", "--data", "WORLD", "--out", "RUN"], "no-run/config.yaml: no such file"),

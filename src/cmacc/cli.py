@@ -198,7 +198,7 @@ def demo_command(arguments: Sequence[str]) -> int:
         "cmacc demo --out demo-out",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything")
-    parser.add_argument("--clips", type=int, default=600, help="videos to make")
+    parser.add_argument("--clips", type=int, default=960, help="videos to make")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="lose a run that is in --out; the videos are kept")
@@ -211,7 +211,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     out: Path = options.out
     manifest = out / "manifest.parquet"
     start_run(_demo_config(manifest, options.steps, options.seed), out, overwrite=options.overwrite)
-    world = WorldConfig(clip_count=options.clips, seed=options.seed)
+    world = WorldConfig(clip_count=options.clips, nuisance=0.2, frame_size=64, seed=options.seed)
     with _progress("world") as advance:
         write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
     with _progress("scan") as advance:
@@ -230,15 +230,25 @@ def demo_command(arguments: Sequence[str]) -> int:
 
 def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
     from cmacc.clips import AugmentConfig, ClipSpec
-    from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig
+    from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 
     return PretrainConfig(
         data=DataConfig(
             manifest=manifest,
             clip=ClipSpec(frame_count=16, frame_rate_hz=8.0, frame_height=64, frame_width=64),
-            augment=AugmentConfig(min_crop_area=0.6),
+            # Light augmentation: a few hundred steps are too few to learn what strong changes leave.
+            augment=AugmentConfig(
+                min_crop_area=0.8,
+                brightness=0.2,
+                contrast=0.2,
+                saturation=0.2,
+                time_mask=0.0,
+                frequency_mask=0.0,
+            ),
         ),
-        dictionary=DictionaryConfig(selector="active", size=128, pool_size=512),
+        dictionary=DictionaryConfig(selector="active", size=128, pool_size=512, warmup_steps=steps // 2),
+        # A short run changes quickly: a slower copy's keys would be told apart by their age.
+        objective=ObjectiveConfig(momentum=0.9),
         optim=OptimConfig(steps=steps),
         seed=seed,
     )

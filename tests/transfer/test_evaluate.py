@@ -30,7 +30,9 @@ def test_the_card_of_both_tasks(run_dir: Path, small_world: Path, tmp_path: Path
         "task", "protocol", "modality", "metric", "value", "untrained", "chance", "count"
     }  # fmt: skip
     kinds = {(row.task, row.protocol, row.modality, row.metric) for row in card.results}
-    assert {("pairs", "retrieval", d, m) for d in ("video->audio", "audio->video") for m in ("R@1", "median_rank")} < kinds
+    assert {
+        ("pairs", "retrieval", d, m) for d in ("video->audio", "audio->video") for m in ("R@1", "median_rank")
+    } < kinds
     assert {("labelled", p, m, "accuracy") for p in ("linear_probe", "knn") for m in ("video", "audio", "both")} < kinds
     assert all(row.count == 12 for row in card.results)
     assert plain["provenance"]["checkpoint_step"] == 12
@@ -74,9 +76,7 @@ def test_several_windows_are_averaged(run_dir: Path, small_world: Path, small_co
     assert np.allclose(features.video[1], np.mean(each, axis=0), atol=1e-5)
 
 
-def test_a_file_that_does_not_decode_is_left_out_and_named(
-    run_dir: Path, small_world: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_does_not_decode_is_left_out_and_named(run_dir: Path, small_world: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(small_world)
     test = manifest.ids_where(lambda r: r.split == "test")[2]
     records = list(manifest.records)

@@ -32,7 +32,9 @@ def test_retrieval_of_itself_is_perfect_and_a_collapsed_encoder_scores_worst() -
 def test_random_embeddings_retrieve_at_chance() -> None:
     # Ranks are uniform on 1..n: over 2,000 queries the mean is within 4 standard errors (p < 1e-4) of (n + 1) / 2.
     rng = np.random.default_rng(1)
-    ranks = np.concatenate([retrieval_ranks(*unit(rng.normal(size=(2 * 50, 16))).reshape(2, 50, 16)) for _ in range(40)])
+    ranks = np.concatenate(
+        [retrieval_ranks(*unit(rng.normal(size=(2 * 50, 16))).reshape(2, 50, 16)) for _ in range(40)]
+    )
     error = np.sqrt((50**2 - 1) / 12 / len(ranks))
     assert abs(ranks.mean() - 25.5) < 4 * error
 

@@ -105,12 +105,13 @@ class Event:
 def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
     """Return the shape, motion and timbre of a class.
 
-    Classes run along the diagonals of the smallest (shape x motion) square that holds them, so that the head of a Zipf
-    distribution and small worlds still vary in every part; the timbre is the Latin square's third letter.
+    A shape is an instrument and has its timbre; a motion is how it is played. Classes run along the diagonals of the
+    smallest (shape x motion) square that holds them, so that the head of a Zipf distribution and small worlds still vary
+    in every part, and no part alone tells the class.
     """
     side = math.isqrt(class_count - 1) + 1
     shape, motion = class_index % side, (class_index + class_index // side) % side
-    return SHAPES[shape], MOTIONS[motion], TIMBRES[(shape + motion) % side]
+    return SHAPES[shape], MOTIONS[motion], TIMBRES[shape]
 
 
 def frame_seconds(config: WorldConfig) -> Floats:

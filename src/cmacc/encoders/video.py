@@ -33,8 +33,9 @@ class TinyVideo(nn.Module):
 
     def forward(self, video: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch features"]:
         """Features before any projection."""
-        strongest = self.layers(video).amax(dim=(3, 4))
-        return functional.adaptive_avg_pool1d(strongest, _TIME_BINS).flatten(1)
+        responses = self.layers(video)
+        over_space = responses.amax(dim=(3, 4)) + responses.mean(dim=(3, 4))
+        return functional.adaptive_avg_pool1d(over_space, _TIME_BINS).flatten(1)
 
 
 def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[nn.Module]:

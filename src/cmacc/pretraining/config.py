@@ -107,7 +107,7 @@ class ObjectiveConfig:
         not those of an untrained copy.
     """
 
-    temperature: float = 0.15
+    temperature: float = 0.1
     in_batch: bool = True
     batch_keys: Literal["online", "momentum"] = "online"
     momentum: float = 0.99

@@ -1,11 +1,11 @@
-"""Shared by all tests: shapes are checked at run time, randomness is left as found, and the real data has one way in."""
+"""Shared by all tests: shapes are checked at run time, randomness is left as found, real data has one way in."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# The machines of CI have two cores and many small tests: one thread a process is faster, and results do not depend on it.
+# CI has two cores and many small tests: one thread a process is faster, and results do not depend on it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -199,7 +199,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything")
     parser.add_argument("--clips", type=int, default=960, help="videos to make")
-    parser.add_argument("--steps", type=int, default=400, help="training steps")
+    parser.add_argument("--steps", type=int, default=360, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="lose a run that is in --out; the videos are kept")
     options = parser.parse_args(arguments)
@@ -211,7 +211,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     out: Path = options.out
     manifest = out / "manifest.parquet"
     start_run(_demo_config(manifest, options.steps, options.seed), out, overwrite=options.overwrite)
-    world = WorldConfig(clip_count=options.clips, nuisance=0.2, frame_size=64, seed=options.seed)
+    world = WorldConfig(clip_count=options.clips, class_count=8, nuisance=0.3, frame_size=64, seed=options.seed)
     with _progress("world") as advance:
         write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
     with _progress("scan") as advance:

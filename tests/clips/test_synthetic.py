@@ -55,9 +55,13 @@ def test_picture_and_sound_each_tell_the_class(class_count: int) -> None:
     assert len({(motion, timbre) for _, motion, timbre in parts}) == class_count
 
 
-def test_no_single_part_tells_one_of_16_classes() -> None:
-    for values in zip(*(class_parts(k, 16) for k in range(16)), strict=True):
-        assert sorted(Counter(values).values()) == [4, 4, 4, 4]
+def test_how_often_parts_are_shared() -> None:
+    def uses(class_count: int) -> list[list[int]]:
+        parts = zip(*(class_parts(k, class_count) for k in range(class_count)), strict=True)
+        return [sorted(Counter(values).values()) for values in parts]
+
+    assert uses(8) == [[4, 4], [1] * 8, [4, 4]]
+    assert uses(16) == [[8, 8], [2] * 8, [8, 8]]
 
 
 def test_class_frequencies_follow_zipf() -> None:

@@ -94,7 +94,7 @@ def test_results_are_joined_and_never_lost_unasked(run_dir: Path, small_world: P
     before = (tmp_path / "card.json").read_bytes()
     with pytest.raises(CardError, match="holds results of task pairs already"):
         evaluate(str(run_dir), ["pairs"], small_world, tmp_path, workers=0)
-    with pytest.raises(CardError, match="holds results of .*run at step 12"):
+    with pytest.raises(CardError, match=r"holds results of .*run at step 12"):
         evaluate("random", ["pairs"], small_world, tmp_path, workers=0)
     assert (tmp_path / "card.json").read_bytes() == before
     card, _ = evaluate(str(run_dir), ["pairs"], small_world, tmp_path, workers=0, overwrite=True)

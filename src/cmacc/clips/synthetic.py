@@ -222,8 +222,11 @@ def write_world(
 
     Examples
     --------
-    >>> write_world(WorldConfig(clip_count=1), "/tmp/world", workers=1).name  # doctest: +SKIP
-    'world'
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as place:
+    ...     world = write_world(WorldConfig(clip_count=1), Path(place) / "world", workers=1)
+    ...     sorted(path.name for path in world.iterdir() if path.is_file())
+    ['world.csv', 'world.json']
     """
     if workers < 0:
         raise ValueError(f"write_world: workers must be at least 0, got {workers}")

@@ -105,12 +105,13 @@ class Event:
 def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
     """Return the shape, motion and timbre of a class.
 
-    A shape is an instrument and has its timbre; a motion is how it is played. Classes run along the diagonals of the
-    smallest (shape x motion) square that holds them, so that the head of a Zipf distribution and small worlds still vary
-    in every part, and no part alone tells the class.
+    A shape is an instrument and has its timbre; a motion is how it is played. Every motion is used before one is used
+    twice, and shapes are shared: with 8 classes a shape leaves four to choose from, with more a motion leaves several as
+    well, so that what an object looks or sounds like at one moment does not tell its class.
     """
-    side = math.isqrt(class_count - 1) + 1
-    shape, motion = class_index % side, (class_index + class_index // side) % side
+    shapes = max(2, math.ceil(class_count / len(MOTIONS)))
+    motion, again = class_index % len(MOTIONS), class_index // len(MOTIONS)
+    shape = (motion + again) % shapes
     return SHAPES[shape], MOTIONS[motion], TIMBRES[shape]
 
 

@@ -17,7 +17,7 @@ _FREQUENCY_BINS = 5
 class TinyAudio(nn.Module):
     """Four 2-D convolutions over the spectrogram, then one over its full height.
 
-    Like `TinyVideo` it keeps eight bins of time. Frequency is not pooled but weighed, since pitch is *where* on that axis
+    Like `TinyVideo` it keeps eight bins of time. Frequency is not pooled but weighed: pitch is *where* on that axis
     something is.
     """
 

@@ -1,9 +1,9 @@
 """Checkpoints: everything that shapes the next step, in safetensors and JSON, written aside and renamed.
 
 A checkpoint is a folder ``checkpoints/step-00000100/`` with ``model.safetensors`` (encoders, momentum copies,
-dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Folders appear by one rename, so what has the name
-is whole. The order of the files, windows, augmentation and selection need no state: they are functions of the seed and
-the step.
+dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Folders appear by one rename, so what has the
+name is whole. The order of the files, windows, augmentation and selection need no state: they are functions of the seed
+and the step.
 """
 
 import json

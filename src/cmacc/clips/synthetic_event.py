@@ -106,8 +106,8 @@ def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
     """Return the shape, motion and timbre of a class.
 
     A shape is an instrument and has its timbre; a motion is how it is played. Every motion is used before one is used
-    twice, and shapes are shared: with 8 classes a shape leaves four to choose from, with more a motion leaves several as
-    well, so that what an object looks or sounds like at one moment does not tell its class.
+    twice, and shapes are shared: with 8 classes a shape leaves four to choose from, with more a motion leaves several
+    as well, so that what an object looks or sounds like at one moment does not tell its class.
     """
     shapes = max(2, math.ceil(class_count / len(MOTIONS)))
     motion, again = class_index % len(MOTIONS), class_index // len(MOTIONS)

@@ -131,6 +131,15 @@ def test_a_run_is_not_overwritten_unasked(small_config: PretrainConfig, uninterr
         start_run(small_config, uninterrupted)
 
 
+def test_a_start_that_failed_on_its_input_can_be_repeated(small_config: PretrainConfig, tmp_path: Path) -> None:
+    data = dataclasses.replace(small_config.data, manifest=tmp_path / "missing.parquet")
+    start_run(dataclasses.replace(small_config, data=data), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"missing\.parquet: no such file"):
+        pretrain(tmp_path / "run")
+    start_run(small_config, tmp_path / "run")
+    assert pretrain(tmp_path / "run").finished
+
+
 def test_bad_files_are_named_and_left_out(small_config: PretrainConfig, tmp_path: Path) -> None:
     manifest = Manifest.read(small_config.data.manifest)
     broken = tmp_path / "broken.mp4"

@@ -54,7 +54,9 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     """
     leftovers = [run_dir / name for name in ("config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "run.log")]
     present = [path for path in leftovers if path.exists()]
-    if present and not overwrite:
+    # A config alone is what a start that failed on its input leaves: nothing is lost with it.
+    has_trained = any(path.name in ("metrics.jsonl", "checkpoints") for path in present)
+    if has_trained and not overwrite:
         raise RunError(
             f"run folder {run_dir}: holds a run already; go on with it (--resume {run_dir}), choose another folder, "
             "or give --overwrite to lose it"

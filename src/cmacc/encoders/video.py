@@ -15,9 +15,9 @@ _TIME_BINS = 8
 class TinyVideo(nn.Module):
     """Four 3-D convolutions, about 1M parameters, for CPUs and small pictures (48 to 112 px).
 
-    At the end the strongest response over space is taken (what sounds is often small, and an average would drown it in
-    background), but eight bins of time are kept, so that *when* something happens survives into the feature: without it
-    sound and picture can only be matched by what is seen, not by when.
+    At the end the strongest response over space is added to the mean one (what sounds is often small, and a mean alone
+    could drown it in background), but eight bins of time are kept, so that *when* something happens survives into the
+    feature: without it sound and picture can only be matched by what is seen, not by when.
     """
 
     feature_size = 192 * _TIME_BINS

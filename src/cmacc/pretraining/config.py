@@ -72,8 +72,8 @@ class DictionaryConfig:
         Whether a candidate is assigned to the queries of the other modality (the paper's) or of its own.
     warmup_steps
         Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. While the
-        encoders still change quickly, old keys are told from new ones by their age alone, and that is all that is then
-        learnt. (Cross-batch memory, Wang et al., 2020, waits for the same reason.)
+        encoders still change quickly, old keys can be told from new ones without knowing what they show; runs with the
+        dictionary from step 0 learnt little. (Cross-batch memory, Wang et al., 2020, waits for the same reason.)
     """
 
     selector: SelectorName | Literal["none"] = "active"

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,45 +15,122 @@ from numpy.typing import NDArray
 from scipy.stats import chisquare
 from torch import Tensor
 
-from cmacc.negatives import kmeans_plusplus
-from cmacc.negatives.seeding import _seed
+from cmacc.negatives import kmeans_plusplus, seeding
+from cmacc.negatives.rows import Rows
+from cmacc.negatives.shards import Shards
 
 # Seeds are fixed, so a test either passes for ever or fails for ever: this is the chance, once, of a false alarm.
 ALPHA = 1e-6
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), rows=st.integers(1, 12), whole=st.booleans(), data=st.data())
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    number=st.integers(0, 10**6),
+    rows=st.integers(1, 12),
+    whole=st.booleans(),
+    proposals=st.integers(1, 9),
+    data=st.data(),
+)
 def test_same_picks_as_plain_python_on_explicit_outer_products(
-    seed: int, rows: int, whole: bool, data: st.DataObject
+    number: int, rows: int, whole: bool, proposals: int, data: st.DataObject
 ) -> None:
-    """From the same uniform numbers. Whole numbers bring duplicates and rows of zeros, with exact distances."""
-    count = data.draw(st.integers(1, rows))
-    generator = torch.Generator().manual_seed(seed)
+    """From the same random numbers. Whole numbers bring duplicates and rows of zeros, with exact distances."""
+    generator = torch.Generator().manual_seed(number)
     left = torch.randn(rows, 3, dtype=torch.float64, generator=generator)
     right = torch.randn(rows, 2, dtype=torch.float64, generator=generator)
     if whole:
         left, right = left.round(), right.round()
-    uniforms = torch.rand(count, dtype=torch.float64, generator=generator)
-    explicit = np.array([np.outer(a, b).ravel() for a, b in zip(left.numpy(), right.numpy(), strict=True)])
-    assert _seed(left, right, uniforms).tolist() == _naive(explicit, uniforms.tolist())
+    eligible = torch.rand(rows, generator=generator) < 0.8
+    eligible[data.draw(st.integers(0, rows - 1))] = True
+    count = data.draw(st.integers(1, int(eligible.sum())))
+    given = data.draw(st.integers(0, 2))
+    centres = left[:given] + 1, right[:given]
+    picks = _seed((left, right), count, number, most_proposals=proposals, eligible=eligible, given=centres)
+    explicit = _outer(left, right)
+    assert picks == _naive(explicit, _outer(*centres), eligible.tolist(), count, number, proposals)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_frequencies_are_the_enumerated_probabilities(count: int) -> None:
-    left = torch.tensor([[1.0, 0.0], [1.0, 0.5], [0.0, 2.0], [-1.0, 1.0], [0.3, -0.8]])
-    right = torch.tensor([[1.0, 1.0], [0.5, -1.0], [1.0, 0.0], [0.7, 0.7], [2.0, 0.1]])
-    explicit = torch.einsum("na,nb->nab", left, right).flatten(1).double().numpy()
-    runs = 3000
-    observed: dict[tuple[int, ...], int] = {}
-    for seed in range(runs):
-        picks = kmeans_plusplus((left, right), count, generator=torch.Generator().manual_seed(seed))
-        key = tuple(picks.tolist())
-        observed[key] = observed.get(key, 0) + 1
-    assert _p_value(observed, _probabilities(explicit, count, power=2), runs) > ALPHA
+METHODS: dict[str, dict[str, Any]] = {
+    "auto": {"most_proposals": None},
+    "one by one": {"most_proposals": 1},
+    "blocks of 2": {"most_proposals": 2},
+    "blocks of 3": {"most_proposals": 3},
+    "blocks of 16": {"most_proposals": 16},
+    "greedy of 2": {"most_proposals": 1, "candidates": 2},
+    "greedy of 4": {"most_proposals": 1, "candidates": 4},
+}
+# Norms from 0.4 to 5, so that few runs tell D^2 from D; no two potentials are equal, which greedy could not tell apart.
+LEFT = torch.tensor([[1.0, 0.2], [1.0, 0.5], [0.1, 2.0], [-1.3, 1.0], [0.3, -0.25]])
+RIGHT = torch.tensor([[1.0, 1.1], [0.5, -1.0], [1.0, 0.3], [0.7, 2.9], [0.9, 0.6]])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_frequencies_are_the_enumerated_probabilities(method: str, count: int) -> None:
+    runs = 800
+    rows = _outer(LEFT, RIGHT)
+    observed = Counter(
+        tuple(_seed((LEFT, RIGHT), count, number, **METHODS[method])) for number in range(runs)
+    )  # fmt: skip
+    candidates = METHODS[method].get("candidates", 1)
+    assert _p_value(observed, _probabilities(rows, count, candidates=candidates), runs) > ALPHA
     # The test has the power to tell D^2 from D and from a uniform draw.
-    assert _p_value(observed, _probabilities(explicit, count, power=1), runs) < ALPHA
-    assert _p_value(observed, _probabilities(explicit, count, power=0), runs) < ALPHA
+    assert _p_value(observed, _probabilities(rows, count, candidates=candidates, power=1), runs) < ALPHA
+    assert _p_value(observed, _probabilities(rows, count, candidates=candidates, power=0), runs) < ALPHA
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+@pytest.mark.parametrize("proposals", [1, 2, 16])
+def test_frequencies_from_given_centres_among_the_eligible(proposals: int) -> None:
+    runs = 800
+    rows, eligible = _outer(LEFT, RIGHT), torch.tensor([True, True, False, True, True])
+    centres = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.5]])
+    observed = Counter(
+        tuple(_seed((LEFT, RIGHT), 2, number, most_proposals=proposals, eligible=eligible, given=centres))
+        for number in range(runs)
+    )
+    fair = _probabilities(rows, 2, given=_outer(*centres), barred=(2,))
+    assert _p_value(observed, fair, runs) > ALPHA
+    assert _p_value(observed, _probabilities(rows, 2, barred=(2,)), runs) < ALPHA
+
+
+def test_the_methods_of_the_public_function_are_those_that_were_tested() -> None:
+    points = torch.randn(200, 4)
+    for method, fixed in (("one_by_one", 1), ("blocks", None), ("auto", None)):
+        public = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(3), method=method)  # type: ignore[arg-type]
+        number = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))
+        assert public.tolist() == _seed((points,), 20, number, most_proposals=fixed)
+    greedy = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(3), candidates=3)
+    assert greedy.tolist() == _seed((points,), 20, number, most_proposals=1, candidates=3)
+
+
+def test_greedy_leaves_a_smaller_potential() -> None:
+    """Over 40 seeds on clustered rows; the mean falls with the number of candidates."""
+    points = 10 * torch.randn(15, 4)[torch.arange(300) % 15] + torch.randn(300, 4)
+
+    def mean(candidates: int) -> float:
+        return float(
+            np.mean(
+                [
+                    _potential(points.numpy(), _seed((points,), 15, number, most_proposals=1, candidates=candidates))
+                    for number in range(40)
+                ]
+            )
+        )
+
+    assert mean(8) < 0.9 * mean(3) < 0.81 * mean(1)
+
+
+def test_parts_and_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows read 50 at a time, centres 7 at a time, weights summed 64 at a time: the same picks."""
+    points, centres = (torch.randn(1000, 6), torch.randn(1000, 5)), (torch.randn(30, 6), torch.randn(30, 5))
+    whole = [_seed(points, 40, number, given=centres) for number in range(10)]
+    monkeypatch.setattr(seeding, "_CENTRES_AT_A_TIME", 7)
+    monkeypatch.setattr(seeding, "_SUMMED_ROWS", 64)
+    assert [_seed(points, 40, number, given=centres, part_rows=50) for number in range(10)] == whole
 
 
 SHAPES: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -183,6 +262,7 @@ def test_expected_potential_is_within_the_proven_bound_of_the_best() -> None:
         (torch.ones(4, 2, dtype=torch.int64), 1, r"points must be of a float type, got torch\.int64"),
         (torch.tensor([[0.0], [1.0], [float("nan")]]), 1, "points must be finite, got NaN or infinity in row 2"),
         ((torch.ones(3, 1), torch.tensor([[1.0], [float("inf")], [1.0]])), 1, "got NaN or infinity in row 1"),
+        (torch.full((3, 2), 3e38).index_fill(0, torch.tensor(2), float("nan")), 1, "got NaN or infinity in row 2"),
     ],
 )
 def test_errors(points: Tensor | tuple[Tensor, Tensor], count: int, message: str) -> None:
@@ -190,36 +270,133 @@ def test_errors(points: Tensor | tuple[Tensor, Tensor], count: int, message: str
         kmeans_plusplus(points, count)
 
 
-def _squared_distances(rows: NDArray[np.float64], centres: Sequence[int]) -> list[float]:
-    """Of every row to its nearest centre; a centre's own is 0."""
-    return [
-        0.0 if i in centres else min(float(((row - rows[c]) ** 2).sum()) for c in centres) for i, row in enumerate(rows)
-    ]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"candidates": 2, "method": "blocks"}, "method must be auto or one_by_one with candidates=2, got blocks"),
+        (
+            {"eligible": torch.ones(3, dtype=torch.bool)},
+            r"eligible must have one entry for each of the 4 rows, got \(3,\)",
+        ),
+        ({"eligible": torch.arange(4) < 1}, r"count must be in 1\.\.1 \(the number of eligible rows\), got 2"),
+        ({"given": torch.ones(2, 3)}, r"given must have the columns of points, \[2\], got \[3\]"),
+        ({"given": torch.tensor([[1.0, float("nan")]])}, "given must be finite"),
+        ({"given": torch.ones(2)}, r"given must be \(N, D\), or a pair .*, got \(2,\)"),
+    ],
+)
+def test_errors_of_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^kmeans_plusplus: {message}"):
+        kmeans_plusplus(torch.randn(4, 2), 2, **options)
 
 
-def _naive(rows: NDArray[np.float64], uniforms: list[float]) -> list[int]:
-    picks = [min(int(uniforms[0] * len(rows)), len(rows) - 1)]
-    for uniform in uniforms[1:]:
-        weights = _squared_distances(rows, picks)
-        if sum(weights) == 0:
-            weights = [0.0 if i in picks else 1.0 for i in range(len(rows))]
-        target, passed = uniform * sum(weights), 0.0
-        for i, weight in enumerate(weights):
-            passed += weight
-            if passed > target:
-                picks.append(i)
-                break
+@pytest.mark.usefixtures("users_checks")
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match="method must be one of auto, blocks, one_by_one, got 'best'"):
+        kmeans_plusplus(torch.ones(4, 2), 1, method="best")  # type: ignore[arg-type]
+
+
+def _seed(
+    tables: tuple[Tensor, ...],
+    count: int,
+    number: int,
+    *,
+    most_proposals: int | None = None,
+    candidates: int = 1,
+    eligible: Tensor | None = None,
+    given: tuple[Tensor, ...] | None = None,
+    part_rows: int = 10_000,
+) -> list[int]:
+    """The bare loop, with the random numbers of ``number``."""
+    rows = Rows(tables, Shards(len(tables[0])), torch.device("cpu"), part_rows, "test")
+    eligible = torch.ones(len(tables[0]), dtype=torch.bool) if eligible is None else eligible
+    return seeding.seed(
+        rows, count, eligible, number, most_proposals=most_proposals, candidates=candidates, given=given, owner="test"
+    ).indices.tolist()
+
+
+def _outer(left: Tensor, right: Tensor) -> NDArray[np.float64]:
+    return torch.einsum("na,nb->nab", left, right).flatten(1).double().numpy()
+
+
+def _squared_distances(rows: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of every row to its nearest centre; infinite without centres."""
+    return np.array([min([float(((row - centre) ** 2).sum()) for centre in centres], default=math.inf) for row in rows])
+
+
+def _naive(
+    rows: NDArray[np.float64],
+    given: NDArray[np.float64],
+    eligible: list[bool],
+    count: int,
+    number: int,
+    proposals: int,
+) -> list[int]:
+    """k-means++ by blocks, as the module's head says it, on explicit rows."""
+    generator = torch.Generator().manual_seed(number)
+    picks: list[int] = []
+
+    def weights() -> list[float]:
+        squared = _squared_distances(rows, np.concatenate([given, rows[picks]]))
+        return [
+            float(d) if free and i not in picks else 0.0
+            for i, (d, free) in enumerate(zip(squared, eligible, strict=True))
+        ]
+
+    while len(picks) < count:
+        now = weights()
+        free = [i for i in range(len(rows)) if eligible[i] and i not in picks]
+        first = math.inf in now
+        if first:
+            now = [float(i in free) for i in range(len(rows))]
+        elif sum(now) == 0:
+            order = torch.randperm(len(free), generator=generator).tolist()
+            return picks + [free[i] for i in order[: count - len(picks)]]
+        drawn, chances = torch.rand(2, 1 if first else proposals, dtype=torch.float64, generator=generator).tolist()
+        cumulative = np.cumsum(now)
+        block = [int(np.searchsorted(cumulative, u * cumulative[-1], side="right")) for u in drawn]
+        for row, chance in zip(block, chances, strict=True):
+            if len(picks) < count and (first or chance * now[row] < weights()[row]):
+                picks.append(row)
     return picks
 
 
-def _probabilities(rows: NDArray[np.float64], count: int, power: int) -> dict[tuple[int, ...], float]:
-    """Of every ordered choice: 1 / N, times each next one's share of the distances to that power."""
+def _probabilities(
+    rows: NDArray[np.float64],
+    count: int,
+    *,
+    candidates: int = 1,
+    power: int = 2,
+    given: NDArray[np.float64] | None = None,
+    barred: tuple[int, ...] = (),
+) -> dict[tuple[int, ...], float]:
+    """Of every ordered choice: the product of each next one's share; greedy: of being the best of the draws."""
+    given = rows[:0] if given is None else given
+    free = [i for i in range(len(rows)) if i not in barred]
+
+    def shares(picks: tuple[int, ...]) -> NDArray[np.float64]:
+        squared = _squared_distances(rows, np.concatenate([given, rows[list(picks)]]))
+        weights = np.array([1.0 if d == math.inf else d ** (power / 2) if d else 0.0 for d in squared])
+        weights[list(barred + picks)] = 0
+        weights /= weights.sum()
+        if candidates == 1 or not (picks or len(given)):
+            return weights
+        # The best draw is row i if all draws are among the rows no better than i, and not all among the worse.
+        left_over = [
+            _squared_distances(rows[free], np.concatenate([given, rows[[*picks, i]]])).sum() for i in range(len(rows))
+        ]
+        order = sorted(range(len(rows)), key=lambda i: (left_over[i], i))
+        tail = np.cumsum([weights[i] for i in order][::-1])[::-1]
+        best = tail**candidates - np.append(tail[1:], 0) ** candidates
+        result = np.zeros(len(rows))
+        result[order] = best
+        return result
+
     result = {}
-    for picks in itertools.permutations(range(len(rows)), count):
-        probability = 1 / len(rows)
-        for k in range(1, count):
-            weights = [d ** (power / 2) if d else 0.0 for d in _squared_distances(rows, picks[:k])]
-            probability *= weights[picks[k]] / sum(weights)
+    for picks in itertools.permutations(free, count):
+        probability = 1.0
+        for k in range(count):
+            probability *= shares(picks[:k])[picks[k]]
         result[picks] = probability
     assert sum(result.values()) == pytest.approx(1)
     return result
@@ -227,6 +404,7 @@ def _probabilities(rows: NDArray[np.float64], count: int, power: int) -> dict[tu
 
 def _p_value(observed: dict[tuple[int, ...], int], probabilities: dict[tuple[int, ...], float], runs: int) -> float:
     """Chi-square; choices expected fewer than ten times count as one."""
+    assert set(observed) <= set(probabilities)
     rare = [picks for picks, p in probabilities.items() if runs * p < 10]
     common = [picks for picks in probabilities if picks not in rare]
     counts = [observed.get(picks, 0) for picks in common]
@@ -238,4 +416,4 @@ def _p_value(observed: dict[tuple[int, ...], int], probabilities: dict[tuple[int
 
 
 def _potential(points: NDArray[np.float64], picks: Sequence[int]) -> float:
-    return sum(_squared_distances(points, picks))
+    return float(_squared_distances(points, points[list(picks)]).sum())

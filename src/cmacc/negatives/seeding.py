@@ -1,19 +1,54 @@
 """k-means++ seeding (Arthur and Vassilvitskii, 2007): D^2 sampling of rows, exact, without Lloyd iterations.
 
-Rows may be given as factors: a pair (left, right) stands for the rows left_i (outer) right_i, whose squared distances
-are |l_i|^2 |r_i|^2 + |l_c|^2 |r_c|^2 - 2 <l_i, l_c> <r_i, r_c>. One pass over the rows a pick, and no waiting for a GPU
-between the picks. The price of this form is cancellation: in float32, rows closer together than about a thousandth of
-their length count as equal. Where that matters, give float64 rows.
+A D^2 sampler need not pass over the rows for every pick. A *block* draws T proposals at once from the D^2 distribution
+of its beginning, and goes through them in order: proposal x is accepted with probability
+
+    D_now^2(x) / D_block^2(x)
+
+where D_now counts the centres accepted within the block, for which only the T x T distances among the proposals are
+needed. This is rejection sampling, so every accepted row is an exact D^2 sample; what is left of the block when it ends
+changes nothing, for the next block's proposals are drawn anew. One pass over the rows, as a matrix product, then counts
+all accepted centres. A block of one proposal is the textbook's form (``one_by_one``).
+
+Rows are drawn by whole numbers: squared distances are taken to the nearest multiple of max D^2 / 2^(61 - log2 N), and
+sums of whole numbers do not depend on their order. So the same seed gives the same picks on every run of a GPU and for
+every number of processes, which float sums would not. The price is a bias below the rounding of the distances.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cmacc.negatives.rows import Centres, Rows, squared_distances
+from cmacc.negatives.shards import Shards
+
 Points = Tensor | tuple[Tensor, Tensor]
+MethodName = Literal["auto", "blocks", "one_by_one"]
+
+# Rows whose weights are summed at a time, and centres measured to at a time: bound the memory of a pass.
+_SUMMED_ROWS = 1 << 20
+_CENTRES_AT_A_TIME = 512
 
 
-def kmeans_plusplus(points: Points, count: int, *, generator: torch.Generator | None = None) -> Int[Tensor, " count"]:
+def kmeans_plusplus(
+    points: Points,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+    candidates: int = 1,
+    method: MethodName = "auto",
+    given: Points | None = None,
+    eligible: Bool[Tensor, " rows"] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Int[Tensor, " count"]:
     """Pick ``count`` distinct rows: the first uniformly, each next with probability proportional to D^2.
 
     D is the distance to the nearest row picked before. Where every remaining row coincides with a picked one, the rest
@@ -22,11 +57,25 @@ def kmeans_plusplus(points: Points, count: int, *, generator: torch.Generator | 
     Parameters
     ----------
     points
-        ``(N, D)`` rows, or ``((N, a), (N, b))`` factors of rank-one rows of size a x b.
+        ``(N, D)`` rows, or ``((N, a), (N, b))`` factors of rank-one rows of size a x b; of any float type.
     count
         Number of picks, 1 <= count <= N.
     generator
-        Source of randomness on the CPU, whatever the device of ``points``; the same state gives the same picks.
+        Source of randomness on the CPU, whatever the device of ``points``; one number is taken from it. The same state
+        gives the same picks. Of several processes the first one's counts.
+    candidates
+        Above 1, the greedy variant: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
+    method
+        ``blocks`` (few passes over the rows), ``one_by_one`` (one a pick), or ``auto``: blocks, or for
+        ``candidates`` > 1 the only one there is, one by one. Both give the same distribution, not the same picks.
+    given
+        ``(K, D)``, or factors: centres chosen before, which D counts from the beginning. Then no pick is uniform.
+    eligible
+        ``(N,)``: rows that may be picked; all, if not given.
+    group
+        Processes of which each calls this with its own part of the rows; parts may differ in size. ``given`` is the
+        same on all. The indices are places in all parts, one after another by rank, and for one seed do not depend on
+        the number of processes.
 
     Returns
     -------
@@ -36,7 +85,7 @@ def kmeans_plusplus(points: Points, count: int, *, generator: torch.Generator | 
     Raises
     ------
     ValueError
-        Shapes do not fit, ``count`` is out of range, or a row holds NaN or infinity.
+        Shapes do not fit, ``count`` is more than the eligible rows, or a row holds NaN or infinity.
 
     References
     ----------
@@ -48,72 +97,261 @@ def kmeans_plusplus(points: Points, count: int, *, generator: torch.Generator | 
     >>> sorted(kmeans_plusplus(far_apart, 2, generator=torch.Generator().manual_seed(0)).tolist())[-1]
     2
     """
-    left, right = _checked(points, count)
-    uniforms = torch.rand(count, dtype=torch.float64, generator=generator)
-    # Autocast would take the products, of which small differences are wanted, to half precision.
-    with torch.autocast(left.device.type, enabled=False):
-        return _seed(left, right, uniforms)
-
-
-def _checked(points: Points, count: int) -> tuple[Tensor, Tensor]:
-    factors = points if isinstance(points, tuple) else (points,)
-    if any(f.ndim != 2 or f.shape[1] == 0 or len(f) != len(factors[0]) for f in factors):
+    tables = _tables("points", points)
+    device = tables[0].device
+    if method not in get_args(MethodName):
+        raise ValueError(f"kmeans_plusplus: method must be one of {', '.join(get_args(MethodName))}, got {method!r}")
+    if candidates < 1:
+        raise ValueError(f"kmeans_plusplus: candidates must be at least 1, got {candidates}")
+    if candidates > 1 and method == "blocks":
+        raise ValueError(f"kmeans_plusplus: method must be auto or one_by_one with candidates={candidates}, got blocks")
+    if eligible is None:
+        eligible = torch.ones(len(tables[0]), dtype=torch.bool, device=device)
+    if eligible.shape != (len(tables[0]),):
         raise ValueError(
-            "kmeans_plusplus: points must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
-            f"got {' and '.join(str(tuple(f.shape)) for f in factors)}"
+            f"kmeans_plusplus: eligible must have one entry for each of the {len(tables[0])} rows, "
+            f"got {tuple(eligible.shape)}"
         )
-    left, right = (factors[0], factors[0].new_ones(len(factors[0]), 1)) if len(factors) == 1 else factors
-    if not 1 <= count <= len(left):
-        raise ValueError(f"kmeans_plusplus: count must be in 1..{len(left)} (the number of rows), got {count}")
-    if not (left.is_floating_point() and right.is_floating_point()):
-        raise ValueError(f"kmeans_plusplus: points must be of a float type, got {left.dtype} and {right.dtype}")
-    # Products of half-precision numbers overflow and lose the small distances: accumulate in float32 at least.
-    dtype = torch.promote_types(torch.promote_types(left.dtype, right.dtype), torch.float32)
-    left, right = left.detach().to(dtype), right.detach().to(dtype)
-    if not bool(torch.isfinite(left).all() & torch.isfinite(right).all()):
-        bad = int((~(torch.isfinite(left).all(1) & torch.isfinite(right).all(1))).nonzero()[0])
-        raise ValueError(f"kmeans_plusplus: points must be finite, got NaN or infinity in row {bad}")
-    return _largest_one(left), _largest_one(right)
+    centres = _tables("given", given) if given is not None else None
+    if centres is not None and [c.shape[1] for c in centres] != [t.shape[1] for t in tables]:
+        raise ValueError(
+            f"kmeans_plusplus: given must have the columns of points, {[t.shape[1] for t in tables]}, "
+            f"got {[c.shape[1] for c in centres]}"
+        )
+    if centres is not None and not all(bool(torch.isfinite(c).all()) for c in centres):
+        raise ValueError("kmeans_plusplus: given must be finite, got NaN or infinity")
+    # Autocast and TF32 would take the products, of which small differences are wanted, to half precision.
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            shards = Shards(len(tables[0]), group, device)
+            rows = Rows(tables, shards, device, rows_at_a_time(device, tables), "kmeans_plusplus")
+            seeding = seed(
+                rows, count, eligible, int(shards.each(torch.randint(2**62, (), generator=generator))[0]),
+                most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
+                candidates=candidates, given=centres, owner="kmeans_plusplus",
+            )  # fmt: skip
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    return seeding.indices.to(device)
 
 
-def _largest_one(factor: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Scaled to a largest entry of one: D^2 sampling does not see the scale, but fourth powers of it would overflow."""
-    largest = factor.abs().max()
-    return factor / torch.where(largest > 0, largest, 1)
+@dataclass(frozen=True)
+class Seeding:
+    """Picks ``(count,)`` on the CPU, and what they took: passes over the rows, and proposals drawn."""
+
+    indices: Int[Tensor, " count"]
+    passes: int
+    proposals: int
 
 
-def _seed(
-    left: Float[Tensor, "rows left"], right: Float[Tensor, "rows right"], uniforms: Float[Tensor, " count"]
-) -> Int[Tensor, " count"]:
-    """The bare kernel: pick number ``k`` inverts the cumulative D^2 at ``uniforms[k]``."""
-    rows, count = len(left), len(uniforms)
-    norms = left.square().sum(1) * right.square().sum(1)
-    picked = torch.zeros(rows, dtype=torch.bool, device=left.device)
-    nearest = torch.full((rows,), float("inf"), dtype=left.dtype, device=left.device)
-    uniforms = uniforms.to(left.device)
-    picks = torch.empty(count, dtype=torch.int64, device=left.device)
-    rounding = 8 * torch.finfo(left.dtype).eps
-    # One element, not a scalar: indexing by a scalar tensor would wait for the GPU at every pick.
-    pick = (uniforms[:1] * rows).long().clamp_max(rows - 1)
-    for k in range(count):
-        if k:
-            pick = _draw(torch.where(picked, 0, nearest), picked, uniforms[k : k + 1])
-        picks[k : k + 1] = pick
-        picked.index_fill_(0, pick, True)
-        sums = norms + norms[pick]
-        squared = sums - 2 * (left @ left[pick].squeeze(0)) * (right @ right[pick].squeeze(0))
-        # What cancels down to the rounding of its terms is a distance of zero, not a small random one.
-        nearest = torch.minimum(nearest, torch.where(squared > rounding * sums, squared, 0))
-    return picks
+def seed(
+    rows: Rows,
+    count: int,
+    eligible: Bool[Tensor, " rows"],
+    number: int,
+    *,
+    most_proposals: int | None = None,
+    candidates: int = 1,
+    given: tuple[Tensor, ...] | None = None,
+    on_picked: Callable[[int], None] = lambda picked: None,
+    owner: str,
+) -> Seeding:
+    """The bare loop of `kmeans_plusplus`, on random numbers seeded by ``number``.
+
+    ``most_proposals`` fixes the size of the blocks; None suits it to the rows.
+    """
+    shards = rows.shards
+    uniform = torch.Generator().manual_seed(number)
+    weights = _Weights(rows, eligible)
+    most = int(shards.each(eligible.sum()).sum())
+    if not 1 <= count <= most:
+        kind = "rows" if most == shards.count else "eligible rows"
+        raise ValueError(f"{owner}: count must be in 1..{most} (the number of {kind}), got {count}")
+    passes = proposed = 0
+    if given is not None:
+        weights.count_in(rows.foreign(given))
+        passes += 1
+    picks: list[int] = []
+    block = _BlockSize(shards.count, most_proposals)
+    while len(picks) < count:
+        missing = count - len(picks)
+        total = weights.total()
+        if total == 0:
+            # All that is left coincides with what was picked.
+            weights.forget_distances()
+            ordinals = torch.randperm(weights.total(), generator=uniform)[:missing]
+            picks += weights.locate(ordinals).tolist()
+            break
+        size = 1 if not weights.measured else candidates if candidates > 1 else block.size(missing)
+        drawn, chances = torch.rand(2, size, dtype=torch.float64, generator=uniform)
+        indices = weights.locate((drawn * total).long().clamp_max(total - 1))
+        centres = rows.take(indices)
+        if not weights.measured:
+            accepted = [0]
+        elif candidates > 1:
+            accepted = [weights.best(centres)]
+        else:
+            accepted = _accepted(weights.of(indices), centres, indices, chances, missing)
+        if weights.measured:
+            block.learn(len(accepted), size)
+        proposed += size
+        picks += indices[accepted].tolist()
+        weights.close(indices[accepted])
+        if len(picks) < count:
+            weights.count_in(centres[torch.tensor(accepted, device=rows.device)])
+            passes += 1
+        on_picked(len(picks))
+    return Seeding(torch.tensor(picks, dtype=torch.int64), passes, proposed)
 
 
-def _draw(
-    weights: Float[Tensor, " rows"], picked: Bool[Tensor, " rows"], uniform: Float[Tensor, "1"]
-) -> Int[Tensor, "1"]:
-    """Invert the cumulative weights at ``uniform``; uniformly among the rows not picked where all weights are zero."""
-    # float64: with many rows the tail of a float32 sum would never be drawn.
-    weights = weights.double()
-    weights = torch.where(weights.sum() > 0, weights, (~picked).double())
-    cumulative = weights.cumsum(0)
-    target = (uniform * cumulative[-1]).clamp(max=torch.nextafter(cumulative[-1], cumulative.new_zeros(())))
-    return torch.searchsorted(cumulative, target, right=True)
+def _accepted(
+    block: Float[Tensor, " proposals"],
+    centres: Centres,
+    indices: Int[Tensor, " proposals"],
+    chances: Float[Tensor, " proposals"],
+    most: int,
+) -> list[int]:
+    """Which proposals of a block become centres, in order; the one loop that runs in Python, on the host."""
+    among = squared_distances(centres.factors, centres.squared_lengths, centres)
+    # A row's distance to itself, drawn twice, is zero whatever the rounding.
+    among = torch.where((indices[:, None] == indices).to(among.device), 0, among).double().cpu()
+    now: NDArray[np.float64] = block.double().cpu().numpy().copy()
+    limits = chances.numpy() * now
+    rows: NDArray[np.float64] = among.numpy()
+    accepted: list[int] = []
+    for proposal in range(len(now)):
+        if limits[proposal] < now[proposal]:
+            accepted.append(proposal)
+            if len(accepted) == most:
+                break
+            np.minimum(now, rows[proposal], out=now)
+    return accepted
+
+
+class _BlockSize:
+    """How many proposals the next block draws: as many as are missing, while most of them are accepted.
+
+    The proposals' own distances cost size^2, a pass rows x accepted: size is kept where the first is the lesser part.
+    """
+
+    def __init__(self, rows: int, fixed: int | None) -> None:
+        self._fixed = fixed
+        self._most = max(16, min(2048, rows // 16))
+        self._rate = 0.8
+
+    def size(self, missing: int) -> int:
+        if self._fixed is not None:
+            return self._fixed
+        return min(self._most, max(8, math.ceil(1.25 * missing / self._rate)))
+
+    def learn(self, accepted: int, size: int) -> None:
+        self._rate = max(accepted / size, 1 / 16)
+
+
+class _Weights:
+    """D^2 of every own row, from which rows are drawn by whole numbers."""
+
+    def __init__(self, rows: Rows, eligible: Bool[Tensor, " rows"]) -> None:
+        self._rows = rows
+        self._open = eligible.to(rows.device).clone()
+        self._nearest = torch.where(self._open, torch.inf, torch.zeros((), dtype=rows.dtype, device=rows.device))
+        self._bits = 61 - math.ceil(math.log2(max(rows.shards.count, 2)))
+        self._totals: list[int] = []  # of this process's rows, in lots of `_SUMMED_ROWS`
+        self._each: list[int] = []  # of every process
+        self._unit = torch.ones((), dtype=torch.float64)
+        self.measured = False
+
+    def count_in(self, centres: Centres) -> None:
+        """One pass: the distances count these centres too."""
+        if len(centres) == 0:
+            return
+        tiles = [centres[slice(i, i + _CENTRES_AT_A_TIME)] for i in range(0, len(centres), _CENTRES_AT_A_TIME)]
+        for part, factors in self._rows.parts():
+            nearest = self._nearest[part]
+            for tile in tiles:
+                squared = squared_distances(factors, self._rows.squared_lengths[part], tile)
+                torch.minimum(nearest, squared.amin(1), out=nearest)
+        self.measured = True
+
+    def best(self, centres: Centres) -> int:
+        """Which of the centres would leave the least sum of D^2; the first of equals."""
+        sums = torch.zeros(len(centres), dtype=torch.int64, device=self._rows.device)
+        for part, factors in self._rows.parts():
+            squared = squared_distances(factors, self._rows.squared_lengths[part], centres)
+            sums += self._whole(torch.minimum(self._nearest[part][:, None], squared)).sum(0)
+        return int(self._rows.shards.each(sums).sum(0).argmin())
+
+    def close(self, picked: Int[Tensor, " picks"]) -> None:
+        """These rows are no longer to be drawn."""
+        shards = self._rows.shards
+        own = (picked[(picked >= shards.start) & (picked < shards.stop)] - shards.start).to(self._rows.device)
+        self._open[own] = False
+        self._nearest[own] = 0
+
+    def forget_distances(self) -> None:
+        """From now on all open rows weigh the same."""
+        self.measured = False
+
+    def of(self, indices: Int[Tensor, " picks"]) -> Float[Tensor, " picks"]:
+        """D^2 of rows of the whole table."""
+        return self._rows.shards.fetch(indices, lambda own: self._nearest[own.to(self._rows.device)])
+
+    def total(self) -> int:
+        """Sum of all processes' weights, in units that suit the largest."""
+        largest = self._nearest.amax() if len(self._nearest) else self._nearest.new_zeros(())
+        largest = self._rows.shards.each(largest.double()).amax()
+        # Beyond -900 the unit itself would overflow; scaled rows are never so near.
+        exponent = max(int(torch.frexp(largest).exponent), -900) if self.measured else 0
+        self._unit = torch.tensor(2.0 ** (self._bits - exponent), dtype=torch.float64)
+        own = [int(self._part(start).sum()) for start in self._starts()]
+        self._totals = own
+        self._each = self._rows.shards.each(torch.tensor(sum(own))).tolist()
+        return sum(self._each)
+
+    def locate(self, ordinals: Int[Tensor, " draws"]) -> Int[Tensor, " draws"]:
+        """The rows in which the cumulative weights of the whole table pass each ordinal in 0..total - 1."""
+        shards = self._rows.shards
+        rank = 0 if shards.group is None else dist.get_rank(shards.group)
+        found = torch.zeros_like(ordinals)
+        before = sum(self._each[:rank])
+        for start, total in zip(self._starts(), self._totals, strict=True):
+            here = (ordinals >= before) & (ordinals < before + total)
+            if bool(here.any()):
+                cumulative = self._part(start).cumsum(0)
+                wanted = (ordinals[here] - before).to(cumulative.device)
+                found[here] = shards.start + start + torch.searchsorted(cumulative, wanted, right=True).cpu()
+            before += total
+        # Each ordinal was found by one process; the others hold zero.
+        return shards.each(found).sum(0)
+
+    def _starts(self) -> range:
+        return range(0, len(self._nearest), _SUMMED_ROWS)
+
+    def _part(self, start: int) -> Int[Tensor, " part"]:
+        part = slice(start, start + _SUMMED_ROWS)
+        return self._whole(self._nearest[part]) if self.measured else self._open[part].long()
+
+    def _whole(self, squared: Tensor) -> Tensor:
+        return (squared.double() * self._unit.to(squared.device)).round().long()
+
+
+def rows_at_a_time(device: torch.device, tables: tuple[Tensor, ...]) -> int:
+    """Rows of a part: what stays in a CPU's cache; on a GPU, where each part costs launches, half a gigabyte."""
+    width = sum(table.shape[1] for table in tables)
+    return max(256, (1 << 20 if device.type == "cpu" else 1 << 27) // width)
+
+
+def _tables(name: str, points: Points) -> tuple[Tensor, ...]:
+    tables = points if isinstance(points, tuple) else (points,)
+    if len(tables) > 2 or any(t.ndim != 2 or t.shape[1] == 0 or len(t) != len(tables[0]) for t in tables):
+        raise ValueError(
+            f"kmeans_plusplus: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
+            f"got {' and '.join(str(tuple(t.shape)) for t in tables)}"
+        )
+    if not all(table.is_floating_point() for table in tables):
+        raise ValueError(
+            f"kmeans_plusplus: {name} must be of a float type, got {' and '.join(str(t.dtype) for t in tables)}"
+        )
+    return tuple(table.detach() for table in tables)

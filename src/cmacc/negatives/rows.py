@@ -1,0 +1,244 @@
+"""Rows to choose among: flat, or rank-one in factors; read a part at a time, with distances that do not cancel.
+
+A pair of factors (left, right) stands for the rows left_i (outer) right_i, which are never formed:
+
+    |g_i - g_c|^2 = |l_i|^2 |r_i|^2 + |l_c|^2 |r_c|^2 - 2 <l_i, l_c> <r_i, r_c>
+
+as matrix products, which is what makes it fast. Their price is cancellation: in float32 a squared distance below about
+1/4096 of the squared lengths has few right digits left. Such pairs are few, are seen in the result, and are done
+again from differences. With lengths s = |l| |r| and unit vectors u, v along the factors,
+
+    |g_i - g_c|^2 = (s_i - s_c)^2 + 2 s_i s_c (a + b - a b),   a = |u_i - u_c|^2 / 2,   b = |v_i - v_c|^2 / 2
+
+where a and b are at most one (a pair with both factors reversed is first turned round), so that nothing is negative.
+Copies of a row are thus at distance zero and near copies at their true small distance. Flat rows are measured from a
+point in their midst, since a large common mean would make all of them near copies.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmacc.negatives.shards import Shards
+
+Array = Tensor | NDArray[np.floating]
+
+# A squared distance below this share of the squared length is computed again: float32 has then lost half of its digits.
+_NEAR = 2.0**-12
+# BLAS takes other routes for few rows or columns, which differ in the last bit. With matrix products padded to these a
+# row's distances do not depend on how many rows stand beside it: the picks do not depend on the number of processes.
+_LEAST_ROWS, _CENTRES_MULTIPLE = 32, 8
+# Rows are scaled unless the longest is between these: else fourth powers would come near the ends of float32's range.
+_SHORT, _LONG = 2.0**-8, 2.0**16
+# Rows whose median is the point from which flat rows are measured.
+_MIDST_ROWS = 15
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Rows that were taken out to measure others from, on every process: factors, and squared lengths ``(n,)``."""
+
+    factors: tuple[Tensor, ...]
+    squared_lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.squared_lengths)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Centres":
+        return Centres(tuple(factor[chosen] for factor in self.factors), self.squared_lengths[chosen])
+
+
+class Rows:
+    """n rows in one table ``(n, D)`` or two, ``(n, a)`` and ``(n, b)``; nothing of the tables' size is copied.
+
+    Parameters
+    ----------
+    tables
+        Tensors, or numpy arrays such as memory maps; of a float type.
+    shards
+        Where the rows lie in the table of all processes.
+    device
+        Where distances are computed, and to where parts of the tables are brought.
+    part_rows
+        Most rows worked on at a time.
+    owner
+        Whose input the rows are, for messages.
+
+    Raises
+    ------
+    ValueError
+        A row, of any process, holds NaN or infinity.
+    """
+
+    def __init__(
+        self, tables: tuple[Array, ...], shards: Shards, device: torch.device, part_rows: int, owner: str
+    ) -> None:
+        self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
+        # Products of half-precision numbers overflow and lose the small distances: float32 at least.
+        self.dtype = torch.promote_types(torch.float32, float_type(tables[0]))
+        for table in tables[1:]:
+            self.dtype = torch.promote_types(self.dtype, float_type(table))
+        self._scales = [1.0] * len(tables)
+        self._midst = self._find_midst()
+        self.squared_lengths, longest = self._measure()
+        if not all(_SHORT <= value <= _LONG for value in longest):
+            self._scales = [_scale(value) for value in self._largest_entries(owner)]
+            self._midst = self._find_midst()
+            self.squared_lengths, _ = self._measure()
+
+    def __len__(self) -> int:
+        """Rows of this process."""
+        return len(self.tables[0])
+
+    def parts(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        """Own rows, part by part: where, and their factors (one for flat rows), ready to be multiplied."""
+        for part in self._slices():
+            yield part, self._read(part)
+
+    def _slices(self) -> Iterator[slice]:
+        for start in range(0, len(self), self.part_rows):
+            yield slice(start, min(start + self.part_rows, len(self)))
+
+    def take(self, indices: Int[Tensor, " picks"]) -> Centres:
+        """Rows of the whole table, by their places in it; on every process."""
+        widths = [table.shape[1] for table in self.tables]
+        factors = self.shards.fetch(indices, lambda own: torch.cat(self._read(own), dim=1)).split(widths, dim=1)
+        return Centres(tuple(factors), _lengths(tuple(factors)).prod(0).square())
+
+    def foreign(self, tables: tuple[Tensor, ...]) -> Centres:
+        """Rows of another table, the same on every process, to measure from."""
+        factors = self._ready(tables)
+        return Centres(factors, _lengths(factors).prod(0).square())
+
+    def _read(self, which: slice | Tensor) -> tuple[Tensor, ...]:
+        return self._ready(tuple(_of(table, which) for table in self.tables))
+
+    def _ready(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """In working type, scaled, and for flat rows measured from the midst."""
+        factors = tuple(
+            factor if scale == 1 else factor * scale
+            for factor, scale in zip((t.to(self.device, self.dtype) for t in tables), self._scales, strict=True)
+        )
+        return factors if self._midst is None else (factors[0] - self._midst,)
+
+    def _find_midst(self) -> Tensor | None:
+        """For flat rows the median, column by column, of some that lie evenly in the table."""
+        if len(self.tables) > 1 or self.shards.count == 0:
+            return None
+        self._midst = None
+        spread = torch.arange(_MIDST_ROWS) * (self.shards.count - 1) // (_MIDST_ROWS - 1)
+        return self.take(spread).factors[0].median(dim=0).values
+
+    def _measure(self) -> tuple[Float[Tensor, " rows"], list[float]]:
+        """Squared length of every own row, and the greatest length of every factor, of all processes."""
+        squared = torch.empty(len(self), dtype=self.dtype, device=self.device)
+        longest = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
+        for part, factors in self.parts():
+            lengths = _lengths(factors)
+            squared[part] = lengths.prod(0).square()
+            longest = torch.maximum(longest, lengths.amax(1))
+        return squared, self.shards.each(longest).amax(0).tolist()
+
+    def _largest_entries(self, owner: str) -> list[float]:
+        """The greatest absolute entry of every table, of all processes."""
+        peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
+        for part in self._slices():
+            entries = torch.stack([torch.stack(torch.aminmax(_of(t, part))).abs().amax() for t in self.tables])
+            peaks = torch.maximum(peaks, entries.to(peaks))
+        largest: list[float] = self.shards.each(peaks).amax(0).tolist()
+        if not all(math.isfinite(value) for value in largest):
+            raise ValueError(f"{owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
+        return largest
+
+    def _first_bad(self) -> int:
+        """Place in the whole table of the first row that is not finite."""
+        first = self.shards.count
+        for part in self._slices():
+            factors = [_of(table, part) for table in self.tables]
+            bad = ~torch.stack([torch.isfinite(factor).all(1) for factor in factors]).all(0)
+            if bool(bad.any()):
+                first = self.shards.start + part.start + int(bad.nonzero()[0])
+                break
+        return int(self.shards.each(torch.tensor(first)).amin())
+
+
+def _scale(largest: float) -> float:
+    """D^2 sampling does not see a scale; a power of two changes no digit."""
+    return 2.0 ** (1 - math.frexp(largest)[1]) if largest > 0 else 1.0
+
+
+def float_type(table: Array) -> torch.dtype:
+    """The table's type as torch's; numpy has the same types under other names."""
+    return table.dtype if isinstance(table, Tensor) else torch.from_numpy(np.empty(0, table.dtype)).dtype
+
+
+def squared_distances(
+    factors: tuple[Tensor, ...], squared_lengths: Float[Tensor, " rows"], centres: Centres
+) -> Float[Tensor, "rows centres"]:
+    """From every row to every centre, none negative, right to a part in a hundred however near."""
+    count = len(centres)
+    padded = centres[torch.arange(-(-count // _CENTRES_MULTIPLE) * _CENTRES_MULTIPLE) % count]
+    squared = _products(factors, padded.factors)[:, :count]
+    squared.mul_(-2).add_(centres.squared_lengths).add_(squared_lengths[:, None])
+    # A near pair has nearly equal lengths, so that the row's own length tells which pairs are near.
+    suspects = (squared.amin(1) <= _NEAR * squared_lengths).nonzero().flatten()
+    if len(suspects) > 0:
+        near = squared[suspects] <= _NEAR * squared_lengths[suspects, None]
+        row, centre = near.nonzero().unbind(1)
+        row = suspects[row]
+        for pairs in zip(row.split(len(factors[0])), centre.split(len(factors[0])), strict=True):
+            squared[pairs] = _from_differences(factors, centres.factors, *pairs)
+    return squared
+
+
+def _products(lefts: tuple[Tensor, ...], rights: tuple[Tensor, ...]) -> Float[Tensor, "rows centres"]:
+    """Inner products of rows and centres; of rank-one rows, the product of their factors' ones."""
+    rows = len(lefts[0])
+    result: Tensor | None = None
+    for left, right in zip(lefts, rights, strict=True):
+        if rows < _LEAST_ROWS:
+            left = torch.cat([left, left.new_zeros(_LEAST_ROWS - rows, left.shape[1])])
+        product = (left @ right.T)[:rows]
+        result = product if result is None else result.mul_(product)
+    assert result is not None
+    return result
+
+
+def _from_differences(
+    factors: tuple[Tensor, ...], others: tuple[Tensor, ...], row: Int[Tensor, " pairs"], other: Int[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    """Squared distances of pairs that are near, without cancellation."""
+    if len(factors) == 1:
+        return (factors[0][row] - others[0][other]).square().sum(1)
+    own_length = other_length = torch.ones((), device=row.device)
+    halves = []
+    for factor, table in zip(factors, others, strict=True):
+        (u, u_length), (w, w_length) = _unit(factor[row]), _unit(table[other])
+        # The smaller of the two angles between the lines along the factors, as 1 - |cos|: at most one.
+        halves.append(torch.minimum((u - w).square().sum(1), (u + w).square().sum(1)) / 2)
+        own_length, other_length = own_length * u_length, other_length * w_length
+    a, b = halves
+    return (own_length - other_length).square() + 2 * own_length * other_length * (a + b - a * b)
+
+
+def _unit(rows: Float[Tensor, "rows columns"]) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"]]:
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    return rows / lengths.clamp_min(torch.finfo(rows.dtype).tiny)[:, None], lengths
+
+
+def _lengths(factors: tuple[Tensor, ...]) -> Float[Tensor, "factors rows"]:
+    return torch.stack([torch.linalg.vector_norm(factor, dim=1) for factor in factors])
+
+
+def _of(table: Array, which: slice | Tensor) -> Tensor:
+    if isinstance(table, Tensor):
+        rows: Tensor = table[which if isinstance(which, slice) else which.to(table.device)]
+        return rows
+    # A copy: a memory map may be read-only, which torch would warn of.
+    return torch.from_numpy(np.array(table[which if isinstance(which, slice) else which.numpy()]))

@@ -1,0 +1,84 @@
+"""Rows of one table that lie on several processes, by rank; without a process group all are here."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int
+from torch import Tensor
+
+
+class Shards:
+    """Which rows of a table this process holds, and the few collectives that selection needs.
+
+    Each method, and the making of a `Shards`, is a collective: all processes of the group must take part.
+
+    Parameters
+    ----------
+    own
+        Rows of this process; other processes may hold other numbers of them, or none.
+    group
+        The processes; None: this one alone.
+    device
+        Where the collectives' tensors live: the process's GPU for NCCL.
+
+    Attributes
+    ----------
+    start, stop
+        The rows ``start <= row < stop`` of the whole table are this process's.
+    count
+        Rows of the whole table.
+
+    Examples
+    --------
+    >>> shards = Shards(3)
+    >>> shards.start, shards.stop, shards.count
+    (0, 3, 3)
+    """
+
+    def __init__(self, own: int, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+        self.group = group
+        self.device = device or torch.device("cpu")
+        counts = self.each(torch.tensor(own)).tolist()
+        rank = 0 if group is None else dist.get_rank(group)
+        self.start = sum(counts[:rank])
+        self.stop = self.start + own
+        self.count = sum(counts)
+
+    def each(self, value: Tensor) -> Tensor:
+        """``(processes, *shape)``, on the CPU: every process's value of one shape and type."""
+        if self.group is None:
+            return value[None].cpu()
+        value = value.to(self.device)
+        values = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
+        dist.all_gather(values, value, group=self.group)
+        return torch.stack(values).cpu()
+
+    def table(self, own: Tensor) -> Tensor:
+        """``(count, ...)``: the whole table, from everybody's own rows of it."""
+        if self.group is None:
+            return own
+        whole = own.new_zeros(self.count, *own.shape[1:])
+        whole[self.start : self.stop] = own
+        # A sum of one value and zeros is that value: exact in every type.
+        dist.all_reduce(whole, group=self.group)
+        return whole
+
+    def fetch(self, indices: Int[Tensor, " picks"], read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Rows ``indices`` of the whole table, on every process.
+
+        Parameters
+        ----------
+        indices
+            Places in the whole table, the same on every process, on the CPU.
+        read
+            Given places among this process's own rows, those rows.
+        """
+        if self.group is None:
+            return read(indices)
+        own = (indices >= self.start) & (indices < self.stop)
+        rows = read(indices[own] - self.start)
+        fetched = rows.new_zeros(len(indices), *rows.shape[1:])
+        fetched[own.to(rows.device)] = rows
+        dist.all_reduce(fetched, group=self.group)
+        return fetched

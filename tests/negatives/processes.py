@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from cmacc.negatives import kmeans_plusplus
+from cmacc.negatives import ActiveDictionary, Keys, kmeans_plusplus
 
 
 def cuts(rows: int, processes: int) -> list[int]:
@@ -83,11 +84,34 @@ def outcomes(rank: int = 0, processes: int = 1, group: dist.ProcessGroup | None 
     return result
 
 
+def dictionaries(rank: int = 0, processes: int = 1, group: dist.ProcessGroup | None = None) -> dict[str, Any]:
+    """Sample ids in the dictionaries after steps of 8 clips, of which each process encodes its share."""
+    generator = torch.Generator().manual_seed(1)
+    result: dict[str, Any] = {}
+    for selector in ("newest", "hardest", "random", "active"):
+        dictionary = ActiveDictionary(
+            6, 24, 64 // processes, penultimate_size=5, temperature=0.2, selector=selector, given=selector == "active"
+        )
+        for step in range(20):
+            queries, embedding = normalize(torch.randn(2, 8, 6, generator=generator), dim=2)
+            penultimate = torch.randn(8, 5, generator=generator)
+            ids = (torch.arange(8) + 8 * step) % 60
+            own = slice(8 * rank // processes, 8 * (rank + 1) // processes)
+            chances = torch.Generator().manual_seed(step if rank == 0 else 99)
+            dictionary.select(queries[own], 8, chances, query_ids=ids[own], group=group)
+            dictionary.push(Keys.from_embedding(embedding[own], ids[own], step, penultimate=penultimate[own]))
+        negatives = dictionary.negatives()
+        result[selector] = {"ids": negatives.sample_ids.tolist(), "sum": float(negatives.penultimate.double().sum())}
+    return result
+
+
 def main(rank: int, processes: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-    Path(out).write_text(json.dumps(outcomes(rank, processes, dist.group.WORLD)))
+    group = dist.group.WORLD
+    found = {"picks": outcomes(rank, processes, group), "dictionaries": dictionaries(rank, processes, group)}
+    Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

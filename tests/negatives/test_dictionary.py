@@ -1,6 +1,7 @@
 """The active dictionary: what moves where and when, and that a state dict holds all of it."""
 
 import copy
+import dataclasses
 from collections import deque
 from typing import get_args
 
@@ -116,6 +117,67 @@ def test_a_state_dict_of_other_sizes_is_refused() -> None:
         small.load_state_dict(_filled("active", 2).state_dict())
 
 
+@pytest.mark.parametrize("selector", get_args(SelectorName))
+def test_no_sample_stands_twice_nor_beside_its_query(selector: SelectorName) -> None:
+    """30 samples come round again and again; pool of 20, dictionary of 10, batch of 4."""
+    dictionary = ActiveDictionary(6, 10, 20, penultimate_size=3, temperature=0.1, selector=selector)
+    counts = []
+    for step in range(40):
+        keys = dataclasses.replace(_keys(step), sample_ids=(torch.arange(BATCH) + BATCH * step) % 30)
+        staying = dictionary.negatives().sample_ids[-6:].tolist()
+        counts.append(dictionary.select(_queries(), BATCH, _seeded(step), query_ids=keys.sample_ids))
+        ids = dictionary.negatives().sample_ids.tolist()
+        newest = ids[len(ids) - counts[-1] :]
+        assert len(set(newest)) == counts[-1]
+        assert not set(newest) & (set(staying) | set(keys.sample_ids.tolist()))
+        assert len(set(ids)) == len(ids)
+        dictionary.push(keys)
+    assert counts[5:] == [BATCH] * 35
+
+
+def test_of_a_samples_keys_only_the_newest_is_chosen() -> None:
+    """Three samples, each pushed at every step: the chosen are of the last step, unless repeats are allowed."""
+    for allowed in (False, True):
+        dictionary = ActiveDictionary(6, 10, 20, selector="random", allow_repeats=allowed)
+        for step in range(5):
+            dictionary.push(dataclasses.replace(_keys(step, penultimate=0), sample_ids=torch.tensor([0, 1, 2, 2])))
+        chosen = dictionary.select(_queries(), 8, _seeded(0))
+        assert chosen == (8 if allowed else 3)
+        assert (dictionary.negatives().steps == 4).all() == (not allowed)
+
+
+def test_with_nothing_eligible_nothing_changes() -> None:
+    dictionary = _filled("active", steps=1)
+    before = copy.deepcopy(dictionary.state_dict())
+    assert dictionary.select(_queries(), BATCH, query_ids=torch.arange(BATCH)) == 0
+    _assert_same_state(before, dictionary.state_dict())
+
+
+def test_refresh_writes_over_the_newest() -> None:
+    dictionary = _filled("newest", steps=6)
+    before = dictionary.negatives()
+    fresh = dataclasses.replace(before[slice(7, None)], embedding=normalize(torch.randn(3, 6), dim=1))
+    dictionary.refresh(fresh)
+    after = dictionary.negatives()
+    assert torch.equal(after.embedding, torch.cat([before.embedding[:7], fresh.embedding]))
+    assert torch.equal(after.sample_ids, before.sample_ids)
+    with pytest.raises(ValueError, match="keys must be of the samples that they replace"):
+        dictionary.refresh(before[slice(0, 3)])
+    with pytest.raises(ValueError, match="keys must be at most the 10 held, got 11"):
+        dictionary.refresh(before[torch.arange(11) % 10])
+
+
+def test_the_pool_is_read_where_it_lies() -> None:
+    """`held` is `keys` in another order, without a copy."""
+    dictionary = _filled("newest", steps=7)
+    pool, order = dictionary.pool.held()
+    by_age = pool[order.argsort()]
+    assert order.sort().values.tolist() == list(range(8, 28))
+    for ours, theirs in zip(by_age.fields(), dictionary.pool.keys().fields(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert pool.embedding.data_ptr() == dictionary.pool.embedding.data_ptr()
+
+
 def test_errors() -> None:
     dictionary = ActiveDictionary(6, 10, 20, selector="newest")
     for count in (0, 11):
@@ -153,14 +215,18 @@ def _queries() -> Tensor:
     return normalize(torch.randn(BATCH, 6), dim=1)
 
 
-def _keys(step: int) -> Keys:
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _keys(step: int, penultimate: int = 3) -> Keys:
     """Sample ids 4 * step and on, so that an id tells its step."""
     return Keys.from_embedding(
         normalize(torch.randn(BATCH, 6), dim=1),
         torch.arange(BATCH) + BATCH * step,
         step,
         length=1 + torch.rand(BATCH),
-        penultimate=torch.randn(BATCH, 3),
+        penultimate=torch.randn(BATCH, penultimate),
     )
 
 

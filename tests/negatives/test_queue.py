@@ -117,6 +117,7 @@ def _keys(count: int, penultimate: int, step: int) -> Keys:
         torch.randn(count, penultimate),
         torch.randint(1000, (count,)),
         torch.full((count,), step),
+        torch.randint(1000, (count,)),
     )
 
 

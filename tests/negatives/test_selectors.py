@@ -10,21 +10,20 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cmacc.negatives import GradientName, Keys, Selector, SelectorName, build_selector
+from cmacc.negatives import Candidates, GradientName, Keys, Selector, SelectorName, build_selector
+from cmacc.negatives.shards import Shards
 
 TEMPERATURE = 0.1
 
 
 def test_newest_are_the_last() -> None:
-    assert build_selector("newest", TEMPERATURE).select(_pool(7), _queries(), 3, None).tolist() == [4, 5, 6]
+    assert _select(build_selector("newest", TEMPERATURE), _pool(7), 3).tolist() == [4, 5, 6]
 
 
 def test_random_is_uniform_over_ordered_choices() -> None:
     """Chi-square over 3000 fixed seeds at a significance of 1e-6."""
-    pool, queries, selector = _pool(5), _queries(), build_selector("random", TEMPERATURE)
-    seen = Counter(
-        tuple(selector.select(pool, queries, 2, torch.Generator().manual_seed(seed)).tolist()) for seed in range(3000)
-    )
+    pool, selector = _pool(5), build_selector("random", TEMPERATURE)
+    seen = Counter(tuple(_select(selector, pool, 2, seed).tolist()) for seed in range(3000))
     choices = list(permutations(range(5), 2))
     assert set(seen) <= set(choices)
     assert chisquare([seen[choice] for choice in choices]).pvalue > 1e-6
@@ -46,7 +45,7 @@ def test_hardest_are_the_longest_explicit_gradients(gradient: GradientName) -> N
     keys = Keys.from_embedding(
         normalize(projected, dim=1), torch.arange(20), 0, length=projected.norm(dim=1), penultimate=penultimate
     )
-    picks = build_selector("hardest", TEMPERATURE, gradient).select(keys, queries, 8, None)
+    picks = _select(build_selector("hardest", TEMPERATURE, gradient), keys, 8, queries=queries)
     assert picks.tolist() == torch.stack(norms).argsort(descending=True)[:8].tolist()
 
 
@@ -62,7 +61,7 @@ def test_active_prefers_the_uncertain_and_takes_each_kind_once() -> None:
 
     def kinds(selector: SelectorName, seed: int) -> int:
         choose = build_selector(selector, TEMPERATURE, "key")
-        picks = choose.select(pool, queries, 5, torch.Generator().manual_seed(seed))
+        picks = _select(choose, pool, 5, seed, queries=queries)
         return len({int(pick) % 4 for pick in picks if pick < 12})
 
     assert [kinds("active", seed) for seed in range(50)] == [4] * 50
@@ -76,7 +75,7 @@ def test_every_selector_gives_distinct_indices_for_every_count(name: SelectorNam
     selector = build_selector(name, TEMPERATURE)
     assert isinstance(selector, Selector)
     for count in range(1, 8):
-        picks = selector.select(_pool(7), _queries(), count, torch.Generator().manual_seed(count))
+        picks = _select(selector, _pool(7), count, count)
         assert picks.dtype == torch.int64
         assert len(picks) == count
         assert len(set(picks.tolist()) & set(range(7))) == count
@@ -88,6 +87,52 @@ def test_errors() -> None:
         build_selector("best", TEMPERATURE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gradient must be one of last_layer, key, feature, got 'none'"):
         build_selector("active", TEMPERATURE, "none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="given must be false for another selector than active, got true for 'random'"):
+        build_selector("random", TEMPERATURE, given=True)
+
+
+@pytest.mark.parametrize("name", get_args(SelectorName))
+def test_no_selector_takes_what_is_not_eligible(name: SelectorName) -> None:
+    eligible = torch.tensor([True, False, True, False, False, True, True])
+    for count in range(1, 5):
+        picks = _select(build_selector(name, TEMPERATURE), _pool(7), count, count, eligible=eligible)
+        assert len(set(picks.tolist()) & {0, 2, 5, 6}) == count
+
+
+def test_active_with_given_centres_avoids_what_the_dictionary_has() -> None:
+    """Four kinds of uncertain candidates; the dictionary holds three: the first pick is the fourth."""
+    queries = torch.eye(8)[:4]
+    between = torch.stack([0.75 * queries[i] + (0.64 + 0.01 * i) * queries[(i + 1) % 4] for i in range(4)])
+    pool = Keys.from_embedding(normalize(between.repeat(5, 1), dim=1), torch.arange(20), 0)
+    held = Keys.from_embedding(normalize(between[:3], dim=1), torch.arange(3), 0)
+    for given, kinds in ((True, {3}), (False, {0, 1, 2, 3})):
+        choose = build_selector("active", TEMPERATURE, "key", given)
+        picks = [int(_select(choose, pool, 1, seed, queries=queries, staying=held)) % 4 for seed in range(50)]
+        assert set(picks) == kinds
+
+
+def _select(
+    selector: Selector,
+    pool: Keys,
+    count: int,
+    seed: int = 0,
+    *,
+    queries: Tensor | None = None,
+    eligible: Tensor | None = None,
+    staying: Keys | None = None,
+) -> Tensor:
+    return selector.select(
+        Candidates(
+            pool,
+            torch.arange(len(pool)),
+            torch.ones(len(pool), dtype=torch.bool) if eligible is None else eligible,
+            Shards(len(pool)),
+        ),
+        _queries() if queries is None else queries,
+        pool[slice(0)] if staying is None else staying,
+        count,
+        torch.Generator().manual_seed(seed),
+    )
 
 
 def _pool(count: int) -> Keys:

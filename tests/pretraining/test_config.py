@@ -28,10 +28,20 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
         (lambda: DictionaryConfig(size=0), "dictionary.size must be at least 1, got 0"),
         (lambda: ObjectiveConfig(temperature=0.0), "objective.temperature must be positive, got 0.0"),
         (lambda: ObjectiveConfig(momentum=1.1), r"objective.momentum must be in \[0, 1\], got 1.1"),
+        (lambda: DictionaryConfig(select_every=0), "dictionary.select_every must be at least 1, got 0"),
+        (lambda: DictionaryConfig(refresh_every=0), "dictionary.refresh_every must be at least 1, got 0"),
         (lambda: OptimConfig(batch_size=1), "optim.batch_size must be at least 2, got 1"),
         (
             lambda: PretrainConfig(dictionary=DictionaryConfig(size=16)),
-            r"dictionary.size must be at least optim.batch_size \(32\), got 16",
+            r"dictionary.size must be at least optim.batch_size times dictionary.select_every \(32\), got 16",
+        ),
+        (
+            lambda: PretrainConfig(dictionary=DictionaryConfig(size=64, select_every=3)),
+            r"dictionary.size must be at least .* \(96\), got 64",
+        ),
+        (
+            lambda: DictionaryConfig(selector="random", given="dictionary"),
+            "dictionary.given must be none for another dictionary.selector than active, got dictionary",
         ),
         (
             lambda: PretrainConfig(

@@ -14,7 +14,7 @@ def test_against_a_loop_over_pairs() -> None:
     query_labels = torch.tensor([0, -1, 2, 1])
     steps = torch.arange(20)
     health = dictionary_health(
-        Keys(keys, torch.ones(20), torch.empty(20, 0), ids, steps), query_labels, labels_by_id, step=30
+        Keys(keys, torch.ones(20), torch.empty(20, 0), ids, steps, steps), query_labels, labels_by_id, step=30
     )
 
     cosines = [float(keys[i] @ keys[j]) for i in range(20) for j in range(20) if i != j]

@@ -1,12 +1,14 @@
+import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmacc.clips import Manifest
+from cmacc.clips import Manifest, TrainingPlan, training_loader
 from cmacc.pretraining import (
     CheckpointError,
     DictionaryConfig,
@@ -20,6 +22,10 @@ from cmacc.pretraining import (
     untrained_encoder,
 )
 from cmacc.pretraining.checkpoint import checkpoint_folders
+from cmacc.pretraining.clock import PhaseClock
+from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.loop import usable_files
+from cmacc.pretraining.step import training_step
 
 
 def run(config: PretrainConfig, run_dir: Path) -> Path:
@@ -126,6 +132,85 @@ def test_every_way_of_making_negatives_runs(
     assert any(name.startswith("audio_dictionary.") for name in names) == (selector != "none")
 
 
+REFRESHING: dict[str, dict[str, Any]] = {
+    "selected": {"refresh": "selected", "given": "dictionary"},
+    "dictionary": {"refresh": "dictionary", "refresh_every": 2, "select_every": 2},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REFRESHING)
+def test_a_refreshing_run_resumes_bit_by_bit_and_tells_its_cost(
+    small_config: PretrainConfig, tmp_path: Path, name: str
+) -> None:
+    """The kept inputs are in no checkpoint: they are read again."""
+    dictionary = dataclasses.replace(small_config.dictionary, **REFRESHING[name])
+    config = dataclasses.replace(small_config, dictionary=dictionary)
+    run(config, tmp_path / "whole")
+    start_run(config, tmp_path / "parts")
+    done = 0
+
+    def on_step(step: int, steps: int, row: dict[str, float]) -> None:
+        nonlocal done
+        done = step
+
+    for stop in (5, 9, 12):
+        pretrain(tmp_path / "parts", on_step=on_step, should_stop=lambda stop=stop: done == stop)
+    expected, got = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert [key for key in expected if not torch.equal(expected[key], got[key]) and "random" not in key] == []
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    metrics = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    frames, samples, numbers = 4 * 32 * 32 * 3, 16000, 2
+    depth = 24 if name == "selected" else 24 + 16
+    assert metrics[-1]["refresh_bytes"] == depth * (frames + 2 * samples + 8 * numbers)
+    assert all(row["seconds/refresh"] > 0 for row in metrics[2:])
+    refreshed = [row["refreshed_keys"] for row in metrics]
+    if name == "selected":
+        assert refreshed[0] == 0
+        assert max(refreshed) == 2 * 8
+        assert all(row["audio_dictionary/key_age"] < 4 for row in metrics if "audio_dictionary/key_age" in row)
+    else:
+        assert max(refreshed) == 2 * 16
+        assert not any(refreshed[1::2])
+
+
+def test_a_key_encoded_anew_by_the_same_encoder_is_the_same(small_config: PretrainConfig, tmp_path: Path) -> None:
+    """With a momentum of one the copy never changes, so that refreshing changes nothing but the keys' steps."""
+    states = {}
+    for refresh in ("none", "selected", "dictionary"):
+        config = dataclasses.replace(
+            small_config,
+            dictionary=dataclasses.replace(small_config.dictionary, refresh=refresh, refresh_every=1),
+            optim=dataclasses.replace(small_config.optim, steps=6),
+        )
+        learner = Learner.build(config, torch.device("cpu"), None)
+        manifest = Manifest.read(config.data.manifest)
+        ids, _ = usable_files(manifest, config)
+        plan = TrainingPlan(manifest, tuple(ids), config.data.clip.length_seconds, 8, config.seed)
+        for step, batch in enumerate(training_loader(plan, config.data.clip, first_step=0, last_step=6, workers=0)):
+            frozen = copy.deepcopy(learner.twin.state_dict())
+            training_step(learner, batch, step, plan.epoch(step), PhaseClock(torch.device("cpu")))
+            learner.twin.load_state_dict(frozen)
+        for name, dictionary in (("video", learner.video_dictionary), ("audio", learner.audio_dictionary)):
+            assert dictionary is not None
+            states[refresh, name] = dictionary.negatives()
+    for name in ("video", "audio"):
+        plain, selected, whole = (states[refresh, name] for refresh in ("none", "selected", "dictionary"))
+        for fresh in (selected, whole):
+            assert torch.equal(fresh.sample_ids, plain.sample_ids)
+            torch.testing.assert_close(fresh.embedding, plain.embedding, rtol=0, atol=2e-3)
+            torch.testing.assert_close(fresh.penultimate, plain.penultimate, rtol=0, atol=2e-2)
+        assert (selected.steps > plain.steps).all()
+        assert (whole.steps == 5).all()
+
+
+def test_a_dictionary_that_could_not_be_renewed_is_refused(small_config: PretrainConfig, tmp_path: Path) -> None:
+    config = dataclasses.replace(small_config, dictionary=DictionaryConfig(size=30, pool_size=30))
+    start_run(config, tmp_path)
+    with pytest.raises(RunError, match=r"dictionary.size must be at most .* \(36 - 8\), .* got 30; lower it"):
+        pretrain(tmp_path)
+
+
 def test_a_run_is_not_overwritten_unasked(small_config: PretrainConfig, uninterrupted: Path) -> None:
     with pytest.raises(RunError, match="holds a run already; go on with it"):
         start_run(small_config, uninterrupted)
@@ -190,7 +275,7 @@ def test_a_broken_checkpoint_is_named(small_config: PretrainConfig, tmp_path: Pa
         last_checkpoint(tmp_path)
     folder = tmp_path / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)
-    (folder / "state.json").write_text('{"format": 1, "step": 1}')
+    (folder / "state.json").write_text('{"format": 2, "step": 1}')
     (folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
         load_encoder(untrained_encoder(small_config), folder)

@@ -1,12 +1,15 @@
 """The momentum copy h of the encoders f: h <- m h + (1 - m) f, buffers included (He et al., 2020, eq. 2)."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+_Module = TypeVar("_Module", bound=nn.Module)
 
-def momentum_copy(online: nn.Module) -> nn.Module:
+
+def momentum_copy(online: _Module) -> _Module:
     """A copy without gradient, in evaluation mode.
 
     In evaluation mode batch norm uses its running statistics, which `update_momentum` averages along with the

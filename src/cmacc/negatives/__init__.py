@@ -2,14 +2,17 @@
 
 from cmacc.negatives.dictionary import ActiveDictionary
 from cmacc.negatives.gradients import Factors, GradientName, gradient_factors
+from cmacc.negatives.inputs import InputRing
 from cmacc.negatives.queue import KeyQueue, Keys
 from cmacc.negatives.seeding import kmeans_plusplus
-from cmacc.negatives.selectors import Selector, SelectorName, build_selector
+from cmacc.negatives.selectors import Candidates, Selector, SelectorName, build_selector
 
 __all__ = [
     "ActiveDictionary",
+    "Candidates",
     "Factors",
     "GradientName",
+    "InputRing",
     "KeyQueue",
     "Keys",
     "Selector",

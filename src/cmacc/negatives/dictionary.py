@@ -1,8 +1,9 @@
 """The active dictionary: a pool of recent keys, a selector, and the dictionary of negatives that it fills.
 
-It has two verbs that change it and one question:
+It has three verbs that change it and one question:
 
 * ``select(queries, count)``: the selector picks ``count`` keys of the pool; they replace the dictionary's oldest.
+* ``refresh(keys)``: the newest of the dictionary's keys are replaced by newer encodings of the same samples.
 * ``push(keys)``: the pool takes in the batch's keys, over its oldest.
 * ``negatives()``: what is in the dictionary now.
 
@@ -11,12 +12,14 @@ In a training step: encode, ``select`` with the batch's queries, compute the los
 """
 
 import torch
-from jaxtyping import Float
+import torch.distributed as dist
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cmacc.negatives.gradients import GradientName
 from cmacc.negatives.queue import KeyQueue, Keys
-from cmacc.negatives.selectors import SelectorName, build_selector
+from cmacc.negatives.selectors import Candidates, SelectorName, build_selector
+from cmacc.negatives.shards import Shards
 
 
 class ActiveDictionary(nn.Module):
@@ -39,6 +42,12 @@ class ActiveDictionary(nn.Module):
         ``active`` (the method), or ``newest`` (the plain queue), ``random``, ``hardest``.
     gradient
         What the gradient is taken with respect to; see `cmacc.negatives.gradients`.
+    given
+        ``active`` only: whether the dictionary's present keys count as centres already chosen.
+    allow_repeats
+        Whether a sample may be chosen that stands in the dictionary already, or is in the batch. If not, each sample
+        stands in the dictionary once at most, so it takes more than K + M samples to fill and renew it; and of a
+        sample's several keys in the pool only the newest can be chosen.
 
     Raises
     ------
@@ -52,7 +61,7 @@ class ActiveDictionary(nn.Module):
     >>> generator = torch.Generator().manual_seed(0)
     >>> for step in range(5):
     ...     queries, keys = normalize(torch.randn(2, 4, 8, generator=generator), dim=2)
-    ...     dictionary.select(queries, count=4, generator=generator)
+    ...     chosen = dictionary.select(queries, count=4, generator=generator)
     ...     negatives = dictionary.negatives()
     ...     dictionary.push(Keys.from_embedding(keys, torch.arange(4) + 4 * step, step))
     >>> negatives.embedding.shape
@@ -69,11 +78,14 @@ class ActiveDictionary(nn.Module):
         temperature: float = 0.07,
         selector: SelectorName = "active",
         gradient: GradientName = "last_layer",
+        given: bool = False,
+        allow_repeats: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"ActiveDictionary: temperature must be positive, got {temperature}")
-        self.selector = build_selector(selector, temperature, gradient)
+        self.selector = build_selector(selector, temperature, gradient, given)
+        self.allow_repeats = allow_repeats
         if selector in ("active", "hardest") and gradient != "key" and penultimate_size < 1:
             raise ValueError(
                 f"ActiveDictionary: gradient {gradient!r} needs penultimate_size, the size of the feature that enters "
@@ -88,11 +100,17 @@ class ActiveDictionary(nn.Module):
 
     @torch.no_grad()
     def select(
-        self, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None = None
-    ) -> None:
-        """Copy ``count`` keys of the pool (all, while it holds fewer) into the dictionary, over its oldest.
+        self,
+        queries: Float[Tensor, "queries dim"],
+        count: int,
+        generator: torch.Generator | None = None,
+        *,
+        query_ids: Int[Tensor, " queries"] | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> int:
+        """Copy ``count`` keys of the pool (all eligible ones, if they are fewer) into the dictionary, over its oldest.
 
-        They stay in the pool until they are its oldest, so a key can be chosen again.
+        They stay in the pool until they are its oldest.
 
         Parameters
         ----------
@@ -101,7 +119,17 @@ class ActiveDictionary(nn.Module):
         count
             How many; M in the paper. More than the dictionary's size is a mistake.
         generator
-            Source of randomness, on the CPU.
+            Source of randomness, on the CPU. Of several processes the first one's counts.
+        query_ids
+            ``(M,)``: the batch's sample ids, which without ``allow_repeats`` are not to be chosen.
+        group
+            Processes that select together: each holds its own part of the pool and gives its own part of the batch;
+            all get the same dictionary.
+
+        Returns
+        -------
+        int
+            How many were chosen: they are the newest of `negatives`.
 
         Raises
         ------
@@ -113,12 +141,47 @@ class ActiveDictionary(nn.Module):
                 f"ActiveDictionary.select: count must be in 1..{self.dictionary.capacity} (dictionary_size), "
                 f"got {count}"
             )
-        pool = self.pool.keys()
-        if len(pool) == 0:
-            return
-        picks = self.selector.select(pool, queries.to(pool.embedding.dtype), min(count, len(pool)), generator)
-        self.dictionary.push(pool[picks])
+        pool, pushed = self.pool.held()
+        device = pool.embedding.device
+        shards, batch = Shards(len(pool), group, device), Shards(len(queries), group, device)
+        queries = batch.table(queries.to(pool.embedding.dtype))
+        held = self.dictionary.keys()
+        staying = held[slice(max(0, len(held) + count - self.dictionary.capacity), None)]
+        order = pushed * shards.processes + shards.rank
+        eligible = torch.ones(len(pool), dtype=torch.bool, device=device)
+        if not self.allow_repeats:
+            barred = staying.sample_ids
+            if query_ids is not None:
+                barred = torch.cat([barred, batch.table(query_ids.to(device))])
+            eligible = _newest_of_its_sample(pool.sample_ids, order, shards) & ~torch.isin(pool.sample_ids, barred)
+        count = min(count, int(shards.each(eligible.sum()).sum()))
+        picks = torch.zeros(0, dtype=torch.int64)
+        if count > 0:
+            candidates = Candidates(pool, order, eligible, shards)
+            picks = self.selector.select(candidates, queries, staying, count, generator).cpu()
+        self.dictionary.push(Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields())))
+        return count
+
+    def refresh(self, keys: Keys) -> None:
+        """Put newer encodings in the place of the dictionary's newest ``len(keys)`` keys, in the order of `negatives`.
+
+        Raises
+        ------
+        ValueError
+            They are not of the same samples, or more than the dictionary holds.
+        """
+        self.dictionary.replace_newest(keys)
 
     def push(self, keys: Keys) -> None:
         """Take a batch's keys into the pool, over its oldest."""
         self.pool.push(keys)
+
+
+def _newest_of_its_sample(
+    sample_ids: Int[Tensor, " keys"], order: Int[Tensor, " keys"], shards: Shards
+) -> Bool[Tensor, " keys"]:
+    """Whether no newer key, of any process, is of the same sample."""
+    all_ids, all_orders = shards.table(sample_ids), shards.table(order)
+    _, sample = all_ids.unique(return_inverse=True)
+    newest = torch.full_like(all_orders, -1).scatter_reduce(0, sample, all_orders, "amax")
+    return (newest[sample] == all_orders)[shards.start : shards.stop]

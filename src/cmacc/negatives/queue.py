@@ -24,6 +24,8 @@ class Keys:
         ``(n,)`` int64: which sample each key is of.
     steps
         ``(n,)`` int64: at which training step it was encoded.
+    tickets
+        ``(n,)`` int64: what `InputRing.push` gave for the key's input; -1 where inputs are not kept.
 
     Raises
     ------
@@ -36,10 +38,11 @@ class Keys:
     penultimate: Float[Tensor, "keys penultimate"]
     sample_ids: Int[Tensor, " keys"]
     steps: Int[Tensor, " keys"]
+    tickets: Int[Tensor, " keys"]
 
     def __post_init__(self) -> None:
-        for name, axes in (("embedding", 2), ("length", 1), ("penultimate", 2), ("sample_ids", 1), ("steps", 1)):
-            value: Tensor = getattr(self, name)
+        for field, value in zip(dataclasses.fields(self), self.fields(), strict=True):
+            name, axes = field.name, 2 if field.name in ("embedding", "penultimate") else 1
             # A single row would otherwise be broadcast over the others without a word.
             if value.ndim != axes or len(value) != len(self.embedding):
                 raise ValueError(
@@ -51,7 +54,11 @@ class Keys:
         return len(self.embedding)
 
     def __getitem__(self, indices: Int[Tensor, " picks"] | slice) -> "Keys":
-        return Keys(*(getattr(self, field.name)[indices] for field in dataclasses.fields(self)))
+        return Keys(*(value[indices] for value in self.fields()))
+
+    def fields(self) -> list[Tensor]:
+        """The tensors, in the order of the attributes."""
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
     @classmethod
     def from_embedding(
@@ -62,6 +69,7 @@ class Keys:
         *,
         length: Tensor | None = None,
         penultimate: Tensor | None = None,
+        tickets: Tensor | None = None,
     ) -> "Keys":
         """Keys of one step; without ``penultimate`` they serve every gradient but ``last_layer`` and ``feature``."""
         return cls(
@@ -70,6 +78,7 @@ class Keys:
             penultimate=penultimate if penultimate is not None else embedding.new_empty(len(embedding), 0),
             sample_ids=sample_ids,
             steps=torch.full_like(sample_ids, step),
+            tickets=tickets if tickets is not None else torch.full_like(sample_ids, -1),
         )
 
 
@@ -105,6 +114,7 @@ class KeyQueue(nn.Module):
     penultimate: Tensor
     sample_ids: Tensor
     steps: Tensor
+    tickets: Tensor
     pushed: Tensor
 
     def __init__(self, capacity: int, key_size: int, penultimate_size: int = 0) -> None:
@@ -122,6 +132,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("penultimate", torch.zeros(capacity, penultimate_size))
         self.register_buffer("sample_ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
+        self.register_buffer("tickets", torch.full((capacity,), -1, dtype=torch.int64))
         # Keys pushed since the beginning. Reading it waits for a GPU, once a push and once for `keys`.
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
@@ -137,23 +148,69 @@ class KeyQueue(nn.Module):
         ValueError
             The keys' sizes are not the queue's.
         """
-        for name in ("embedding", "penultimate"):
-            want, got = getattr(self, name).shape[1], getattr(keys, name).shape[1]
-            if want != got:
-                raise ValueError(f"KeyQueue.push: {name} must have {want} columns, got {got}")
+        self._check_sizes("push", keys)
         start = int(self.pushed)
         self.pushed += len(keys)
         if len(keys) > self.capacity:
             start += len(keys) - self.capacity
             keys = keys[slice(len(keys) - self.capacity, None)]
-        places = (start + torch.arange(len(keys), device=self.embedding.device)) % self.capacity
-        for field in dataclasses.fields(Keys):
-            buffer = getattr(self, field.name)
-            buffer[places] = getattr(keys, field.name).to(buffer)
+        self._write(start, keys)
+
+    @torch.no_grad()
+    def replace_newest(self, keys: Keys) -> None:
+        """Write keys over the newest ``len(keys)``, the oldest of them first.
+
+        Raises
+        ------
+        ValueError
+            The keys' sizes are not the queue's, they are more than it holds, or not of the samples that stand there.
+        """
+        self._check_sizes("replace_newest", keys)
+        start = int(self.pushed) - len(keys)
+        if len(keys) > len(self):
+            raise ValueError(f"KeyQueue.replace_newest: keys must be at most the {len(self)} held, got {len(keys)}")
+        places = self._places(start, len(keys))
+        if not torch.equal(self.sample_ids[places], keys.sample_ids.to(places.device)):
+            raise ValueError("KeyQueue.replace_newest: keys must be of the samples that they replace, got others")
+        self._write(start, keys)
 
     def keys(self) -> Keys:
         """The held keys, oldest first. Always a copy: a push before the backward must not change the negatives."""
         pushed = int(self.pushed)
         oldest = max(0, pushed - self.capacity)
-        places = torch.arange(oldest, pushed, device=self.embedding.device) % self.capacity
+        places = self._places(oldest, pushed - oldest)
         return Keys(*(getattr(self, field.name)[places] for field in dataclasses.fields(Keys)))
+
+    def held(self) -> tuple[Keys, Int[Tensor, " keys"]]:
+        """The held keys as they lie in the ring, not copied (the next push changes them), and when each was pushed.
+
+        Returns
+        -------
+        Keys
+            ``n`` keys, in no particular order.
+        Tensor
+            ``(n,)`` int64: how many keys had been pushed before each, so that a greater number is newer.
+        """
+        pushed = int(self.pushed)
+        count = min(pushed, self.capacity)
+        places = torch.arange(count, device=self.embedding.device)
+        # The next push would write to place `pushed % capacity`; the places before it hold the newest.
+        return (
+            Keys(*(getattr(self, field.name)[:count] for field in dataclasses.fields(Keys))),
+            pushed - 1 - (pushed - 1 - places) % self.capacity,
+        )
+
+    def _places(self, start: int, count: int) -> Int[Tensor, " keys"]:
+        return (start + torch.arange(count, device=self.embedding.device)) % self.capacity
+
+    def _write(self, start: int, keys: Keys) -> None:
+        places = self._places(start, len(keys))
+        for field, value in zip(dataclasses.fields(keys), keys.fields(), strict=True):
+            buffer = getattr(self, field.name)
+            buffer[places] = value.to(buffer)
+
+    def _check_sizes(self, verb: str, keys: Keys) -> None:
+        for name in ("embedding", "penultimate"):
+            want, got = getattr(self, name).shape[1], getattr(keys, name).shape[1]
+            if want != got:
+                raise ValueError(f"KeyQueue.{verb}: {name} must have {want} columns, got {got}")

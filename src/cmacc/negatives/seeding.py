@@ -128,7 +128,7 @@ def kmeans_plusplus(
             shards = Shards(len(tables[0]), group, device)
             rows = Rows(tables, shards, device, rows_at_a_time(device, tables), "kmeans_plusplus")
             seeding = seed(
-                rows, count, eligible, int(shards.each(torch.randint(2**62, (), generator=generator))[0]),
+                rows, count, eligible, shards.agreed_number(generator),
                 most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
                 candidates=candidates, given=centres, owner="kmeans_plusplus",
             )  # fmt: skip
@@ -313,9 +313,8 @@ class _Weights:
     def locate(self, ordinals: Int[Tensor, " draws"]) -> Int[Tensor, " draws"]:
         """The rows in which the cumulative weights of the whole table pass each ordinal in 0..total - 1."""
         shards = self._rows.shards
-        rank = 0 if shards.group is None else dist.get_rank(shards.group)
         found = torch.zeros_like(ordinals)
-        before = sum(self._each[:rank])
+        before = sum(self._each[: shards.rank])
         for start, total in zip(self._starts(), self._totals, strict=True):
             here = (ordinals >= before) & (ordinals < before + total)
             if bool(here.any()):

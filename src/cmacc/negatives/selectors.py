@@ -4,24 +4,55 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cmacc.negatives.gradients import GradientName, gradient_factors
 from cmacc.negatives.queue import Keys
 from cmacc.negatives.seeding import kmeans_plusplus
+from cmacc.negatives.shards import Shards
 
 SelectorName = Literal["newest", "random", "hardest", "active"]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The keys to choose from: of several processes, the part of each.
+
+    Attributes
+    ----------
+    keys
+        n keys of this process's pool, in no particular order.
+    order
+        ``(n,)`` int64: the greater, the newer; distinct over all processes.
+    eligible
+        ``(n,)``: those that may be chosen.
+    shards
+        The places of these n in the table of all processes.
+    """
+
+    keys: Keys
+    order: Int[Tensor, " keys"]
+    eligible: Bool[Tensor, " keys"]
+    shards: Shards
+
+
 @runtime_checkable
 class Selector(Protocol):
-    """Chooses ``count`` distinct keys of the pool; 1 <= count <= len(pool)."""
+    """Chooses ``count`` distinct eligible candidates; 1 <= count <= the number of them."""
 
     def select(
-        self, pool: Keys, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None
+        self,
+        candidates: Candidates,
+        queries: Float[Tensor, "queries dim"],
+        staying: Keys,
+        count: int,
+        generator: torch.Generator | None,
     ) -> Int[Tensor, " count"]:
-        """Indices into ``pool``, whose keys stand oldest first."""
+        """Places in the candidates' table of all processes, the same on each.
+
+        ``queries`` are the whole batch's; ``staying`` is what the dictionary will hold beside the chosen.
+        """
         ...
 
 
@@ -29,20 +60,34 @@ class NewestSelector:
     """The most recent keys: with it the dictionary is MoCo's plain queue (He et al., 2020)."""
 
     def select(
-        self, pool: Keys, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None
+        self,
+        candidates: Candidates,
+        queries: Float[Tensor, "queries dim"],
+        staying: Keys,
+        count: int,
+        generator: torch.Generator | None,
     ) -> Int[Tensor, " count"]:
-        """The last ``count`` indices."""
-        return torch.arange(len(pool) - count, len(pool), device=pool.embedding.device)
+        """The last ``count``, oldest first."""
+        order = candidates.shards.table(torch.where(candidates.eligible, candidates.order, -1))
+        return order.topk(count).indices.flip(0)
 
 
 class RandomSelector:
     """Uniformly without replacement: the baseline that shows what a pool does by itself."""
 
     def select(
-        self, pool: Keys, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None
+        self,
+        candidates: Candidates,
+        queries: Float[Tensor, "queries dim"],
+        staying: Keys,
+        count: int,
+        generator: torch.Generator | None,
     ) -> Int[Tensor, " count"]:
-        """``count`` indices of a random permutation."""
-        return torch.randperm(len(pool), generator=generator)[:count].to(pool.embedding.device)
+        """The first ``count`` of a random permutation."""
+        number = candidates.shards.agreed_number(generator)
+        eligible = candidates.shards.table(candidates.eligible.long()).nonzero().flatten()
+        order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(number))
+        return eligible[order[:count].to(eligible.device)]
 
 
 @dataclass(frozen=True)
@@ -53,39 +98,70 @@ class HardestSelector:
     gradient: GradientName = "last_layer"
 
     def select(
-        self, pool: Keys, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None
+        self,
+        candidates: Candidates,
+        queries: Float[Tensor, "queries dim"],
+        staying: Keys,
+        count: int,
+        generator: torch.Generator | None,
     ) -> Int[Tensor, " count"]:
         """The ``count`` rows of largest norm, largest first."""
-        return gradient_factors(pool, queries, self.temperature, self.gradient).squared_norms().topk(count).indices
+        norms = gradient_factors(candidates.keys, queries, self.temperature, self.gradient).squared_norms()
+        return candidates.shards.table(torch.where(candidates.eligible, norms, -1)).topk(count).indices
 
 
 @dataclass(frozen=True)
 class ActiveSelector:
-    """k-means++ seeding over gradient embeddings (Ma et al., 2021, algorithm 1): uncertain and diverse."""
+    """k-means++ seeding over gradient embeddings (Ma et al., 2021, algorithm 1): uncertain and diverse.
+
+    With ``given`` the dictionary's staying keys count as centres already chosen: diversity is then that of the whole
+    dictionary, not of one step's choice alone (beyond the paper).
+    """
 
     temperature: float
     gradient: GradientName = "last_layer"
+    given: bool = False
 
     def select(
-        self, pool: Keys, queries: Float[Tensor, "queries dim"], count: int, generator: torch.Generator | None
+        self,
+        candidates: Candidates,
+        queries: Float[Tensor, "queries dim"],
+        staying: Keys,
+        count: int,
+        generator: torch.Generator | None,
     ) -> Int[Tensor, " count"]:
         """``count`` seeds, in the order of picking."""
-        factors = gradient_factors(pool, queries, self.temperature, self.gradient)
-        return kmeans_plusplus((factors.left, factors.right), count, generator=generator)
+        factors = gradient_factors(candidates.keys, queries, self.temperature, self.gradient)
+        centres = None
+        if self.given and len(staying) > 0:
+            held = gradient_factors(staying, queries, self.temperature, self.gradient)
+            centres = (held.left, held.right)
+        return kmeans_plusplus(
+            (factors.left, factors.right),
+            count,
+            generator=generator,
+            given=centres,
+            eligible=candidates.eligible,
+            group=candidates.shards.group,
+        )
 
 
-def build_selector(name: SelectorName, temperature: float, gradient: GradientName = "last_layer") -> Selector:
+def build_selector(
+    name: SelectorName, temperature: float, gradient: GradientName = "last_layer", given: bool = False
+) -> Selector:
     """The selector of that name.
 
     Raises
     ------
     ValueError
-        ``name`` or ``gradient`` is unknown.
+        ``name`` or ``gradient`` is unknown, or ``given`` is asked of another than ``active``.
     """
     if gradient not in get_args(GradientName):
         raise ValueError(
             f"build_selector: gradient must be one of {', '.join(get_args(GradientName))}, got {gradient!r}"
         )
+    if given and name != "active":
+        raise ValueError(f"build_selector: given must be false for another selector than active, got true for {name!r}")
     if name == "newest":
         return NewestSelector()
     if name == "random":
@@ -93,5 +169,5 @@ def build_selector(name: SelectorName, temperature: float, gradient: GradientNam
     if name == "hardest":
         return HardestSelector(temperature, gradient)
     if name == "active":
-        return ActiveSelector(temperature, gradient)
+        return ActiveSelector(temperature, gradient, given)
     raise ValueError(f"build_selector: name must be one of {', '.join(get_args(SelectorName))}, got {name!r}")

@@ -24,6 +24,8 @@ class Shards:
 
     Attributes
     ----------
+    rank, processes
+        This process's place in the group, and the group's size.
     start, stop
         The rows ``start <= row < stop`` of the whole table are this process's.
     count
@@ -40,8 +42,9 @@ class Shards:
         self.group = group
         self.device = device or torch.device("cpu")
         counts = self.each(torch.tensor(own)).tolist()
-        rank = 0 if group is None else dist.get_rank(group)
-        self.start = sum(counts[:rank])
+        self.processes = len(counts)
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.start = sum(counts[: self.rank])
         self.stop = self.start + own
         self.count = sum(counts)
 
@@ -53,6 +56,10 @@ class Shards:
         values = [torch.empty_like(value) for _ in range(dist.get_world_size(self.group))]
         dist.all_gather(values, value, group=self.group)
         return torch.stack(values).cpu()
+
+    def agreed_number(self, generator: torch.Generator | None) -> int:
+        """A random number that all processes share: the first one's draw, though all draw."""
+        return int(self.each(torch.randint(2**62, (), generator=generator))[0])
 
     def table(self, own: Tensor) -> Tensor:
         """``(count, ...)``: the whole table, from everybody's own rows of it."""

@@ -11,8 +11,8 @@ from cmacc.pretraining.config import (
     read_config,
     to_plain,
 )
+from cmacc.pretraining.learner import untrained_encoder
 from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, pretrain, start_run
-from cmacc.pretraining.step import untrained_encoder
 
 __all__ = [
     "CheckpointError",

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cmacc.pretraining.step import Learner
+from cmacc.pretraining.learner import Learner
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class CheckpointError(ValueError):

@@ -70,6 +70,20 @@ class DictionaryConfig:
         What the gradient embeddings are taken with respect to.
     pseudo_labels
         Whether a candidate is assigned to the queries of the other modality (the paper's) or of its own.
+    given
+        Whether the ``active`` selector counts the keys that stay in the dictionary as centres already chosen.
+    allow_repeats
+        Whether a sample may be chosen that stands in the dictionary already or is in the batch. If not, the run needs
+        at least ``size + optim.batch_size`` files.
+    select_every
+        Steps between selections; each then chooses the keys for that many steps, ``select_every`` times the batch size.
+    refresh
+        Whether keys are encoded again by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
+        are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept.
+    refresh_every
+        Steps between refreshments of the whole ``dictionary``.
+    refresh_store
+        Where the inputs are kept: in the ``host``'s memory, or on the ``device``.
     warmup_steps
         Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. While the
         encoders still change quickly, old keys can be told from new ones without knowing what they show; runs with the
@@ -81,9 +95,23 @@ class DictionaryConfig:
     pool_size: int = 1024
     gradient: GradientName = "last_layer"
     pseudo_labels: Literal["cross_modal", "within_modal"] = "cross_modal"
+    given: Literal["none", "dictionary"] = "none"
+    allow_repeats: bool = False
+    select_every: int = 1
+    refresh: Literal["none", "selected", "dictionary"] = "none"
+    refresh_every: int = 10
+    refresh_store: Literal["host", "device"] = "host"
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
+        _require(
+            self.given == "none" or self.selector == "active",
+            "dictionary.given",
+            "none for another dictionary.selector than active",
+            self.given,
+        )
+        _require(self.select_every >= 1, "dictionary.select_every", "at least 1", self.select_every)
+        _require(self.refresh_every >= 1, "dictionary.refresh_every", "at least 1", self.refresh_every)
         _require(self.warmup_steps >= 0, "dictionary.warmup_steps", "at least 0", self.warmup_steps)
         _require(self.size >= 1, "dictionary.size", "at least 1", self.size)
         _require(self.pool_size >= 1, "dictionary.pool_size", "at least 1", self.pool_size)
@@ -187,10 +215,11 @@ class PretrainConfig:
         _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
         _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
         if self.dictionary.selector != "none":
+            chosen = self.optim.batch_size * self.dictionary.select_every
             _require(
-                self.dictionary.size >= self.optim.batch_size,
+                self.dictionary.size >= chosen,
                 "dictionary.size",
-                f"at least optim.batch_size ({self.optim.batch_size})",
+                f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.size,
             )
             _require(

@@ -16,9 +16,12 @@ from accelerate import Accelerator
 
 from cmacc.clips import Manifest, TrainingPlan, training_loader
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_checkpoint, save_checkpoint
+from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.config import OptimConfig, PretrainConfig, read_config, write_config
 from cmacc.pretraining.health import dictionary_health
-from cmacc.pretraining.step import Learner, PhaseClock, training_step
+from cmacc.pretraining.learner import Learner, input_ring, pairing
+from cmacc.pretraining.refresh import store_inputs
+from cmacc.pretraining.step import training_step
 
 log = logging.getLogger("cmacc")
 
@@ -120,13 +123,15 @@ def pretrain(
             workers=config.data.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
+        if first_step > 0:
+            _refill_inputs(learner, plan, first_step)
         step = first_step
         with _MetricsFile(run_dir / "metrics.jsonl", first_step) as metrics_file:
             waiting_since = time.perf_counter()
             for batch in loader:
                 started = waiting_since
                 clock = PhaseClock(accelerator.device)
-                clock.seconds["data"] = time.perf_counter() - started
+                clock.add("data", time.perf_counter() - started)
                 for sample_id, reason in batch.failures.items():
                     _note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
                 _check_bad_share(bad_files, len(manifest), config.data.max_bad)
@@ -141,6 +146,8 @@ def pretrain(
                     "top1_a2v": float(result.audio_to_video.top1),
                     "learning_rate": learning_rate(config.optim, step),
                 }
+                if learner.inputs is not None:
+                    row |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.inputs.byte_count}
                 if not math.isfinite(row["loss"]):
                     raise RunError(
                         f"run {run_dir}: the loss at step {step} is {row['loss']}; the last checkpoint stands, but a "
@@ -151,7 +158,7 @@ def pretrain(
                 step += 1
                 waiting_since = time.perf_counter()
                 seconds = waiting_since - started
-                row |= {f"seconds/{name}": value for name, value in clock.seconds.items()}
+                row |= {f"seconds/{name}": value for name, value in clock.seconds().items()}
                 row |= {"seconds/step": seconds, "clips_per_second": config.optim.batch_size / seconds}
                 metrics_file.write(step - 1, row)
                 accelerator.log(row, step=step - 1)
@@ -193,6 +200,13 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
             f"manifest {config.data.manifest}: split {config.data.split!r} must hold at least optim.batch_size "
             f"({config.optim.batch_size}) files with picture and sound, got {len(usable)} of {len(manifest)} files"
         )
+    renewable = config.dictionary.size + config.optim.batch_size
+    if config.dictionary.selector != "none" and not config.dictionary.allow_repeats and len(usable) < renewable:
+        raise RunError(
+            f"dictionary.size must be at most the files to train on less optim.batch_size ({len(usable)} - "
+            f"{config.optim.batch_size}), since no sample may stand in it twice, got {config.dictionary.size}; lower "
+            "it, or set dictionary.allow_repeats=true"
+        )
     return usable, bad_files
 
 
@@ -229,6 +243,20 @@ def _resume(learner: Learner, run_dir: Path) -> int:
     except CheckpointError:
         return 0
     return load_checkpoint(learner, folder)
+
+
+def _refill_inputs(learner: Learner, plan: TrainingPlan, step: int) -> None:
+    """The inputs that were kept when the run stopped: those of the last steps' batches, read again."""
+    if learner.inputs is None:
+        return
+    config = learner.config
+    first = max(0, step - math.ceil(learner.inputs.capacity / config.optim.batch_size))
+    log.info("reading the clips of steps %s to %s again, to encode their keys anew", first, step - 1)
+    learner.inputs = input_ring(config, learner.device, first * config.optim.batch_size)
+    assert learner.inputs is not None
+    loader = training_loader(plan, config.data.clip, first_step=first, last_step=step, workers=config.data.workers)
+    for number, batch in enumerate(loader, start=first):
+        store_inputs(learner.inputs, pairing(config, batch), plan.epoch(number))
 
 
 def _health(learner: Learner, query_labels: torch.Tensor, labels_by_id: torch.Tensor, step: int) -> dict[str, float]:

@@ -15,7 +15,9 @@ _PHASES = {
     "data": "waiting for data",
     "transform": "transforms",
     "encode": "encoders",
+    "keys": "momentum encoders",
     "select": "selection",
+    "refresh": "keys anew",
     "loss": "loss and gradient",
     "update": "update",
 }

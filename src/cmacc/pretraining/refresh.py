@@ -1,0 +1,71 @@
+"""Keys encoded anew: a pool's key is as old as the pool is deep, unless the sample's input was kept."""
+
+import torch
+from torch import Tensor
+
+from cmacc.clips import ClipBatch, augment_video
+from cmacc.encoders import Encoding
+from cmacc.negatives import ActiveDictionary, InputRing, Keys
+from cmacc.pretraining.learner import Learner, audio_views, drawn_views
+
+
+def store_inputs(inputs: InputRing, batch: ClipBatch, epoch: int) -> Tensor:
+    """Keep what it takes to make a batch's views again; a ticket for each sample."""
+    return inputs.push(
+        {
+            "frames": batch.frames,
+            # float16 steps by 2^-11 of a sample's size: 66 dB below it.
+            "waveforms": batch.waveforms.half(),
+            "sample_ids": batch.sample_ids,
+            "epochs": torch.full_like(batch.sample_ids, epoch),
+        }
+    )
+
+
+@torch.no_grad()
+def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, step: int) -> int:
+    """Encode the newest ``count`` keys of a dictionary with the momentum encoder of now.
+
+    The view is that of the key's first encoding. A key whose input is no longer kept stays as it is.
+
+    Returns
+    -------
+    int
+        Keys encoded.
+    """
+    assert learner.inputs is not None
+    held = dictionary.negatives()
+    held = held[slice(len(held) - count, None)]
+    tickets = held.tickets.cpu()
+    kept = learner.inputs.has(tickets).nonzero().flatten()
+    if len(kept) == 0:
+        return 0
+    # In batches of the training's own size, which is known to fit into memory.
+    encodings = [_encode(learner, dictionary, tickets[part]) for part in kept.split(learner.config.optim.batch_size)]
+    fresh = Keys(
+        embedding=torch.cat([e.embedding for e in encodings]),
+        length=torch.cat([e.length for e in encodings]),
+        penultimate=torch.cat([e.penultimate for e in encodings]),
+        sample_ids=held.sample_ids[kept],
+        steps=torch.full_like(held.steps[kept], step),
+        tickets=held.tickets[kept],
+    )
+    for old, new in zip(held.fields(), fresh.fields(), strict=True):
+        old[kept.to(old.device)] = new.to(old)
+    dictionary.refresh(held)
+    return len(kept)
+
+
+def _encode(learner: Learner, dictionary: ActiveDictionary, tickets: Tensor) -> Encoding:
+    assert learner.inputs is not None
+    stored = {name: tensor.to(learner.device) for name, tensor in learner.inputs.take(tickets).items()}
+    views = drawn_views(learner.config, stored["sample_ids"], stored["epochs"])
+    if dictionary is learner.video_dictionary:
+        video = augment_video(stored["frames"], views)
+        with learner.autocast():
+            encoding: Encoding = learner.twin.video(video)
+    else:
+        spectrograms = audio_views(learner, stored["waveforms"].float(), views)
+        with learner.autocast():
+            encoding = learner.twin.audio(spectrograms)
+    return encoding

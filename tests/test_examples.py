@@ -21,3 +21,13 @@ def test_active_dictionary_example_learns(capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 3
     assert f"{results['active']['recall_after']:.3f}" in printed[2]
+
+
+@pytest.mark.slow
+def test_badge_example_beats_random_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    """After 120 labels, mean of 4 seeds; ten seeds give a gap several times the spread of the mean."""
+    main = runpy.run_path(str(EXAMPLES / "02_badge.py"))["main"]
+    results = main(seeds=4)
+    assert results["badge"][0] == results["random"][0]
+    assert results["badge"][-1] > results["random"][-1] + 0.03
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -128,8 +128,8 @@ def test_parts_and_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     """Rows read 50 at a time, centres 7 at a time, weights summed 64 at a time: the same picks."""
     points, centres = (torch.randn(1000, 6), torch.randn(1000, 5)), (torch.randn(30, 6), torch.randn(30, 5))
     whole = [_seed(points, 40, number, given=centres) for number in range(10)]
-    monkeypatch.setattr(seeding, "_CENTRES_AT_A_TIME", 7)
-    monkeypatch.setattr(seeding, "_SUMMED_ROWS", 64)
+    monkeypatch.setattr(seeding, "CENTRES_AT_A_TIME", 7)
+    monkeypatch.setattr(seeding, "SUMMED_ROWS", 64)
     assert [_seed(points, 40, number, given=centres, part_rows=50) for number in range(10)] == whole
 
 

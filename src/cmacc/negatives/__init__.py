@@ -1,6 +1,7 @@
 """Keys to negatives: ring queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary."""
 
 from cmacc.negatives.dictionary import ActiveDictionary
+from cmacc.negatives.diverse import select_diverse
 from cmacc.negatives.gradients import Factors, GradientName, gradient_factors
 from cmacc.negatives.inputs import InputRing
 from cmacc.negatives.queue import KeyQueue, Keys
@@ -20,4 +21,5 @@ __all__ = [
     "build_selector",
     "gradient_factors",
     "kmeans_plusplus",
+    "select_diverse",
 ]

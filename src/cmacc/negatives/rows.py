@@ -16,7 +16,7 @@ point in their midst, since a large common mean would make all of them near copi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ _NEAR = 2.0**-12
 _LEAST_ROWS, _CENTRES_MULTIPLE = 32, 8
 # Rows are scaled unless the longest is between these: else fourth powers would come near the ends of float32's range.
 _SHORT, _LONG = 2.0**-8, 2.0**16
+_NUMPY_FLOATS = (np.float16, np.float32, np.float64)
 # Rows whose median is the point from which flat rows are measured.
 _MIDST_ROWS = 15
 
@@ -69,6 +70,8 @@ class Rows:
         Most rows worked on at a time.
     owner
         Whose input the rows are, for messages.
+    on_read
+        Called with the number of rows of each part when it has been worked on.
 
     Raises
     ------
@@ -77,18 +80,25 @@ class Rows:
     """
 
     def __init__(
-        self, tables: tuple[Array, ...], shards: Shards, device: torch.device, part_rows: int, owner: str
+        self,
+        tables: tuple[Array, ...],
+        shards: Shards,
+        device: torch.device,
+        part_rows: int,
+        owner: str,
+        on_read: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
+        self.owner, self._on_read = owner, on_read
         # Products of half-precision numbers overflow and lose the small distances: float32 at least.
-        self.dtype = torch.promote_types(torch.float32, float_type(tables[0]))
+        self.dtype = torch.promote_types(torch.float32, _float_type(tables[0]))
         for table in tables[1:]:
-            self.dtype = torch.promote_types(self.dtype, float_type(table))
+            self.dtype = torch.promote_types(self.dtype, _float_type(table))
         self._scales = [1.0] * len(tables)
         self._midst = self._find_midst()
         self.squared_lengths, longest = self._measure()
         if not all(_SHORT <= value <= _LONG for value in longest):
-            self._scales = [_scale(value) for value in self._largest_entries(owner)]
+            self._scales = [_scale(value) for value in self._largest_entries()]
             self._midst = self._find_midst()
             self.squared_lengths, _ = self._measure()
 
@@ -100,6 +110,7 @@ class Rows:
         """Own rows, part by part: where, and their factors (one for flat rows), ready to be multiplied."""
         for part in self._slices():
             yield part, self._read(part)
+            self._on_read(part.stop - part.start)
 
     def _slices(self) -> Iterator[slice]:
         for start in range(0, len(self), self.part_rows):
@@ -111,9 +122,17 @@ class Rows:
         factors = self.shards.fetch(indices, lambda own: torch.cat(self._read(own), dim=1)).split(widths, dim=1)
         return Centres(tuple(factors), _lengths(tuple(factors)).prod(0).square())
 
-    def foreign(self, tables: tuple[Tensor, ...]) -> Centres:
-        """Rows of another table, the same on every process, to measure from."""
-        factors = self._ready(tables)
+    def foreign(self, tables: tuple[Array, ...]) -> Centres:
+        """Rows of another table, the same on every process, to measure from.
+
+        Raises
+        ------
+        ValueError
+            One holds NaN or infinity.
+        """
+        factors = self._ready(tuple(_of(table, slice(None)) for table in tables))
+        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
+            raise ValueError(f"{self.owner}: given must be finite, got NaN or infinity")
         return Centres(factors, _lengths(factors).prod(0).square())
 
     def _read(self, which: slice | Tensor) -> tuple[Tensor, ...]:
@@ -145,7 +164,7 @@ class Rows:
             longest = torch.maximum(longest, lengths.amax(1))
         return squared, self.shards.each(longest).amax(0).tolist()
 
-    def _largest_entries(self, owner: str) -> list[float]:
+    def _largest_entries(self) -> list[float]:
         """The greatest absolute entry of every table, of all processes."""
         peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part in self._slices():
@@ -153,7 +172,7 @@ class Rows:
             peaks = torch.maximum(peaks, entries.to(peaks))
         largest: list[float] = self.shards.each(peaks).amax(0).tolist()
         if not all(math.isfinite(value) for value in largest):
-            raise ValueError(f"{owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
+            raise ValueError(f"{self.owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
         return largest
 
     def _first_bad(self) -> int:
@@ -173,7 +192,12 @@ def _scale(largest: float) -> float:
     return 2.0 ** (1 - math.frexp(largest)[1]) if largest > 0 else 1.0
 
 
-def float_type(table: Array) -> torch.dtype:
+def is_float(table: Array) -> bool:
+    """Whether the table is of a float type that torch has."""
+    return table.is_floating_point() if isinstance(table, Tensor) else table.dtype in _NUMPY_FLOATS
+
+
+def _float_type(table: Array) -> torch.dtype:
     """The table's type as torch's; numpy has the same types under other names."""
     return table.dtype if isinstance(table, Tensor) else torch.from_numpy(np.empty(0, table.dtype)).dtype
 

@@ -16,9 +16,10 @@ every number of processes, which float sums would not. The price is a bias below
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,15 +28,17 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmacc.negatives.rows import Centres, Rows, squared_distances
+from cmacc.negatives.rows import Array, Centres, Rows, is_float, squared_distances
 from cmacc.negatives.shards import Shards
 
 Points = Tensor | tuple[Tensor, Tensor]
 MethodName = Literal["auto", "blocks", "one_by_one"]
 
 # Rows whose weights are summed at a time, and centres measured to at a time: bound the memory of a pass.
-_SUMMED_ROWS = 1 << 20
-_CENTRES_AT_A_TIME = 512
+SUMMED_ROWS = 1 << 20
+CENTRES_AT_A_TIME = 512
+# Proposals of a block at most: their distances among themselves are as many squared.
+MOST_PROPOSALS = 1024
 
 
 def kmeans_plusplus(
@@ -97,8 +100,8 @@ def kmeans_plusplus(
     >>> sorted(kmeans_plusplus(far_apart, 2, generator=torch.Generator().manual_seed(0)).tolist())[-1]
     2
     """
-    tables = _tables("points", points)
-    device = tables[0].device
+    tables = check_tables("kmeans_plusplus", "points", points)
+    device = (points[0] if isinstance(points, tuple) else points).device
     if method not in get_args(MethodName):
         raise ValueError(f"kmeans_plusplus: method must be one of {', '.join(get_args(MethodName))}, got {method!r}")
     if candidates < 1:
@@ -112,28 +115,15 @@ def kmeans_plusplus(
             f"kmeans_plusplus: eligible must have one entry for each of the {len(tables[0])} rows, "
             f"got {tuple(eligible.shape)}"
         )
-    centres = _tables("given", given) if given is not None else None
-    if centres is not None and [c.shape[1] for c in centres] != [t.shape[1] for t in tables]:
-        raise ValueError(
-            f"kmeans_plusplus: given must have the columns of points, {[t.shape[1] for t in tables]}, "
-            f"got {[c.shape[1] for c in centres]}"
-        )
-    if centres is not None and not all(bool(torch.isfinite(c).all()) for c in centres):
-        raise ValueError("kmeans_plusplus: given must be finite, got NaN or infinity")
-    # Autocast and TF32 would take the products, of which small differences are wanted, to half precision.
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            shards = Shards(len(tables[0]), group, device)
-            rows = Rows(tables, shards, device, rows_at_a_time(device, tables), "kmeans_plusplus")
-            seeding = seed(
-                rows, count, eligible, shards.agreed_number(generator),
-                most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
-                candidates=candidates, given=centres, owner="kmeans_plusplus",
-            )  # fmt: skip
-    finally:
-        torch.set_float32_matmul_precision(precision)
+    centres = check_tables("kmeans_plusplus", "given", given, like=tables) if given is not None else None
+    with torch.no_grad(), exact_products(device):
+        shards = Shards(len(tables[0]), group, device)
+        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus")
+        seeding = seed(
+            rows, count, eligible, shards.agreed_number(generator),
+            most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
+            candidates=candidates, given=centres, owner="kmeans_plusplus",
+        )  # fmt: skip
     return seeding.indices.to(device)
 
 
@@ -154,7 +144,7 @@ def seed(
     *,
     most_proposals: int | None = None,
     candidates: int = 1,
-    given: tuple[Tensor, ...] | None = None,
+    given: tuple[Array, ...] | None = None,
     on_picked: Callable[[int], None] = lambda picked: None,
     owner: str,
 ) -> Seeding:
@@ -194,7 +184,6 @@ def seed(
             accepted = [weights.best(centres)]
         else:
             accepted = _accepted(weights.of(indices), centres, indices, chances, missing)
-        if weights.measured:
             block.learn(len(accepted), size)
         proposed += size
         picks += indices[accepted].tolist()
@@ -216,10 +205,11 @@ def _accepted(
     """Which proposals of a block become centres, in order; the one loop that runs in Python, on the host."""
     among = squared_distances(centres.factors, centres.squared_lengths, centres)
     # A row's distance to itself, drawn twice, is zero whatever the rounding.
-    among = torch.where((indices[:, None] == indices).to(among.device), 0, among).double().cpu()
+    rows: NDArray[np.floating[Any]] = (
+        among.masked_fill_((indices[:, None] == indices).to(among.device), 0).cpu().numpy()
+    )
     now: NDArray[np.float64] = block.double().cpu().numpy().copy()
     limits = chances.numpy() * now
-    rows: NDArray[np.float64] = among.numpy()
     accepted: list[int] = []
     for proposal in range(len(now)):
         if limits[proposal] < now[proposal]:
@@ -238,7 +228,7 @@ class _BlockSize:
 
     def __init__(self, rows: int, fixed: int | None) -> None:
         self._fixed = fixed
-        self._most = max(16, min(2048, rows // 16))
+        self._most = max(16, min(MOST_PROPOSALS, rows // 16))
         self._rate = 0.8
 
     def size(self, missing: int) -> int:
@@ -258,7 +248,7 @@ class _Weights:
         self._open = eligible.to(rows.device).clone()
         self._nearest = torch.where(self._open, torch.inf, torch.zeros((), dtype=rows.dtype, device=rows.device))
         self._bits = 61 - math.ceil(math.log2(max(rows.shards.count, 2)))
-        self._totals: list[int] = []  # of this process's rows, in lots of `_SUMMED_ROWS`
+        self._totals: list[int] = []  # of this process's rows, in lots of `SUMMED_ROWS`
         self._each: list[int] = []  # of every process
         self._unit = torch.ones((), dtype=torch.float64)
         self.measured = False
@@ -267,7 +257,7 @@ class _Weights:
         """One pass: the distances count these centres too."""
         if len(centres) == 0:
             return
-        tiles = [centres[slice(i, i + _CENTRES_AT_A_TIME)] for i in range(0, len(centres), _CENTRES_AT_A_TIME)]
+        tiles = [centres[slice(i, i + CENTRES_AT_A_TIME)] for i in range(0, len(centres), CENTRES_AT_A_TIME)]
         for part, factors in self._rows.parts():
             nearest = self._nearest[part]
             for tile in tiles:
@@ -326,31 +316,55 @@ class _Weights:
         return shards.each(found).sum(0)
 
     def _starts(self) -> range:
-        return range(0, len(self._nearest), _SUMMED_ROWS)
+        return range(0, len(self._nearest), SUMMED_ROWS)
 
     def _part(self, start: int) -> Int[Tensor, " part"]:
-        part = slice(start, start + _SUMMED_ROWS)
+        part = slice(start, start + SUMMED_ROWS)
         return self._whole(self._nearest[part]) if self.measured else self._open[part].long()
 
     def _whole(self, squared: Tensor) -> Tensor:
         return (squared.double() * self._unit.to(squared.device)).round().long()
 
 
-def rows_at_a_time(device: torch.device, tables: tuple[Tensor, ...]) -> int:
+def _rows_at_a_time(device: torch.device, tables: tuple[Array, ...]) -> int:
     """Rows of a part: what stays in a CPU's cache; on a GPU, where each part costs launches, half a gigabyte."""
     width = sum(table.shape[1] for table in tables)
     return max(256, (1 << 20 if device.type == "cpu" else 1 << 27) // width)
 
 
-def _tables(name: str, points: Points) -> tuple[Tensor, ...]:
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Autocast and TF32 would take the products, of which small differences are wanted, to half precision."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def check_tables(
+    owner: str, name: str, points: Array | tuple[Array, ...], *, like: tuple[Array, ...] | None = None
+) -> tuple[Array, ...]:
+    """One table of flat rows or two of factors.
+
+    Raises
+    ------
+    ValueError
+        They are not, are of no float type, or are ``like`` others in their columns and yet differ from them.
+    """
     tables = points if isinstance(points, tuple) else (points,)
     if len(tables) > 2 or any(t.ndim != 2 or t.shape[1] == 0 or len(t) != len(tables[0]) for t in tables):
         raise ValueError(
-            f"kmeans_plusplus: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
+            f"{owner}: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
             f"got {' and '.join(str(tuple(t.shape)) for t in tables)}"
         )
-    if not all(table.is_floating_point() for table in tables):
+    if not all(is_float(table) for table in tables):
+        raise ValueError(f"{owner}: {name} must be of a float type, got {' and '.join(str(t.dtype) for t in tables)}")
+    if like is not None and [t.shape[1] for t in tables] != [t.shape[1] for t in like]:
         raise ValueError(
-            f"kmeans_plusplus: {name} must be of a float type, got {' and '.join(str(t.dtype) for t in tables)}"
+            f"{owner}: {name} must have the columns of points, {[t.shape[1] for t in like]}, "
+            f"got {[t.shape[1] for t in tables]}"
         )
-    return tuple(table.detach() for table in tables)
+    return tuple(table.detach() if isinstance(table, Tensor) else table for table in tables)

@@ -1,0 +1,35 @@
+"""The benchmarks run, on cases that are too small to say anything."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+def test_seeding_compares_all_on_the_same_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "seeding.py"))["main"]
+    report = main(["--quick", "--device", "cpu", "--out", str(tmp_path / "out.json")])
+    for count in (16, 64):
+        found = {r["what"]: r for r in report["results"] if r["count"] == count}
+        assert set(found) == {
+            "ours, blocks", "ours, one_by_one", "ours, greedy of 4", "one_by_one_torch", "sklearn", "explicit",
+        }  # fmt: skip
+        assert found["ours, one_by_one"]["passes"] == count
+        assert found["ours, blocks"]["passes"] < count / 2
+    assert (tmp_path / "out.json").stat().st_size > 1000
+    assert "one_by_one_torch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+def test_step_overhead_measures_every_phase() -> None:
+    main = runpy.run_path(str(BENCHMARKS / "step_overhead.py"))["main"]
+    report = main(["--rounds", "1", "--variants", "newest", "active, fresh"])
+    for row in report["seconds"].values():
+        assert sum(row[phase] for phase in ("transform", "encode", "keys", "select", "loss", "update")) <= row["step"]
+        assert row["select"] > 0
+    assert report["seconds"]["active, fresh"]["refresh"] > report["seconds"]["newest"]["refresh"]

@@ -86,7 +86,7 @@ def train(selector: str, steps: int, batch: int = 32, temperature: float = 0.1, 
         loss = torch.zeros(())
         for own, other in ((0, 1), (1, 0)):
             # (2) The queries of one modality choose among the pooled keys of the other ...
-            dictionaries[other].select(queries[own], batch, generator)
+            dictionaries[other].select(queries[own], batch, generator, query_ids=ids)
             negatives = dictionaries[other].negatives()
             # (3) ... which are then negatives beside the batch's own keys; a sample is never its own negative.
             loss = (

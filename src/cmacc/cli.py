@@ -210,7 +210,7 @@ def demo_command(arguments: Sequence[str]) -> int:
 
     out: Path = options.out
     manifest = out / "manifest.parquet"
-    start_run(_demo_config(manifest, options.steps, options.seed), out, overwrite=options.overwrite)
+    start_run(_demo_config(manifest, options.clips, options.steps, options.seed), out, overwrite=options.overwrite)
     world = WorldConfig(clip_count=options.clips, class_count=8, nuisance=0.3, frame_size=64, seed=options.seed)
     with _progress("world") as advance:
         write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
@@ -228,7 +228,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
+def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "PretrainConfig":
     from cmacc.clips import AugmentConfig, ClipSpec
     from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 
@@ -246,7 +246,9 @@ def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
                 frequency_mask=0.0,
             ),
         ),
-        dictionary=DictionaryConfig(selector="active", size=128, pool_size=512, warmup_steps=steps // 2),
+        dictionary=DictionaryConfig(
+            selector="active", size=min(128, clips // 3), pool_size=512, warmup_steps=steps // 2
+        ),
         # A short run changes quickly: a slower copy's keys would be told apart by their age.
         objective=ObjectiveConfig(momentum=0.9),
         optim=OptimConfig(steps=steps),

@@ -135,6 +135,24 @@ def test_no_sample_stands_twice_nor_beside_its_query(selector: SelectorName) -> 
     assert counts[5:] == [BATCH] * 35
 
 
+def test_no_sample_stands_twice_where_too_few_are_eligible() -> None:
+    """Fewer are then chosen, so that more of the old ones stay: these must bar their samples too."""
+    dictionary = ActiveDictionary(6, 4, 8, selector="newest")
+    dictionary.push(_keys(0, penultimate=0))
+    dictionary.select(_queries(), 4)
+    assert dictionary.select(_queries(), 4, query_ids=torch.tensor([0, 1, 2, 2])) == 0
+    assert dictionary.negatives().sample_ids.tolist() == [0, 1, 2, 3]
+    fewer = 0
+    dictionary = ActiveDictionary(6, 16, 8, selector="random")
+    for step in range(300):
+        ids = torch.randperm(26, generator=_seeded(step))[:BATCH]
+        fewer += dictionary.select(_queries(), BATCH, _seeded(step), query_ids=ids) < BATCH
+        held = dictionary.negatives().sample_ids.tolist()
+        assert len(set(held)) == len(held)
+        dictionary.push(dataclasses.replace(_keys(step, penultimate=0), sample_ids=ids))
+    assert fewer > 50
+
+
 def test_of_a_samples_keys_only_the_newest_is_chosen() -> None:
     """Three samples, each pushed at every step: the chosen are of the last step, unless repeats are allowed."""
     for allowed in (False, True):

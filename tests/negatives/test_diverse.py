@@ -27,11 +27,17 @@ def test_a_memory_map_gives_the_picks_of_a_tensor(tmp_path: Path, dtype: type, f
         return tuple(tables) if factors else tables[0]
 
     wanted = kmeans_plusplus(points(tensors), 50, generator=_generator(), given=points(given))
-    for memory_bytes in (1 << 30, 1 << 25):
+    for memory_bytes in (1 << 30, 1 << 26):
         picks = select_diverse(
             points(mapped), 50, given=points(given), generator=_generator(), memory_bytes=memory_bytes, progress=False
         )
         assert picks.tolist() == wanted.tolist()
+
+
+def test_given_rows_count_against_the_memory() -> None:
+    table = np.zeros((1000, 128), dtype=np.float64)
+    with pytest.raises(ValueError, match=r"memory_bytes must be at least .* and 50000 given, got"):
+        select_diverse(table, 5, given=np.zeros((50_000, 128)), memory_bytes=1 << 26)
 
 
 @pytest.mark.slow

@@ -60,18 +60,17 @@ def test_a_row_is_measured_the_same_whatever_stands_beside_it() -> None:
             assert torch.equal(part, all_at_once[start:stop])
 
 
-def _rows(tables: list[Tensor]) -> Rows:
-    return Rows(tuple(tables), Shards(len(tables[0])), torch.device("cpu"), 1000, "test")
+def _rows(tables: list[Tensor], given: list[Tensor] | None = None) -> Rows:
+    centres = None if given is None else tuple(given)
+    return Rows(tuple(tables), Shards(len(tables[0])), torch.device("cpu"), 1000, "test", given=centres)
 
 
 def _distances(tables: list[Tensor], centres: list[Tensor]) -> np.ndarray:
     """In units of the tables, whatever the scale that they are worked on in."""
-    rows = _rows(tables)
+    rows = _rows(tables, centres)
+    assert rows.given is not None
     squared = torch.cat(
-        [
-            squared_distances(factors, rows.squared_lengths[part], rows.foreign(tuple(centres)))
-            for part, factors in rows.parts()
-        ]
+        [squared_distances(factors, rows.squared_lengths[part], rows.given) for part, factors in rows.parts()]
     )
     return (squared.double() / np.prod(np.square(rows._scales))).numpy()
 

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -197,6 +200,51 @@ def test_half_precision_rows_are_worked_on_in_single_precision(dtype: torch.dtyp
         assert len(set(picks.tolist())) == 10
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float32, 1e-42), (torch.float32, 1e37), (torch.float64, 1e-310), (torch.float64, 1e307)]
+)
+@pytest.mark.parametrize("factors", [False, True])
+def test_at_both_ends_of_a_types_range(dtype: torch.dtype, scale: float, factors: bool) -> None:
+    """Few digits are left of numbers as small as these; the three groups are told apart all the same."""
+    points = torch.tensor([[0.0, 0.0], [0.0, 3.0], [5.0, 0.0]], dtype=dtype)[torch.arange(30) % 3] * scale
+    other = torch.ones(30, 2, dtype=dtype)
+    for seed in range(10):
+        picks = kmeans_plusplus(
+            (points, other) if factors else points, 3, generator=torch.Generator().manual_seed(seed)
+        )
+        assert sorted((picks % 3).tolist()) == [0, 1, 2]
+
+
+def test_given_centres_may_be_far_longer_than_the_points() -> None:
+    points = torch.randn(30, 4) * 1e-6
+    for scale in (1.0, 1e20):
+        picks = kmeans_plusplus(points, 10, given=torch.ones(3, 4) * scale)
+        assert len(set(picks.tolist())) == 10
+
+
+@pytest.mark.parametrize("setting", ["older", "cuda", "mkldnn", "all"])
+def test_reduced_precision_is_set_aside_whichever_way_it_was_asked_for(setting: str) -> None:
+    """torch has two interfaces for it, which it does not let a program mix. In a process of its own."""
+    code = f"""
+import torch
+from cmacc.negatives import kmeans_plusplus
+points = 10 + torch.randn(60, 64, generator=torch.Generator().manual_seed(0))
+plain = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(0)).tolist()
+def ask():
+    if {setting!r} == "older": torch.set_float32_matmul_precision("medium")
+    if {setting!r} == "cuda": torch.backends.cuda.matmul.fp32_precision = "tf32"
+    if {setting!r} == "mkldnn": torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    if {setting!r} == "all": torch.backends.fp32_precision = "tf32"
+def state():
+    return [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+ask(); before = state()
+assert kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(0)).tolist() == plain
+assert state() == before, (state(), before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("exponent", [-40, 60])
 def test_the_scale_does_not_matter(exponent: int) -> None:
     """Squared lengths of outer products are fourth powers of the scale, beyond float32 in both directions."""
@@ -277,7 +325,7 @@ def test_errors(points: Tensor | tuple[Tensor, Tensor], count: int, message: str
         ({"candidates": 2, "method": "blocks"}, "method must be auto or one_by_one with candidates=2, got blocks"),
         (
             {"eligible": torch.ones(3, dtype=torch.bool)},
-            r"eligible must have one entry for each of the 4 rows, got \(3,\)",
+            r"eligible must have one bool for each of the 4 rows, got \(3,\)",
         ),
         ({"eligible": torch.arange(4) < 1}, r"count must be in 1\.\.1 \(the number of eligible rows\), got 2"),
         ({"given": torch.ones(2, 3)}, r"given must have the columns of points, \[2\], got \[3\]"),
@@ -288,6 +336,22 @@ def test_errors(points: Tensor | tuple[Tensor, Tensor], count: int, message: str
 def test_errors_of_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^kmeans_plusplus: {message}"):
         kmeans_plusplus(torch.randn(4, 2), 2, **options)
+
+
+@pytest.mark.usefixtures("users_checks")
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (np.ones((4, 2)), "points must be a Tensor, or a tuple of two, got ndarray"),
+        ([torch.ones(4, 2)] * 2, "points must be a Tensor, or a tuple of two, got list"),
+        ((), "points must be a Tensor, or a tuple of two, got an empty tuple"),
+    ],
+)
+def test_other_containers(points: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^kmeans_plusplus: {message}"):
+        kmeans_plusplus(points, 2)
+    with pytest.raises(ValueError, match=r"eligible must have one bool for each of the 4 rows, .* of torch.int64"):
+        kmeans_plusplus(torch.ones(4, 2), 2, eligible=torch.ones(4, dtype=torch.int64))
 
 
 @pytest.mark.usefixtures("users_checks")
@@ -308,10 +372,9 @@ def _seed(
     part_rows: int = 10_000,
 ) -> list[int]:
     """The bare loop, with the random numbers of ``number``."""
-    rows = Rows(tables, Shards(len(tables[0])), torch.device("cpu"), part_rows, "test")
-    eligible = torch.ones(len(tables[0]), dtype=torch.bool) if eligible is None else eligible
+    rows = Rows(tables, Shards(len(tables[0])), torch.device("cpu"), part_rows, "test", given=given)
     return seeding.seed(
-        rows, count, eligible, number, most_proposals=most_proposals, candidates=candidates, given=given, owner="test"
+        rows, count, eligible, number, most_proposals=most_proposals, candidates=candidates, owner="test"
     ).indices.tolist()
 
 
@@ -350,8 +413,8 @@ def _naive(
         if first:
             now = [float(i in free) for i in range(len(rows))]
         elif sum(now) == 0:
-            order = torch.randperm(len(free), generator=generator).tolist()
-            return picks + [free[i] for i in order[: count - len(picks)]]
+            chance = random.Random(int(torch.randint(2**62, (), generator=generator)))
+            return picks + chance.sample(free, count - len(picks))
         drawn, chances = torch.rand(2, 1 if first else proposals, dtype=torch.float64, generator=generator).tolist()
         cumulative = np.cumsum(now)
         block = [int(np.searchsorted(cumulative, u * cumulative[-1], side="right")) for u in drawn]

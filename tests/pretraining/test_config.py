@@ -40,6 +40,10 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
             r"dictionary.size must be at least .* \(96\), got 64",
         ),
         (
+            lambda: PretrainConfig(dictionary=DictionaryConfig(pool_size=64, select_every=3)),
+            r"dictionary.pool_size must be at least .* \(96\), got 64",
+        ),
+        (
             lambda: DictionaryConfig(selector="random", given="dictionary"),
             "dictionary.given must be none for another dictionary.selector than active, got dictionary",
         ),

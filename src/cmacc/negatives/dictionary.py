@@ -11,6 +11,8 @@ In a training step: encode, ``select`` with the batch's queries, compute the los
 ``push``. The batch's own keys enter the pool after the selection, so they cannot be its negatives in the same step.
 """
 
+import dataclasses
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
@@ -46,7 +48,7 @@ class ActiveDictionary(nn.Module):
         ``active`` only: whether the dictionary's present keys count as centres already chosen.
     allow_repeats
         Whether a sample may be chosen that stands in the dictionary already, or is in the batch. If not, each sample
-        stands in the dictionary once at most, so it takes more than K + M samples to fill and renew it; and of a
+        stands in the dictionary once at most, so it takes at least K + M samples to fill and renew it; and of a
         sample's several keys in the pool only the newest can be chosen.
 
     Raises
@@ -124,7 +126,7 @@ class ActiveDictionary(nn.Module):
             ``(M,)``: the batch's sample ids, which without ``allow_repeats`` are not to be chosen.
         group
             Processes that select together: each holds its own part of the pool and gives its own part of the batch;
-            all get the same dictionary.
+            all get the same dictionary. The chosen keys lose their tickets: only one process would have their inputs.
 
         Returns
         -------
@@ -145,21 +147,31 @@ class ActiveDictionary(nn.Module):
         device = pool.embedding.device
         shards, batch = Shards(len(pool), group, device), Shards(len(queries), group, device)
         queries = batch.table(queries.to(pool.embedding.dtype))
-        held = self.dictionary.keys()
-        staying = held[slice(max(0, len(held) + count - self.dictionary.capacity), None)]
         order = pushed * shards.processes + shards.rank
-        eligible = torch.ones(len(pool), dtype=torch.bool, device=device)
+        unbarred = torch.ones(len(pool), dtype=torch.bool, device=device)
         if not self.allow_repeats:
-            barred = staying.sample_ids
+            unbarred = _newest_of_its_sample(pool.sample_ids, order, shards)
             if query_ids is not None:
-                barred = torch.cat([barred, batch.table(query_ids.to(device))])
-            eligible = _newest_of_its_sample(pool.sample_ids, order, shards) & ~torch.isin(pool.sample_ids, barred)
-        count = min(count, int(shards.each(eligible.sum()).sum()))
+                unbarred &= ~torch.isin(pool.sample_ids, batch.table(query_ids.to(device)))
+        held = self.dictionary.keys()
+        while True:
+            staying = held[slice(max(0, len(held) + count - self.dictionary.capacity), None)]
+            eligible = unbarred
+            if not self.allow_repeats:
+                eligible = unbarred & ~torch.isin(pool.sample_ids, staying.sample_ids)
+            available = int(shards.each(eligible.sum()).sum())
+            if available >= count:
+                break
+            count = available  # then more keys stay, which bar more candidates
         picks = torch.zeros(0, dtype=torch.int64)
         if count > 0:
             candidates = Candidates(pool, order, eligible, shards)
             picks = self.selector.select(candidates, queries, staying, count, generator).cpu()
-        self.dictionary.push(Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields())))
+        chosen = Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields()))
+        if shards.processes > 1:
+            # Tickets are those of the process that encoded the key: of no use to the others.
+            chosen = dataclasses.replace(chosen, tickets=torch.full_like(chosen.tickets, -1))
+        self.dictionary.push(chosen)
         return count
 
     def refresh(self, keys: Keys) -> None:

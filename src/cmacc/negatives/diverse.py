@@ -4,16 +4,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cmacc.negatives.rows import Array, Rows
+from cmacc.negatives.rows import Array, Rows, working_type
 from cmacc.negatives.seeding import CENTRES_AT_A_TIME, MOST_PROPOSALS, SUMMED_ROWS, check_tables, exact_products, seed
 from cmacc.negatives.shards import Shards
-
-# Nearest distance, squared length, and whether the row may still be picked.
-_STATE_BYTES_A_ROW = 9
 
 
 def select_diverse(
@@ -44,7 +42,8 @@ def select_diverse(
     device
         Where distances are computed; parts of the table are brought there.
     memory_bytes
-        Most memory to use beside the tables: the state of N rows (9 bytes each), a part of the table, a block's work.
+        Most memory to use beside the tables: the state of N rows (9 bytes each, of float64 17), ``given``, a part of
+        the table, a block's work.
     progress
         Whether to show a bar on stderr where that is a terminal.
 
@@ -65,32 +64,38 @@ def select_diverse(
     >>> sorted(select_diverse(table, 9, progress=False).tolist())[1:]
     [500, 501, 502, 503, 504, 505, 506, 507]
     """
-    tables = check_tables("select_diverse", "points", points)
-    centres = check_tables("select_diverse", "given", given, like=tables) if given is not None else None
+    kinds = (Tensor, np.ndarray)
+    tables = check_tables("select_diverse", "points", points, kinds=kinds)
+    centres = None
+    if given is not None:
+        centres = check_tables("select_diverse", "given", given, like=tables, kinds=kinds)
     device = torch.device(device)
-    part_rows = _part_rows(tables, memory_bytes)
+    part_rows = _part_rows(tables, 0 if centres is None else len(centres[0]), memory_bytes)
     with torch.no_grad(), exact_products(device), _bar(len(tables[0]), count, progress) as bar:
         on_read, on_picked = bar
-        rows = Rows(tables, Shards(len(tables[0])), device, part_rows, "select_diverse", on_read)
-        eligible = torch.ones(len(rows), dtype=torch.bool, device=device)
-        number = rows.shards.agreed_number(generator)
-        return seed(
-            rows, count, eligible, number, given=centres, on_picked=on_picked, owner="select_diverse"
-        ).indices  # fmt: skip
+        shards = Shards(len(tables[0]))
+        rows = Rows(tables, shards, device, part_rows, "select_diverse", given=centres, on_read=on_read)
+        number = shards.agreed_number(generator)
+        return seed(rows, count, None, number, on_picked=on_picked, owner="select_diverse").indices
 
 
-def _part_rows(tables: tuple[Array, ...], memory_bytes: int) -> int:
+def _part_rows(tables: tuple[Array, ...], given_rows: int, memory_bytes: int) -> int:
     """Rows that can be worked on at a time in what the whole table's state leaves of the memory."""
     count, width = len(tables[0]), sum(table.shape[1] for table in tables)
     # A part as read, in working precision, and measured from the midst; its distances to a tile of centres, twice.
+    number = working_type(tables).itemsize
     a_row = 8 * (3 * width + 2 * CENTRES_AT_A_TIME)
-    # The sums' whole numbers, and a block's rows and distances.
-    fixed = _STATE_BYTES_A_ROW * count + 24 * min(count, SUMMED_ROWS) + 16 * MOST_PROPOSALS * (MOST_PROPOSALS + width)
+    fixed = (
+        (2 * number + 1) * count  # nearest distance, squared length, and whether the row may still be picked
+        + 24 * min(count, SUMMED_ROWS)  # the sums' whole numbers
+        + 4 * number * MOST_PROPOSALS * (MOST_PROPOSALS + width)  # a block's rows and distances
+        + 4 * number * width * given_rows  # in working precision, scaled, and measured from the midst
+    )
     rows = (memory_bytes - fixed) // a_row
     if rows < min(count, 64):
         raise ValueError(
-            f"select_diverse: memory_bytes must be at least {fixed + 64 * a_row} for {count} rows of {width} columns, "
-            f"got {memory_bytes}"
+            f"select_diverse: memory_bytes must be at least {fixed + 64 * a_row} for {count} rows of {width} columns "
+            f"and {given_rows} given, got {memory_bytes}"
         )
     # More than fits into a processor's cache would only be slower.
     return int(min(rows, max(256, (1 << 22) // width)))

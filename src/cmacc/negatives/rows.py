@@ -70,6 +70,8 @@ class Rows:
         Most rows worked on at a time.
     owner
         Whose input the rows are, for messages.
+    given
+        Rows of other tables, the same on every process, that distances shall be measured from.
     on_read
         Called with the number of rows of each part when it has been worked on.
 
@@ -77,6 +79,13 @@ class Rows:
     ------
     ValueError
         A row, of any process, holds NaN or infinity.
+
+    Attributes
+    ----------
+    squared_lengths
+        ``(n,)`` of this process's rows.
+    given
+        What was given, as centres.
     """
 
     def __init__(
@@ -86,21 +95,22 @@ class Rows:
         device: torch.device,
         part_rows: int,
         owner: str,
+        *,
+        given: tuple[Array, ...] | None = None,
         on_read: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
-        self.owner, self._on_read = owner, on_read
+        self._given, self._owner, self._on_read = given, owner, on_read
         # Products of half-precision numbers overflow and lose the small distances: float32 at least.
-        self.dtype = torch.promote_types(torch.float32, _float_type(tables[0]))
-        for table in tables[1:]:
-            self.dtype = torch.promote_types(self.dtype, _float_type(table))
+        self.dtype = working_type(tables)
         self._scales = [1.0] * len(tables)
         self._midst = self._find_midst()
         self.squared_lengths, longest = self._measure()
         if not all(_SHORT <= value <= _LONG for value in longest):
-            self._scales = [_scale(value) for value in self._largest_entries()]
+            self._scales = [_scale(value, self.dtype) for value in self._largest_entries()]
             self._midst = self._find_midst()
             self.squared_lengths, _ = self._measure()
+        self.given = self._centres_of(self._given) if self._given is not None else None
 
     def __len__(self) -> int:
         """Rows of this process."""
@@ -122,17 +132,8 @@ class Rows:
         factors = self.shards.fetch(indices, lambda own: torch.cat(self._read(own), dim=1)).split(widths, dim=1)
         return Centres(tuple(factors), _lengths(tuple(factors)).prod(0).square())
 
-    def foreign(self, tables: tuple[Array, ...]) -> Centres:
-        """Rows of another table, the same on every process, to measure from.
-
-        Raises
-        ------
-        ValueError
-            One holds NaN or infinity.
-        """
+    def _centres_of(self, tables: tuple[Array, ...]) -> Centres:
         factors = self._ready(tuple(_of(table, slice(None)) for table in tables))
-        if not all(bool(torch.isfinite(factor).all()) for factor in factors):
-            raise ValueError(f"{self.owner}: given must be finite, got NaN or infinity")
         return Centres(factors, _lengths(factors).prod(0).square())
 
     def _read(self, which: slice | Tensor) -> tuple[Tensor, ...]:
@@ -152,28 +153,35 @@ class Rows:
             return None
         self._midst = None
         spread = torch.arange(_MIDST_ROWS) * (self.shards.count - 1) // (_MIDST_ROWS - 1)
-        return self.take(spread).factors[0].median(dim=0).values
+        return self.take(spread).factors[0].sort(dim=0).values[_MIDST_ROWS // 2]
 
     def _measure(self) -> tuple[Float[Tensor, " rows"], list[float]]:
-        """Squared length of every own row, and the greatest length of every factor, of all processes."""
+        """Squared length of every own row; the greatest length of every factor, of all processes and what is given."""
         squared = torch.empty(len(self), dtype=self.dtype, device=self.device)
         longest = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part, factors in self.parts():
             lengths = _lengths(factors)
             squared[part] = lengths.prod(0).square()
             longest = torch.maximum(longest, lengths.amax(1))
+        if self._given is not None and len(self._given[0]) > 0:
+            given = self._ready(tuple(_of(table, slice(None)) for table in self._given))
+            longest = torch.maximum(longest, _lengths(given).amax(1))
         return squared, self.shards.each(longest).amax(0).tolist()
 
     def _largest_entries(self) -> list[float]:
-        """The greatest absolute entry of every table, of all processes."""
+        """The greatest absolute entry of every factor, of all processes and of what is given."""
         peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part in self._slices():
-            entries = torch.stack([torch.stack(torch.aminmax(_of(t, part))).abs().amax() for t in self.tables])
-            peaks = torch.maximum(peaks, entries.to(peaks))
-        largest: list[float] = self.shards.each(peaks).amax(0).tolist()
-        if not all(math.isfinite(value) for value in largest):
-            raise ValueError(f"{self.owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
-        return largest
+            peaks = torch.maximum(peaks, _peaks([_of(table, part) for table in self.tables]).to(peaks))
+        largest = self.shards.each(peaks).amax(0)
+        if not bool(torch.isfinite(largest).all()):
+            raise ValueError(f"{self._owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
+        if self._given is not None and len(self._given[0]) > 0:
+            largest = torch.maximum(largest, _peaks([_of(table, slice(None)) for table in self._given]).cpu())
+            if not bool(torch.isfinite(largest).all()):
+                raise ValueError(f"{self._owner}: given must be finite, got NaN or infinity")
+        entries: list[float] = largest.tolist()
+        return entries
 
     def _first_bad(self) -> int:
         """Place in the whole table of the first row that is not finite."""
@@ -187,9 +195,10 @@ class Rows:
         return int(self.shards.each(torch.tensor(first)).amin())
 
 
-def _scale(largest: float) -> float:
-    """D^2 sampling does not see a scale; a power of two changes no digit."""
-    return 2.0 ** (1 - math.frexp(largest)[1]) if largest > 0 else 1.0
+def working_type(tables: tuple[Array, ...]) -> torch.dtype:
+    """float64 if a table is of it, else float32."""
+    is_double = any(table.dtype in (torch.float64, np.float64) for table in tables)
+    return torch.float64 if is_double else torch.float32
 
 
 def is_float(table: Array) -> bool:
@@ -197,9 +206,15 @@ def is_float(table: Array) -> bool:
     return table.is_floating_point() if isinstance(table, Tensor) else table.dtype in _NUMPY_FLOATS
 
 
-def _float_type(table: Array) -> torch.dtype:
-    """The table's type as torch's; numpy has the same types under other names."""
-    return table.dtype if isinstance(table, Tensor) else torch.from_numpy(np.empty(0, table.dtype)).dtype
+def _peaks(tables: list[Tensor]) -> Float[Tensor, " tables"]:
+    """The greatest absolute entry of each; NaN where there is one."""
+    return torch.stack([torch.stack(torch.aminmax(table.double())).abs().amax() for table in tables])
+
+
+def _scale(largest: float, dtype: torch.dtype) -> float:
+    """D^2 sampling does not see a scale; a power of two changes no digit."""
+    most = 126 if dtype == torch.float32 else 1022  # beyond, the power itself is no number of the type
+    return 2.0 ** max(-most, min(most, 1 - math.frexp(largest)[1])) if largest > 0 else 1.0
 
 
 def squared_distances(

@@ -11,13 +11,15 @@ changes nothing, for the next block's proposals are drawn anew. One pass over th
 all accepted centres. A block of one proposal is the textbook's form (``one_by_one``).
 
 Rows are drawn by whole numbers: squared distances are taken to the nearest multiple of max D^2 / 2^(61 - log2 N), and
-sums of whole numbers do not depend on their order. So the same seed gives the same picks on every run of a GPU and for
-every number of processes, which float sums would not. The price is a bias below the rounding of the distances.
+sums of whole numbers do not depend on their order. So the same seed gives the same picks on every run and, where a
+row's distances do not depend on the rows beside it (see `rows`; seen on CPUs), for every number of processes. The price
+is a bias below the rounding of the distances.
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -68,6 +70,7 @@ def kmeans_plusplus(
         gives the same picks. Of several processes the first one's counts.
     candidates
         Above 1, the greedy variant: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
+        Two passes over the rows, and a wait for a GPU, each pick.
     method
         ``blocks`` (few passes over the rows), ``one_by_one`` (one a pick), or ``auto``: blocks, or for
         ``candidates`` > 1 the only one there is, one by one. Both give the same distribution, not the same picks.
@@ -77,8 +80,8 @@ def kmeans_plusplus(
         ``(N,)``: rows that may be picked; all, if not given.
     group
         Processes of which each calls this with its own part of the rows; parts may differ in size. ``given`` is the
-        same on all. The indices are places in all parts, one after another by rank, and for one seed do not depend on
-        the number of processes.
+        same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do not
+        depend, for one seed, on the number of processes.
 
     Returns
     -------
@@ -108,21 +111,19 @@ def kmeans_plusplus(
         raise ValueError(f"kmeans_plusplus: candidates must be at least 1, got {candidates}")
     if candidates > 1 and method == "blocks":
         raise ValueError(f"kmeans_plusplus: method must be auto or one_by_one with candidates={candidates}, got blocks")
-    if eligible is None:
-        eligible = torch.ones(len(tables[0]), dtype=torch.bool, device=device)
-    if eligible.shape != (len(tables[0]),):
+    if eligible is not None and (eligible.shape != (len(tables[0]),) or eligible.dtype != torch.bool):
         raise ValueError(
-            f"kmeans_plusplus: eligible must have one entry for each of the {len(tables[0])} rows, "
-            f"got {tuple(eligible.shape)}"
+            f"kmeans_plusplus: eligible must have one bool for each of the {len(tables[0])} rows, "
+            f"got {tuple(eligible.shape)} of {eligible.dtype}"
         )
     centres = check_tables("kmeans_plusplus", "given", given, like=tables) if given is not None else None
     with torch.no_grad(), exact_products(device):
         shards = Shards(len(tables[0]), group, device)
-        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus")
+        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus", given=centres)
         seeding = seed(
             rows, count, eligible, shards.agreed_number(generator),
             most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
-            candidates=candidates, given=centres, owner="kmeans_plusplus",
+            candidates=candidates, owner="kmeans_plusplus",
         )  # fmt: skip
     return seeding.indices.to(device)
 
@@ -139,12 +140,11 @@ class Seeding:
 def seed(
     rows: Rows,
     count: int,
-    eligible: Bool[Tensor, " rows"],
+    eligible: Bool[Tensor, " rows"] | None,
     number: int,
     *,
     most_proposals: int | None = None,
     candidates: int = 1,
-    given: tuple[Array, ...] | None = None,
     on_picked: Callable[[int], None] = lambda picked: None,
     owner: str,
 ) -> Seeding:
@@ -155,13 +155,13 @@ def seed(
     shards = rows.shards
     uniform = torch.Generator().manual_seed(number)
     weights = _Weights(rows, eligible)
-    most = int(shards.each(eligible.sum()).sum())
+    most = weights.total()
     if not 1 <= count <= most:
         kind = "rows" if most == shards.count else "eligible rows"
         raise ValueError(f"{owner}: count must be in 1..{most} (the number of {kind}), got {count}")
     passes = proposed = 0
-    if given is not None:
-        weights.count_in(rows.foreign(given))
+    if rows.given is not None:
+        weights.count_in(rows.given)
         passes += 1
     picks: list[int] = []
     block = _BlockSize(shards.count, most_proposals)
@@ -171,8 +171,8 @@ def seed(
         if total == 0:
             # All that is left coincides with what was picked.
             weights.forget_distances()
-            ordinals = torch.randperm(weights.total(), generator=uniform)[:missing]
-            picks += weights.locate(ordinals).tolist()
+            chance = random.Random(int(torch.randint(2**62, (), generator=uniform)))
+            picks += weights.locate(torch.tensor(chance.sample(range(weights.total()), missing))).tolist()
             break
         size = 1 if not weights.measured else candidates if candidates > 1 else block.size(missing)
         drawn, chances = torch.rand(2, size, dtype=torch.float64, generator=uniform)
@@ -182,8 +182,11 @@ def seed(
             accepted = [0]
         elif candidates > 1:
             accepted = [weights.best(centres)]
+            passes += 1
         else:
-            accepted = _accepted(weights.of(indices), centres, indices, chances, missing)
+            own = _accepted(weights.of(indices), centres, indices, chances, missing)
+            # Another kind of processor may differ in a last bit: the first process's word goes.
+            accepted = shards.each(own)[0].nonzero().flatten().tolist()
             block.learn(len(accepted), size)
         proposed += size
         picks += indices[accepted].tolist()
@@ -201,8 +204,8 @@ def _accepted(
     indices: Int[Tensor, " proposals"],
     chances: Float[Tensor, " proposals"],
     most: int,
-) -> list[int]:
-    """Which proposals of a block become centres, in order; the one loop that runs in Python, on the host."""
+) -> Bool[Tensor, " proposals"]:
+    """Which proposals of a block become centres; the one loop that runs in Python, on the host."""
     among = squared_distances(centres.factors, centres.squared_lengths, centres)
     # A row's distance to itself, drawn twice, is zero whatever the rounding.
     rows: NDArray[np.floating[Any]] = (
@@ -210,20 +213,22 @@ def _accepted(
     )
     now: NDArray[np.float64] = block.double().cpu().numpy().copy()
     limits = chances.numpy() * now
-    accepted: list[int] = []
+    accepted = torch.zeros(len(now), dtype=torch.bool)
     for proposal in range(len(now)):
         if limits[proposal] < now[proposal]:
-            accepted.append(proposal)
-            if len(accepted) == most:
+            accepted[proposal] = True
+            most -= 1
+            if most == 0:
                 break
             np.minimum(now, rows[proposal], out=now)
     return accepted
 
 
 class _BlockSize:
-    """How many proposals the next block draws: as many as are missing, while most of them are accepted.
+    """How many proposals the next block draws: twice what it should take for all that is missing to be accepted.
 
-    The proposals' own distances cost size^2, a pass rows x accepted: size is kept where the first is the lesser part.
+    A block that falls short by one pick costs another pass; proposals too many only their distances among themselves,
+    which are few as long as a block is small beside the rows.
     """
 
     def __init__(self, rows: int, fixed: int | None) -> None:
@@ -234,7 +239,7 @@ class _BlockSize:
     def size(self, missing: int) -> int:
         if self._fixed is not None:
             return self._fixed
-        return min(self._most, max(8, math.ceil(1.25 * missing / self._rate)))
+        return min(self._most, max(8, math.ceil(2 * missing / self._rate)))
 
     def learn(self, accepted: int, size: int) -> None:
         self._rate = max(accepted / size, 1 / 16)
@@ -243,9 +248,10 @@ class _BlockSize:
 class _Weights:
     """D^2 of every own row, from which rows are drawn by whole numbers."""
 
-    def __init__(self, rows: Rows, eligible: Bool[Tensor, " rows"]) -> None:
+    def __init__(self, rows: Rows, eligible: Bool[Tensor, " rows"] | None) -> None:
         self._rows = rows
-        self._open = eligible.to(rows.device).clone()
+        everything = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        self._open = everything if eligible is None else eligible.to(rows.device, copy=True)
         self._nearest = torch.where(self._open, torch.inf, torch.zeros((), dtype=rows.dtype, device=rows.device))
         self._bits = 61 - math.ceil(math.log2(max(rows.shards.count, 2)))
         self._totals: list[int] = []  # of this process's rows, in lots of `SUMMED_ROWS`
@@ -327,34 +333,61 @@ class _Weights:
 
 
 def _rows_at_a_time(device: torch.device, tables: tuple[Array, ...]) -> int:
-    """Rows of a part: what stays in a CPU's cache; on a GPU, where each part costs launches, half a gigabyte."""
-    width = sum(table.shape[1] for table in tables)
-    return max(256, (1 << 20 if device.type == "cpu" else 1 << 27) // width)
+    """Rows of a part, with their distances: what stays in a CPU's cache; on a GPU, where each part costs launches, what
+    is at most half a gigabyte and an eighth of the free memory.
+    """
+    numbers = 1 << 21
+    if device.type == "cuda":
+        numbers = min(1 << 27, torch.cuda.mem_get_info(device)[0] // 32)
+    return max(256, numbers // (sum(table.shape[1] for table in tables) + CENTRES_AT_A_TIME))
 
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Autocast and TF32 would take the products, of which small differences are wanted, to half precision."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    precision: str | None = None
+    # torch has two ways to say so, and refuses the older one once the caller has used the newer.
+    with suppress(RuntimeError):
+        precision = torch.get_float32_matmul_precision()
+    if precision is not None:
+        torch.set_float32_matmul_precision("highest")
+    else:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        else:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
 
 
 def check_tables(
-    owner: str, name: str, points: Array | tuple[Array, ...], *, like: tuple[Array, ...] | None = None
+    owner: str,
+    name: str,
+    points: Array | tuple[Array, ...],
+    *,
+    like: tuple[Array, ...] | None = None,
+    kinds: tuple[type, ...] = (Tensor,),
 ) -> tuple[Array, ...]:
     """One table of flat rows or two of factors.
 
     Raises
     ------
     ValueError
-        They are not, are of no float type, or are ``like`` others in their columns and yet differ from them.
+        They are not, are of no float type or none of ``kinds``, or have other columns than ``like``.
     """
     tables = points if isinstance(points, tuple) else (points,)
+    if not tables or not all(isinstance(table, kinds) for table in tables):
+        raise ValueError(
+            f"{owner}: {name} must be a {' or '.join(kind.__name__ for kind in kinds)}, or a tuple of two, "
+            f"got {' and '.join(type(table).__name__ for table in tables) or 'an empty tuple'}"
+        )
     if len(tables) > 2 or any(t.ndim != 2 or t.shape[1] == 0 or len(t) != len(tables[0]) for t in tables):
         raise ValueError(
             f"{owner}: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "

@@ -223,9 +223,9 @@ class PretrainConfig:
                 self.dictionary.size,
             )
             _require(
-                self.dictionary.pool_size >= self.optim.batch_size,
+                self.dictionary.pool_size >= chosen,
                 "dictionary.pool_size",
-                f"at least optim.batch_size ({self.optim.batch_size})",
+                f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.pool_size,
             )
         if self.dictionary.selector == "none" or self.dictionary.warmup_steps > 0:

@@ -85,11 +85,13 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
         learner.optimizer.zero_grad(set_to_none=True)
         (video_to_audio.loss + audio_to_video.loss).backward()
 
+    with clock.phase("refresh"):
+        tickets = store_inputs(learner.inputs, batch, epoch) if learner.inputs is not None else None
+
     with clock.phase("update"):
         learner.optimizer.step()
         warming = min(config.objective.momentum, (1 + step) / (10 + step))
         update_momentum(learner.encoder, learner.twin, warming)
-        tickets = store_inputs(learner.inputs, batch, epoch) if learner.inputs is not None else None
         for dictionary, keys in zip((learner.video_dictionary, learner.audio_dictionary), twins or (), strict=False):
             if dictionary is not None:
                 dictionary.push(

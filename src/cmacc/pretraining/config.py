@@ -85,9 +85,9 @@ class DictionaryConfig:
     refresh_store
         Where the inputs are kept: in the ``host``'s memory, or on the ``device``.
     warmup_steps
-        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. While the
-        encoders still change quickly, old keys can be told from new ones without knowing what they show; runs with the
-        dictionary from step 0 learnt little. (Cross-batch memory, Wang et al., 2020, waits for the same reason.)
+        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. Runs with the
+        dictionary from step 0 learnt less, whether its keys were encoded anew or not (docs/selection.md). Cross-batch
+        memory (Wang et al., 2020) waits too, until the encoders change slowly.
     """
 
     selector: SelectorName | Literal["none"] = "active"

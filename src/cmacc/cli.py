@@ -199,7 +199,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything")
     parser.add_argument("--clips", type=int, default=960, help="videos to make")
-    parser.add_argument("--steps", type=int, default=360, help="training steps")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="lose a run that is in --out; the videos are kept")
     options = parser.parse_args(arguments)

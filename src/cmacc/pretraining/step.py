@@ -62,10 +62,11 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
         torch.cuda.current_stream(learner.device).wait_stream(selecting)
 
     refreshed = 0
-    with clock.phase("refresh"):
-        if config.dictionary.refresh == "selected":
+    if config.dictionary.refresh == "selected":
+        with clock.phase("refresh"):
             refreshed = sum(refresh_newest(learner, dictionary, count, step) for dictionary, count in chosen)
-        elif config.dictionary.refresh == "dictionary" and step % config.dictionary.refresh_every == 0:
+    elif config.dictionary.refresh == "dictionary" and step % config.dictionary.refresh_every == 0:
+        with clock.phase("refresh"):
             for dictionary in (learner.audio_dictionary, learner.video_dictionary):
                 if dictionary is not None:
                     refreshed += refresh_newest(learner, dictionary, len(dictionary.dictionary), step)
@@ -85,8 +86,10 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
         learner.optimizer.zero_grad(set_to_none=True)
         (video_to_audio.loss + audio_to_video.loss).backward()
 
-    with clock.phase("refresh"):
-        tickets = store_inputs(learner.inputs, batch, epoch) if learner.inputs is not None else None
+    tickets: torch.Tensor | None = None
+    if learner.inputs is not None:
+        with clock.phase("refresh"):
+            tickets = store_inputs(learner.inputs, batch, epoch)
 
     with clock.phase("update"):
         learner.optimizer.step()

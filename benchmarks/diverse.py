@@ -1,6 +1,6 @@
 """`select_diverse` on a table of ten million rows on disk: seconds, and memory beside the table.
 
-``python benchmarks/diverse.py --out benchmarks/results/diverse-cpu.json``: a few minutes on two cores, 1.3 GB of disk
+``python benchmarks/diverse.py --out benchmarks/results/diverse-cpu.json``: half a minute on two cores, 1.3 GB of disk
 for as long (in the folder of temporary files). Rows are of 1,000 kinds, float16, 64 columns.
 """
 

@@ -22,7 +22,7 @@ def test_hands_out_what_was_pushed(first: int, batch: int) -> None:
         held = every[ring.has(every)]
         assert held.tolist() == list(range(first + max(0, len(pushed) - 5), first + len(pushed)))
         shuffled = held[torch.randperm(len(held))]
-        assert ring.take(shuffled)["frames"][:, 0].tolist() == [pushed[t - first] for t in shuffled.tolist()]
+        assert ring.take(shuffled, "frames")[:, 0].tolist() == [pushed[t - first] for t in shuffled.tolist()]
         assert ring.byte_count == 5 * (4 + 8)
 
 
@@ -39,4 +39,4 @@ def test_errors() -> None:
         ring.push({"a": torch.zeros(2, 4), "b": torch.zeros(3)})
     ring.push({"a": torch.zeros(2, 4)})
     with pytest.raises(ValueError, match=r"InputRing.take: tickets must be in 1\.\.3, the held ones, got 0"):
-        ring.take(torch.tensor([2, 0]))
+        ring.take(torch.tensor([2, 0]), "a")

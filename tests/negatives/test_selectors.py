@@ -127,9 +127,9 @@ def _select(
             torch.arange(len(pool)),
             torch.ones(len(pool), dtype=torch.bool) if eligible is None else eligible,
             Shards(len(pool)),
+            _queries() if queries is None else queries,
+            pool[slice(0)] if staying is None else staying,
         ),
-        _queries() if queries is None else queries,
-        pool[slice(0)] if staying is None else staying,
         count,
         torch.Generator().manual_seed(seed),
     )

@@ -165,8 +165,8 @@ class ActiveDictionary(nn.Module):
             count = available  # then more keys stay, which bar more candidates
         picks = torch.zeros(0, dtype=torch.int64)
         if count > 0:
-            candidates = Candidates(pool, order, eligible, shards)
-            picks = self.selector.select(candidates, queries, staying, count, generator).cpu()
+            candidates = Candidates(pool, order, eligible, shards, queries, staying)
+            picks = self.selector.select(candidates, count, generator).cpu()
         chosen = Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields()))
         if shards.processes > 1:
             # Tickets are those of the process that encoded the key: of no use to the others.

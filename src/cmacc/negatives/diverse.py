@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cmacc.negatives.rows import Array, Rows, working_type
-from cmacc.negatives.seeding import CENTRES_AT_A_TIME, MOST_PROPOSALS, SUMMED_ROWS, check_tables, exact_products, seed
+from cmacc.negatives.rows import Array, Rows, check_tables, exact_products, working_type
+from cmacc.negatives.seeding import CENTRES_AT_A_TIME, MOST_PROPOSALS, SUMMED_ROWS, seed
 from cmacc.negatives.shards import Shards
 
 

@@ -34,7 +34,7 @@ class InputRing:
     >>> tickets = ring.push({"frames": torch.arange(4, dtype=torch.uint8)[:, None]})
     >>> tickets, ring.has(tickets)
     (tensor([0, 1, 2, 3]), tensor([False,  True,  True,  True]))
-    >>> ring.take(tickets[2:])["frames"].flatten()
+    >>> ring.take(tickets[2:], "frames").flatten()
     tensor([2, 3], dtype=torch.uint8)
     >>> ring.byte_count
     3
@@ -90,18 +90,19 @@ class InputRing:
         """Which of the tickets' inputs are still held."""
         return (tickets >= self._first) & (tickets < self._next)
 
-    def take(self, tickets: Int[Tensor, " samples"]) -> dict[str, Tensor]:
-        """The inputs of tickets, on the ring's device.
+    def take(self, tickets: Int[Tensor, " samples"], name: str) -> Tensor:
+        """The inputs of that name of tickets, on the ring's device.
 
         Raises
         ------
         ValueError
             One of them is no longer held.
+        KeyError
+            No input of that name was pushed.
         """
         if not bool(self.has(tickets).all()):
             gone = tickets[~self.has(tickets)]
             raise ValueError(
                 f"InputRing.take: tickets must be in {self._first}..{self._next - 1}, the held ones, got {int(gone[0])}"
             )
-        places = (tickets % self.capacity).to(self.device)
-        return {name: tensor[places] for name, tensor in self._tensors.items()}
+        return self._tensors[name][(tickets % self.capacity).to(self.device)]

@@ -17,7 +17,9 @@ point in their midst, since a large common mean would make all of them near copi
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,11 @@ class Centres:
 
     factors: tuple[Tensor, ...]
     squared_lengths: Tensor
+
+    @classmethod
+    def of(cls, factors: tuple[Tensor, ...]) -> "Centres":
+        """Centres from their factors."""
+        return cls(factors, _lengths(factors).prod(0).square())
 
     def __len__(self) -> int:
         return len(self.squared_lengths)
@@ -100,7 +107,8 @@ class Rows:
         on_read: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
-        self._given, self._owner, self._on_read = given, owner, on_read
+        self._given = None if given is None else tuple(_of(table, slice(None)) for table in given)
+        self._owner, self._on_read = owner, on_read
         # Products of half-precision numbers overflow and lose the small distances: float32 at least.
         self.dtype = working_type(tables)
         self._scales = [1.0] * len(tables)
@@ -110,7 +118,7 @@ class Rows:
             self._scales = [_scale(value, self.dtype) for value in self._largest_entries()]
             self._midst = self._find_midst()
             self.squared_lengths, _ = self._measure()
-        self.given = self._centres_of(self._given) if self._given is not None else None
+        self.given = None if self._given is None else Centres.of(self._ready(self._given))
 
     def __len__(self) -> int:
         """Rows of this process."""
@@ -130,11 +138,7 @@ class Rows:
         """Rows of the whole table, by their places in it; on every process."""
         widths = [table.shape[1] for table in self.tables]
         factors = self.shards.fetch(indices, lambda own: torch.cat(self._read(own), dim=1)).split(widths, dim=1)
-        return Centres(tuple(factors), _lengths(tuple(factors)).prod(0).square())
-
-    def _centres_of(self, tables: tuple[Array, ...]) -> Centres:
-        factors = self._ready(tuple(_of(table, slice(None)) for table in tables))
-        return Centres(factors, _lengths(factors).prod(0).square())
+        return Centres.of(tuple(factors))
 
     def _read(self, which: slice | Tensor) -> tuple[Tensor, ...]:
         return self._ready(tuple(_of(table, which) for table in self.tables))
@@ -164,20 +168,19 @@ class Rows:
             squared[part] = lengths.prod(0).square()
             longest = torch.maximum(longest, lengths.amax(1))
         if self._given is not None and len(self._given[0]) > 0:
-            given = self._ready(tuple(_of(table, slice(None)) for table in self._given))
-            longest = torch.maximum(longest, _lengths(given).amax(1))
+            longest = torch.maximum(longest, _lengths(self._ready(self._given)).amax(1))
         return squared, self.shards.each(longest).amax(0).tolist()
 
     def _largest_entries(self) -> list[float]:
         """The greatest absolute entry of every factor, of all processes and of what is given."""
         peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part in self._slices():
-            peaks = torch.maximum(peaks, _peaks([_of(table, part) for table in self.tables]).to(peaks))
+            peaks = torch.maximum(peaks, _peaks(tuple(_of(table, part) for table in self.tables)).to(peaks))
         largest = self.shards.each(peaks).amax(0)
         if not bool(torch.isfinite(largest).all()):
             raise ValueError(f"{self._owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
         if self._given is not None and len(self._given[0]) > 0:
-            largest = torch.maximum(largest, _peaks([_of(table, slice(None)) for table in self._given]).cpu())
+            largest = torch.maximum(largest, _peaks(self._given).cpu())
             if not bool(torch.isfinite(largest).all()):
                 raise ValueError(f"{self._owner}: given must be finite, got NaN or infinity")
         entries: list[float] = largest.tolist()
@@ -195,18 +198,54 @@ class Rows:
         return int(self.shards.each(torch.tensor(first)).amin())
 
 
+def check_tables(
+    owner: str,
+    name: str,
+    points: Array | tuple[Array, ...],
+    *,
+    like: tuple[Array, ...] | None = None,
+    kinds: tuple[type, ...] = (Tensor,),
+) -> tuple[Array, ...]:
+    """One table of flat rows or two of factors.
+
+    Raises
+    ------
+    ValueError
+        They are not, are of no float type or none of ``kinds``, or have other columns than ``like``.
+    """
+    tables = points if isinstance(points, tuple) else (points,)
+    if not tables or not all(isinstance(table, kinds) for table in tables):
+        raise ValueError(
+            f"{owner}: {name} must be a {' or '.join(kind.__name__ for kind in kinds)}, or a tuple of two, "
+            f"got {' and '.join(type(table).__name__ for table in tables) or 'an empty tuple'}"
+        )
+    if len(tables) > 2 or any(t.ndim != 2 or t.shape[1] == 0 or len(t) != len(tables[0]) for t in tables):
+        raise ValueError(
+            f"{owner}: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
+            f"got {' and '.join(str(tuple(t.shape)) for t in tables)}"
+        )
+    if not all(_is_float(table) for table in tables):
+        raise ValueError(f"{owner}: {name} must be of a float type, got {' and '.join(str(t.dtype) for t in tables)}")
+    if like is not None and [t.shape[1] for t in tables] != [t.shape[1] for t in like]:
+        raise ValueError(
+            f"{owner}: {name} must have the columns of points, {[t.shape[1] for t in like]}, "
+            f"got {[t.shape[1] for t in tables]}"
+        )
+    return tuple(table.detach() if isinstance(table, Tensor) else table for table in tables)
+
+
 def working_type(tables: tuple[Array, ...]) -> torch.dtype:
     """float64 if a table is of it, else float32."""
     is_double = any(table.dtype in (torch.float64, np.float64) for table in tables)
     return torch.float64 if is_double else torch.float32
 
 
-def is_float(table: Array) -> bool:
+def _is_float(table: Array) -> bool:
     """Whether the table is of a float type that torch has."""
     return table.is_floating_point() if isinstance(table, Tensor) else table.dtype in _NUMPY_FLOATS
 
 
-def _peaks(tables: list[Tensor]) -> Float[Tensor, " tables"]:
+def _peaks(tables: tuple[Tensor, ...]) -> Float[Tensor, " tables"]:
     """The greatest absolute entry of each; NaN where there is one."""
     return torch.stack([torch.stack(torch.aminmax(table.double())).abs().amax() for table in tables])
 
@@ -215,6 +254,31 @@ def _scale(largest: float, dtype: torch.dtype) -> float:
     """D^2 sampling does not see a scale; a power of two changes no digit."""
     most = 126 if dtype == torch.float32 else 1022  # beyond, the power itself is no number of the type
     return 2.0 ** max(-most, min(most, 1 - math.frexp(largest)[1])) if largest > 0 else 1.0
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Autocast and TF32 would take the products, of which small differences are wanted, to half precision."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    precision: str | None = None
+    # torch has two ways to say so, and refuses the older one once the caller has used the newer.
+    with suppress(RuntimeError):
+        precision = torch.get_float32_matmul_precision()
+    if precision is not None:
+        torch.set_float32_matmul_precision("highest")
+    else:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        else:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
 
 
 def squared_distances(

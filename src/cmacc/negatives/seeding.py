@@ -18,8 +18,7 @@ is a bias below the rounding of the distances.
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -30,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmacc.negatives.rows import Array, Centres, Rows, is_float, squared_distances
+from cmacc.negatives.rows import Array, Centres, Rows, check_tables, exact_products, squared_distances
 from cmacc.negatives.shards import Shards
 
 Points = Tensor | tuple[Tensor, Tensor]
@@ -340,64 +339,3 @@ def _rows_at_a_time(device: torch.device, tables: tuple[Array, ...]) -> int:
     if device.type == "cuda":
         numbers = min(1 << 27, torch.cuda.mem_get_info(device)[0] // 32)
     return max(256, numbers // (sum(table.shape[1] for table in tables) + CENTRES_AT_A_TIME))
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 would take the products, of which small differences are wanted, to half precision."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    precision: str | None = None
-    # torch has two ways to say so, and refuses the older one once the caller has used the newer.
-    with suppress(RuntimeError):
-        precision = torch.get_float32_matmul_precision()
-    if precision is not None:
-        torch.set_float32_matmul_precision("highest")
-    else:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if precision is not None:
-            torch.set_float32_matmul_precision(precision)
-        else:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
-
-
-def check_tables(
-    owner: str,
-    name: str,
-    points: Array | tuple[Array, ...],
-    *,
-    like: tuple[Array, ...] | None = None,
-    kinds: tuple[type, ...] = (Tensor,),
-) -> tuple[Array, ...]:
-    """One table of flat rows or two of factors.
-
-    Raises
-    ------
-    ValueError
-        They are not, are of no float type or none of ``kinds``, or have other columns than ``like``.
-    """
-    tables = points if isinstance(points, tuple) else (points,)
-    if not tables or not all(isinstance(table, kinds) for table in tables):
-        raise ValueError(
-            f"{owner}: {name} must be a {' or '.join(kind.__name__ for kind in kinds)}, or a tuple of two, "
-            f"got {' and '.join(type(table).__name__ for table in tables) or 'an empty tuple'}"
-        )
-    if len(tables) > 2 or any(t.ndim != 2 or t.shape[1] == 0 or len(t) != len(tables[0]) for t in tables):
-        raise ValueError(
-            f"{owner}: {name} must be (N, D), or a pair of (N, a) and (N, b), with at least one column, "
-            f"got {' and '.join(str(tuple(t.shape)) for t in tables)}"
-        )
-    if not all(is_float(table) for table in tables):
-        raise ValueError(f"{owner}: {name} must be of a float type, got {' and '.join(str(t.dtype) for t in tables)}")
-    if like is not None and [t.shape[1] for t in tables] != [t.shape[1] for t in like]:
-        raise ValueError(
-            f"{owner}: {name} must have the columns of points, {[t.shape[1] for t in like]}, "
-            f"got {[t.shape[1] for t in tables]}"
-        )
-    return tuple(table.detach() if isinstance(table, Tensor) else table for table in tables)

@@ -17,7 +17,7 @@ SelectorName = Literal["newest", "random", "hardest", "active"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The keys to choose from: of several processes, the part of each.
+    """The keys to choose from (of several processes, the part of each), and what the choice is about.
 
     Attributes
     ----------
@@ -29,44 +29,33 @@ class Candidates:
         ``(n,)``: those that may be chosen.
     shards
         The places of these n in the table of all processes.
+    queries
+        ``(M, d)``: the whole batch's.
+    staying
+        What the dictionary will hold beside the chosen.
     """
 
     keys: Keys
     order: Int[Tensor, " keys"]
     eligible: Bool[Tensor, " keys"]
     shards: Shards
+    queries: Float[Tensor, "queries dim"]
+    staying: Keys
 
 
 @runtime_checkable
 class Selector(Protocol):
     """Chooses ``count`` distinct eligible candidates; 1 <= count <= the number of them."""
 
-    def select(
-        self,
-        candidates: Candidates,
-        queries: Float[Tensor, "queries dim"],
-        staying: Keys,
-        count: int,
-        generator: torch.Generator | None,
-    ) -> Int[Tensor, " count"]:
-        """Places in the candidates' table of all processes, the same on each.
-
-        ``queries`` are the whole batch's; ``staying`` is what the dictionary will hold beside the chosen.
-        """
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
+        """Places in the candidates' table of all processes, the same on each."""
         ...
 
 
 class NewestSelector:
     """The most recent keys: with it the dictionary is MoCo's plain queue (He et al., 2020)."""
 
-    def select(
-        self,
-        candidates: Candidates,
-        queries: Float[Tensor, "queries dim"],
-        staying: Keys,
-        count: int,
-        generator: torch.Generator | None,
-    ) -> Int[Tensor, " count"]:
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """The last ``count``, oldest first."""
         order = candidates.shards.table(torch.where(candidates.eligible, candidates.order, -1))
         return order.topk(count).indices.flip(0)
@@ -75,14 +64,7 @@ class NewestSelector:
 class RandomSelector:
     """Uniformly without replacement: the baseline that shows what a pool does by itself."""
 
-    def select(
-        self,
-        candidates: Candidates,
-        queries: Float[Tensor, "queries dim"],
-        staying: Keys,
-        count: int,
-        generator: torch.Generator | None,
-    ) -> Int[Tensor, " count"]:
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """The first ``count`` of a random permutation."""
         number = candidates.shards.agreed_number(generator)
         eligible = candidates.shards.table(candidates.eligible.long()).nonzero().flatten()
@@ -97,16 +79,9 @@ class HardestSelector:
     temperature: float
     gradient: GradientName = "last_layer"
 
-    def select(
-        self,
-        candidates: Candidates,
-        queries: Float[Tensor, "queries dim"],
-        staying: Keys,
-        count: int,
-        generator: torch.Generator | None,
-    ) -> Int[Tensor, " count"]:
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """The ``count`` rows of largest norm, largest first."""
-        norms = gradient_factors(candidates.keys, queries, self.temperature, self.gradient).squared_norms()
+        norms = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient).squared_norms()
         return candidates.shards.table(torch.where(candidates.eligible, norms, -1)).topk(count).indices
 
 
@@ -122,19 +97,12 @@ class ActiveSelector:
     gradient: GradientName = "last_layer"
     given: bool = False
 
-    def select(
-        self,
-        candidates: Candidates,
-        queries: Float[Tensor, "queries dim"],
-        staying: Keys,
-        count: int,
-        generator: torch.Generator | None,
-    ) -> Int[Tensor, " count"]:
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """``count`` seeds, in the order of picking."""
-        factors = gradient_factors(candidates.keys, queries, self.temperature, self.gradient)
+        factors = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient)
         centres = None
-        if self.given and len(staying) > 0:
-            held = gradient_factors(staying, queries, self.temperature, self.gradient)
+        if self.given and len(candidates.staying) > 0:
+            held = gradient_factors(candidates.staying, candidates.queries, self.temperature, self.gradient)
             centres = (held.left, held.right)
         return kmeans_plusplus(
             (factors.left, factors.right),

@@ -1,6 +1,7 @@
 """What a step works on: encoders, their momentum copies, dictionaries, the optimizer; and how a batch becomes views."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,11 +93,11 @@ def pairing(config: PretrainConfig, batch: ClipBatch) -> ClipBatch:
     return dataclasses.replace(batch, waveforms=batch.waveforms.roll(1, dims=0))
 
 
-def drawn_views(config: PretrainConfig, sample_ids: Tensor, epochs: Tensor) -> list[View]:
+def drawn_views(config: PretrainConfig, sample_ids: Sequence[int], epochs: Sequence[int]) -> list[View]:
     """How each sample of a batch is augmented: depends on (seed, epoch, sample id) alone."""
     return [
         draw_view(config.data.augment, seeded_rng(seeds.AUGMENTATION, config.seed, epoch, sample_id))
-        for sample_id, epoch in zip(sample_ids.tolist(), epochs.tolist(), strict=True)
+        for sample_id, epoch in zip(sample_ids, epochs, strict=True)
     ]
 
 

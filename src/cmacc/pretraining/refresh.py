@@ -58,14 +58,15 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
 
 def _encode(learner: Learner, dictionary: ActiveDictionary, tickets: Tensor) -> Encoding:
     assert learner.inputs is not None
-    stored = {name: tensor.to(learner.device) for name, tensor in learner.inputs.take(tickets).items()}
-    views = drawn_views(learner.config, stored["sample_ids"], stored["epochs"])
+    ids, epochs = (learner.inputs.take(tickets, name).tolist() for name in ("sample_ids", "epochs"))
+    views = drawn_views(learner.config, ids, epochs)
     if dictionary is learner.video_dictionary:
-        video = augment_video(stored["frames"], views)
+        video = augment_video(learner.inputs.take(tickets, "frames").to(learner.device), views)
         with learner.autocast():
             encoding: Encoding = learner.twin.video(video)
     else:
-        spectrograms = audio_views(learner, stored["waveforms"].float(), views)
+        waveforms = learner.inputs.take(tickets, "waveforms").to(learner.device)
+        spectrograms = audio_views(learner, waveforms.float(), views)
         with learner.autocast():
             encoding = learner.twin.audio(spectrograms)
     return encoding

@@ -29,7 +29,7 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
     config = learner.config
     batch = pairing(config, batch)
     with clock.phase("transform"):
-        views = drawn_views(config, batch.sample_ids, torch.full_like(batch.sample_ids, epoch))
+        views = drawn_views(config, batch.sample_ids.tolist(), [epoch] * len(batch.sample_ids))
         video, spectrograms = augment_video(batch.frames, views), audio_views(learner, batch.waveforms, views)
 
     with clock.phase("encode"), learner.autocast():

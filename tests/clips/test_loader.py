@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cmacc.clips.clip import ClipBatch, ClipSpec
+from cmacc.clips.container import MediaError
 from cmacc.clips.loader import (
     ClipRequest,
     TrainingPlan,
@@ -18,7 +19,7 @@ from cmacc.clips.loader import (
     training_loader,
 )
 from cmacc.clips.manifest import Manifest, MediaRecord
-from cmacc.clips.media import MediaError, decode_clip
+from cmacc.clips.media import decode_clip
 
 from .conftest import Recipe
 

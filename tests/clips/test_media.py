@@ -13,9 +13,10 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from scipy import signal
 
-from cmacc.clips import media as media_module
+from cmacc.clips import frames, sound
 from cmacc.clips.clip import ClipSpec
-from cmacc.clips.media import MediaError, decode_clip, probe
+from cmacc.clips.container import MediaError
+from cmacc.clips.media import decode_clip, probe
 
 from .conftest import HEIGHT, WIDTH, Recipe, chirp, read_stamps
 
@@ -380,7 +381,7 @@ def plain_sound(path: Path) -> tuple[float, NDArray[np.float32]] | None:
     counted = blocks[0].time + np.cumsum([0] + [block.samples for block in blocks])[:-1] / blocks[0].sample_rate
     if np.abs(counted - [block.time for block in blocks]).max() > 1e-4:
         return None
-    return blocks[0].time, np.concatenate([media_module._mono(block) for block in blocks])
+    return blocks[0].time, np.concatenate([sound._mono(block) for block in blocks])
 
 
 @pytest.mark.slow
@@ -400,7 +401,7 @@ def test_real_windows_equal_plain_decoding(real_data: Path) -> None:
         wanted = []
         for middle in slot_middles(spec, start):
             frame = next((frame for begin, frame in reversed(table) if begin <= middle), table[0][1])
-            wanted.append(media_module._scaled(VideoReformatter(), frame, 24, 32))
+            wanted.append(frames._scaled(VideoReformatter(), frame, 24, 32))
         np.testing.assert_array_equal(clip.frames, np.stack(wanted), err_msg=path.name)
         whole = plain_sound(path) if info.has_audio else None
         if whole is None:

@@ -1,6 +1,7 @@
 """Files to clips: probe, scan, decode, windows, transforms, log-mel, loader, the synthetic world."""
 
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec
+from cmacc.clips.container import MediaError
 from cmacc.clips.loader import (
     ClipRequest,
     TrainingPlan,
@@ -10,8 +11,9 @@ from cmacc.clips.loader import (
 )
 from cmacc.clips.logmel import LogMel
 from cmacc.clips.manifest import Manifest, ManifestError, MediaRecord, assign_split
-from cmacc.clips.media import MediaError, MediaInfo, decode_clip, probe
+from cmacc.clips.media import MediaInfo, decode_clip, decode_clips, probe
 from cmacc.clips.scan import LabelTable, ScanError, ScanResult, scan
+from cmacc.clips.storage import PackedSample
 from cmacc.clips.transforms import (
     AugmentConfig,
     View,
@@ -36,6 +38,7 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "MediaRecord",
+    "PackedSample",
     "ScanError",
     "ScanResult",
     "TrainingPlan",
@@ -44,6 +47,7 @@ __all__ = [
     "augment_video",
     "augment_waveforms",
     "decode_clip",
+    "decode_clips",
     "draw_view",
     "evaluation_loader",
     "evaluation_requests",

@@ -15,10 +15,15 @@ that coincide with source frames are then a safe half frame away from any roundi
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
+
+ShortFiles = Literal["pad", "loop", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class ClipSpec:
         Length of the sound; the clip has exactly ``round(audio_seconds * sample_rate_hz)`` samples.
     sample_rate_hz
         Rate of the mono sound.
+    short_files
+        What becomes of a file shorter than ``length_seconds``: ``pad``, the window is centred on it, the first and last
+        frame are held and the sound is zero around it; ``loop``, picture and sound repeat together; ``refuse``, it does
+        not decode.
     """
 
     frame_count: int = 16
@@ -45,11 +54,14 @@ class ClipSpec:
     frame_width: int = 112
     audio_seconds: float = 2.0
     sample_rate_hz: int = 16_000
+    short_files: ShortFiles = "pad"
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
+            if name != "short_files" and not 0 < value < float("inf"):
                 raise ValueError(f"ClipSpec: {name} must be positive, got {value}")
+        if self.short_files not in get_args(ShortFiles):
+            raise ValueError(f"ClipSpec: short_files must be pad, loop or refuse, got {self.short_files!r}")
 
     @property
     def sample_count(self) -> int:
@@ -70,6 +82,11 @@ class ClipSpec:
         """Where the picture begins in a window that begins at ``start_seconds``."""
         return start_seconds + (self.length_seconds - self.picture_seconds) / 2
 
+    def frame_times(self, start_seconds: float) -> NDArray[np.float64]:
+        """The middle of every frame's slot, ``(T,)``, in a window that begins at ``start_seconds``."""
+        slots = np.arange(self.frame_count, dtype=np.float64) + 0.5
+        return self.picture_start_seconds(start_seconds) + slots / self.frame_rate_hz
+
     def audio_start_seconds(self, start_seconds: float) -> float:
         """Where the sound begins in a window that begins at ``start_seconds``."""
         return start_seconds + (self.length_seconds - self.audio_seconds) / 2
@@ -87,11 +104,17 @@ class Clip:
         ``(S,)`` float32 mono in [-1, 1]; zeros where the file has no sound for that time.
     start_seconds
         Start of the window on the file's clock (0 is the first picture, or the first sample of a file without picture).
+    frame_seconds
+        ``(T,)`` float64: when each frame began to show, on the same clock; NaN without a picture.
+    audio_start_seconds
+        Time of the first sample, at most half a sample of the source from where it was asked for; NaN without sound.
     """
 
     frames: UInt8[Tensor, "time height width 3"]
     waveform: Float[Tensor, " samples"]
     start_seconds: float
+    frame_seconds: Float[Tensor, " time"]
+    audio_start_seconds: float
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from cmacc.clips import seeds
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec
+from cmacc.clips.container import MediaError
 from cmacc.clips.manifest import Manifest
-from cmacc.clips.media import MediaError, decode_clip
+from cmacc.clips.media import decode_clip
 from cmacc.clips.seeds import seeded_rng
 from cmacc.clips.windows import random_start, spread_starts
 
@@ -136,7 +137,8 @@ class _ClipDataset(Dataset[_Loaded]):
             if candidate.sample_id in failures:
                 continue
             try:
-                clip = decode_clip(self._records[candidate.sample_id].path, candidate.start_seconds, self._spec)
+                record = self._records[candidate.sample_id]
+                clip = decode_clip(record.source, record.start_seconds + candidate.start_seconds, self._spec)
             except MediaError as error:
                 failures[candidate.sample_id] = str(error)
                 continue

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from cmacc.clips.container import MediaError
 from cmacc.clips.manifest import Manifest, MediaRecord, assign_split
-from cmacc.clips.media import MediaError, MediaInfo, probe
+from cmacc.clips.media import MediaInfo, probe
 
 VIDEO_SUFFIXES = frozenset(
     (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp")

@@ -155,7 +155,7 @@ class _Gallery:
     def name(self, row: int) -> tuple[str, str]:
         """Label (or empty) and file name with the clip's start."""
         record = self._manifest.records[self._pairs.sample_ids[row]]
-        return record.label or "", f"{record.path.name}, {self._pairs.start_seconds[row]:.1f} s"
+        return record.label or "", f"{record.name}, {self._pairs.start_seconds[row]:.1f} s"
 
     def sound(self, row: int) -> str:
         """A spectrogram."""
@@ -195,11 +195,12 @@ class _Gallery:
 
     def _clip(self, row: int) -> Clip | str:
         if row not in self._clips:
-            path = self._manifest.records[self._pairs.sample_ids[row]].path
+            record = self._manifest.records[self._pairs.sample_ids[row]]
+            start_seconds = record.start_seconds + float(self._pairs.start_seconds[row])
             try:
-                self._clips[row] = decode_clip(path, float(self._pairs.start_seconds[row]), self._spec)
+                self._clips[row] = decode_clip(record.source, start_seconds, self._spec)
             except MediaError as error:
-                self._clips[row] = str(error).replace(str(path), path.name)
+                self._clips[row] = str(error).replace(str(record.path), record.name)
         return self._clips[row]
 
 

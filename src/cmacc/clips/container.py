@@ -1,0 +1,144 @@
+"""Open media with PyAV, from a file or from bytes, and read a stream from a given time on.
+
+Trade-offs and traps:
+
+* One thread per decoder (``thread_type = "NONE"``): workers give the parallelism, and FFmpeg's frame threads can
+  deadlock together with Python logging callbacks.
+* Seeking goes to the keyframe before the window and decodes forward; a seek that fails or lands too late (MPEG-TS has
+  no index, and other indices lie) is met by opening anew and reading from the beginning, slow but right.
+* Only local files are opened (``protocol_whitelist``): a playlist in disguise must not make a decoder fetch an address.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+# A frame belongs to a time also when a rounding of the last digits says that it begins a hair later.
+ROUNDING_SECONDS = 1e-6
+_FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
+_Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
+
+
+class MediaError(ValueError):
+    """A media file that cannot be read as asked; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Medium:
+    """Something to open: a local file, or a file's bytes in memory; ``name`` is what errors call it."""
+
+    name: str
+    content: Path | bytes
+
+    @classmethod
+    def file(cls, path: Path | str) -> "Medium":
+        """A local file."""
+        return cls(str(path), Path(path))
+
+    def open(self) -> AbstractContextManager[InputContainer]:
+        """Open for reading; every fault of FFmpeg's inside the ``with`` becomes a `MediaError` that names the file."""
+        return _opened(self)
+
+
+@contextmanager
+def _opened(medium: Medium) -> Iterator[InputContainer]:
+    source: str | io.BytesIO
+    if isinstance(medium.content, bytes):
+        source, options = io.BytesIO(medium.content), dict[str, str]()
+    else:
+        if not medium.content.is_file():
+            raise MediaError(f"{medium.name}: no such file")
+        source, options = str(medium.content.absolute()), {"protocol_whitelist": "file"}
+    try:
+        with av.open(source, "r", metadata_errors="ignore", options=options) as container:
+            yield container
+    except MediaError:
+        raise
+    except _FAULTS as error:
+        raise MediaError(f"{medium.name}: does not decode ({type(error).__name__}: {error})") from error
+
+
+def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, AudioStream | None]:
+    """The first picture and the first sound, ready to decode on one thread.
+
+    Raises
+    ------
+    MediaError
+        There is neither, or FFmpeg does not know the codec of one; ``name`` is the file's.
+    """
+    # Cover art is a video stream of one picture: not what a clip is made of.
+    video = next((s for s in container.streams.video if "attached_pic" not in str(s.disposition)), None)
+    audio = next(iter(container.streams.audio), None)
+    if video is None and audio is None:
+        raise MediaError(f"{name}: neither picture nor sound in the file")
+    for stream in (video, audio):
+        if stream is not None:
+            if stream.codec_context is None:  # whatever PyAV's types say
+                raise MediaError(f"{name}: FFmpeg does not know the codec of its {stream.type} stream")
+            stream.codec_context.thread_type = "NONE"
+    return video, audio
+
+
+def stream_start_seconds(stream: VideoStream | AudioStream) -> float:
+    """Where the stream begins on the file's clock."""
+    if stream.start_time is None or stream.time_base is None:
+        return 0.0
+    return float(stream.start_time * stream.time_base)
+
+
+def stream_duration_seconds(container: InputContainer, stream: VideoStream | AudioStream) -> float:
+    """Length of a stream: as stated, else of the file, else counted from its packets; 0 where nothing tells it."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    start_seconds = stream_start_seconds(stream)
+    if container.duration:
+        return container.duration / av.time_base - max(0.0, start_seconds - (container.start_time or 0) / av.time_base)
+    container.seek(0)
+    ends = [
+        float((packet.pts + (packet.duration or 0)) * packet.time_base)
+        for packet in container.demux(stream)
+        if packet.pts is not None and packet.time_base is not None
+    ]
+    return max(ends, default=0.0) - start_seconds
+
+
+def frames_from(
+    medium: Medium,
+    container: InputContainer,
+    stream: VideoStream | AudioStream,
+    seconds: float,
+    decode: Callable[[InputContainer, VideoStream | AudioStream], Iterator[_Frame]],
+    run_in_seconds: float = 0.0,
+) -> Iterator[_Frame]:
+    """Frames in order, from one at or before ``seconds`` on where there is one; ``run_in_seconds`` earlier if asked.
+
+    ``decode`` reads frames from where the container stands.
+    """
+    assert stream.time_base is not None
+    start = stream.start_time or 0
+    first: _Frame | None = None
+    try:
+        target = max(int((seconds - run_in_seconds) / stream.time_base), start)
+        container.seek(target, stream=stream, backward=True, any_frame=False)
+        frames = decode(container, stream)
+        first = next(frames, None)
+    except av.FFmpegError:
+        pass
+    latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
+    if first is not None and first.pts is not None and first.pts <= latest:
+        yield first
+        yield from frames
+        return
+    with medium.open() as fresh:
+        again = next(s for s in streams(fresh, medium.name) if s is not None and s.index == stream.index)
+        yield from decode(fresh, again)

@@ -1,0 +1,111 @@
+"""The sound's half of a clip: exactly the asked samples, mono, at the asked rate.
+
+Sound is placed by counting samples from the first decoded frame, not by each frame's time stamp: Matroska rounds stamps
+to 1 ms and AVI to a whole frame, and placing by them would click at every frame border. Only a jump of more than
+``_AUDIO_JUMP_SECONDS`` is believed.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import soxr
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from cmacc.clips.container import MediaError, Medium, frames_from
+
+_AUDIO_JUMP_SECONDS = 0.05
+# AAC and Vorbis need a frame or two of run-in before what they give after a seek is right.
+_AUDIO_RUN_IN_SECONDS = 0.15
+# Beyond it the resampler's answer no longer depends on what was cut off: below 1e-5 of full scale.
+_RESAMPLE_MARGIN_SECONDS = 0.02
+
+
+def read_sound(
+    medium: Medium,
+    container: InputContainer,
+    stream: AudioStream,
+    start_seconds: float,
+    sample_count: int,
+    sample_rate_hz: int,
+) -> tuple[NDArray[np.float32], float]:
+    """Decode ``sample_count`` mono samples from ``start_seconds`` on; zeros where the stream has none.
+
+    Parameters
+    ----------
+    medium, container, stream
+        The open file.
+    start_seconds
+        On the stream's own clock.
+    sample_count, sample_rate_hz
+        What is asked for.
+
+    Returns
+    -------
+    ``(sample_count,)`` in [-1, 1], the mean of all channels; and the time of the first of them, which is that of a
+    whole sample of the source: at most half of one from ``start_seconds``.
+
+    Raises
+    ------
+    MediaError
+        The stream's rate changes on the way.
+    """
+    assert stream.time_base is not None
+    rate = stream.codec_context.sample_rate
+    divisor = math.gcd(sample_rate_hz, rate)
+    up, down = sample_rate_hz // divisor, rate // divisor
+    # A margin of whole resampling periods on both sides keeps the filter's edges out of the clip.
+    periods = math.ceil(_RESAMPLE_MARGIN_SECONDS * sample_rate_hz / up) if up != down else 0
+    native = np.zeros(math.ceil(sample_count / up) * down + 2 * periods * down, np.float32)
+    begin = round(start_seconds * rate)
+    first = begin - periods * down  # index of native[0], counted from the clock's zero
+    samples_per_tick = float(stream.time_base * rate)
+    position: int | None = None
+    heard_from, heard_to = len(native), 0
+    for frame in frames_from(medium, container, stream, first / rate, _decoded, _AUDIO_RUN_IN_SECONDS):
+        if frame.sample_rate != rate:
+            raise MediaError(f"{medium.name}: the sound's rate changes from {rate} to {frame.sample_rate} Hz")
+        stamped = round(frame.pts * samples_per_tick) if frame.pts is not None else position or 0
+        if position is None or abs(stamped - position) > _AUDIO_JUMP_SECONDS * rate:
+            position = stamped
+        kept_from, kept_to = max(position, first), min(position + frame.samples, first + len(native))
+        if kept_from < kept_to:
+            native[kept_from - first : kept_to - first] = _mono(frame)[kept_from - position : kept_to - position]
+            heard_from, heard_to = min(heard_from, kept_from - first), max(heard_to, kept_to - first)
+        position += frame.samples
+        if position >= first + len(native):
+            break
+    if up != down:
+        native = soxr.resample(native, rate, sample_rate_hz)
+        # The filter rings before the sound and after it, where there is nothing to hear.
+        native[: heard_from * up // down] = 0
+        native[math.ceil(heard_to * up / down) :] = 0
+    return native[periods * up : periods * up + sample_count].copy(), begin / rate
+
+
+def _decoded(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[AudioFrame]:
+    for frame in container.decode(stream):
+        assert isinstance(frame, AudioFrame)
+        yield frame
+
+
+def _mono(frame: AudioFrame) -> NDArray[np.float32]:
+    """Mean of the channels as float in [-1, 1], ``(samples,)``."""
+    if frame.format.name == "fltp":  # what most decoders give; per frame, PyAV's own way costs four times as much
+        channels = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
+        return channels[0] if len(channels) == 1 else np.asarray(np.add.reduce(channels) / np.float32(len(channels)))
+    samples: NDArray[Any] = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(frame.samples, -1).T
+    if samples.dtype == np.uint8:
+        centred = samples.astype(np.float32) - 128.0
+        return np.asarray(centred.mean(0) / 128.0, np.float32)
+    mono = samples.mean(0, dtype=np.float64)
+    if samples.dtype.kind == "i":
+        mono /= -float(np.iinfo(samples.dtype).min)
+    return np.asarray(mono, np.float32)

@@ -1,0 +1,125 @@
+"""Folders and object stores alike: packed data lies in a local folder or under any URL that fsspec opens."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cmacc.clips.container import MediaError
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The bytes ``[offset, offset + size)`` of a file."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class PackedSample:
+    """A sample inside a tar shard: where its picture (.mp4) and its sound (.flac) lie; None where it has none."""
+
+    shard: str
+    video: Extent | None
+    audio: Extent | None
+
+
+def read_extent(address: str, extent: Extent) -> bytes:
+    """Read part of a file, local or at a URL.
+
+    Raises
+    ------
+    MediaError
+        It is missing, or ends before the part does.
+    """
+    try:
+        if "://" in address:
+            system, path = fsspec.url_to_fs(address)
+            data = bytes(system.cat_file(path, start=extent.offset, end=extent.offset + extent.size))
+        else:
+            with open(address, "rb") as file:
+                data = os.pread(file.fileno(), extent.size, extent.offset)
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{address}: cannot be read ({type(error).__name__}: {error})") from error
+    if len(data) != extent.size:
+        raise MediaError(
+            f"{address}: must hold {extent.size} bytes at {extent.offset}, got {len(data)}: it was cut off"
+        )
+    return data
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A new file beside ``path`` that takes its place when the ``with`` ends well, and is gone if it does not.
+
+    A reader never sees half a file. What a killed process leaves behind begins with a dot.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(0o644)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+class Store:
+    """A flat folder of whole files: a local one, or any URL that fsspec opens (``s3://``, ``memory://``...).
+
+    Parameters
+    ----------
+    root
+        Path or URL of the folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._system, self._path = fsspec.url_to_fs(str(root))
+        self._is_local = isinstance(self._system, LocalFileSystem)
+        self.root = self._path if self._is_local else str(root).rstrip("/")
+
+    def address(self, name: str) -> str:
+        """Path or URL of a file."""
+        return f"{self.root}/{name}"
+
+    def names(self) -> list[str]:
+        """Names of the files, sorted; none where there is no such folder. Unfinished ones are left out."""
+        try:
+            found = self._system.ls(self._path, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is not there.
+        """
+        return bytes(self._system.cat_file(f"{self._path}/{name}"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a file in its place, whole."""
+        if self._is_local:
+            with written_aside(Path(self.address(name))) as aside:
+                aside.write_bytes(data)
+        else:  # an object store shows an object when all of it is there
+            self._system.pipe_file(f"{self._path}/{name}", data)
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        self._system.rm_file(f"{self._path}/{name}")

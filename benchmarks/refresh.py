@@ -76,7 +76,7 @@ def decoded_world(folder: Path) -> ClipBatch:
         clip_count=TRAINING + HELD_OUT, class_count=8, nuisance=0.3, frame_size=40, duration_seconds=2.0
     )
     write_world(world, folder / "world")
-    scan([folder / "world"]).manifest.write(folder / "manifest.parquet")
+    scan(list_folders([folder / "world"])).manifest.write(folder / "manifest.parquet")
     manifest = Manifest.read(folder / "manifest.parquet")
     # The files lie in folders of their class.
     order = torch.randperm(len(manifest), generator=torch.Generator().manual_seed(0)).tolist()

@@ -52,13 +52,13 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of 48 clean clips of 4 classes, a quarter of them held out."""
-    from cmacc.clips import scan
+    from cmacc.clips import list_folders, scan
     from cmacc.clips.synthetic import WorldConfig, write_world
 
     folder = tmp_path_factory.mktemp("small")
     world = WorldConfig(clip_count=48, class_count=4, nuisance=0.0, frame_size=48, duration_seconds=2.0)
     write_world(world, folder / "world", workers=1)
-    scan([folder / "world"], test_fraction=0.25).manifest.write(folder / "manifest.parquet")
+    scan(list_folders([folder / "world"]), test_fraction=0.25).manifest.write(folder / "manifest.parquet")
     return folder / "manifest.parquet"
 
 

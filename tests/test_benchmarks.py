@@ -33,3 +33,14 @@ def test_step_overhead_measures_every_phase() -> None:
         assert sum(row[phase] for phase in ("transform", "encode", "keys", "select", "loss", "update")) <= row["step"]
         assert row["select"] > 0
     assert report["seconds"]["active, fresh"]["refresh"] > report["seconds"]["newest"]["refresh"]
+
+
+@pytest.mark.slow
+def test_loading_measures_speed_and_memory(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "loading.py"))["main"]
+    report = main(["--quick", "--out", str(tmp_path / "out.json")])
+    assert {(row["workers"], row["clips_per_video"]) for row in report["speed"]} == {(0, 1), (0, 4), (1, 1), (1, 4)}
+    assert all(row["clips_per_second"] > 0 for row in report["speed"])
+    assert [row["what"] for row in report["memory"]] == ["ours", "list"]
+    assert all(0 < row["worker_uss_mib"] < row["main_rss_mib"] for row in report["memory"])
+    assert (tmp_path / "out.json").stat().st_size > 500

@@ -4,8 +4,10 @@ Heavy imports stand inside the commands, so that ``cmacc --help`` is quick.
 """
 
 import argparse
+import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cmacc.clips import Listing, ScanResult
     from cmacc.pretraining import PretrainConfig, RunOutcome
     from cmacc.transfer import Card
 
@@ -21,6 +24,8 @@ Advance = Callable[..., None]
 
 _INTERRUPTED = 130
 _BAD_INPUT = 2
+_MOST_NAMED = 20
+_LAYOUTS = ("folders", "kinetics", "audioset", "vggsound", "ucf101", "hmdb51", "esc50")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,51 +64,148 @@ def scan_command(arguments: Sequence[str]) -> int:
     """Folders to a manifest."""
     parser = _parser(
         "scan",
-        "Find media files, read what they hold, and write a manifest.",
-        "cmacc scan videos/ --out videos.parquet --test-fraction 0.2",
+        "Look every media file over, and write a manifest of those that can be used, with a page that tells what is\n"
+        "wrong with which. A scan that was stopped goes on where it was; a later one looks at changed files only.",
+        "cmacc scan videos/ --out videos.parquet --test-fraction 0.2\n"
+        "         cmacc scan UCF-101/ --layout ucf101 --list ucfTrainTestlist/ --split-number 1 --out ucf1.parquet",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument(
-        "--out", type=Path, default=Path("manifest.parquet"), help="manifest to write, .parquet or .csv"
+        "--out",
+        type=Path,
+        default=Path("manifest.parquet"),
+        help="manifest to write, .parquet or .csv; the page goes beside it as .html, the journal as .scan/",
     )
-    parser.add_argument("--labels", type=Path, metavar="CSV", help="table of labels instead of class folders")
+    parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="what lies in the folder")
+    parser.add_argument("--list", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder")
+    parser.add_argument("--names", type=Path, metavar="CSV", help="audioset: class_labels_indices.csv")
+    parser.add_argument("--split-number", type=int, default=1, help="ucf101, hmdb51: split 1 to 3; esc50: test fold")
+    parser.add_argument(
+        "--ids-are-cut", action="store_true", help="files named by their id alone hold the segment only"
+    )
+    parser.add_argument("--labels", type=Path, metavar="TABLE", help="CSV or JSON of labels instead of class folders")
     parser.add_argument("--path-column", help="column of --labels that names the file (path, file, filename or video)")
-    parser.add_argument("--label-column", help="column of --labels with the label (label, if there is one)")
+    parser.add_argument("--label-column", default="label", help="column of --labels with the label")
     parser.add_argument("--split-column", help="column of --labels with the split (train, test)")
     parser.add_argument("--group-column", help="column of --labels: files of a group stay in one split")
     parser.add_argument("--test-fraction", type=float, default=0.0, help="share of files to hold out as split test")
     parser.add_argument("--seed", type=int, default=0, help="of that split")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest")
+    parser.add_argument("--min-seconds", type=float, default=0.5, help="shorter files are too_short")
+    parser.add_argument(
+        "--refuse",
+        nargs="*",
+        metavar="FINDING",
+        help="what keeps a file out of the manifest: unreadable, corrupt and too_short by default; also no_audio, "
+        "silent, black, still, duplicate, near_duplicate...",
+    )
+    _add_task_arguments(parser, limit_seconds=60)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
     options = parser.parse_args(arguments)
-    from cmacc.clips import LabelTable, scan
+    from cmacc.clips import examine_files, scan, workers_of
+    from cmacc.clips.scan import REFUSED
+    from cmacc.viewer import write_scan_page
 
-    _refuse_existing(options.out, options.overwrite)
-    labels = None
-    if options.labels is not None:
-        labels = LabelTable(
-            options.labels, options.label_column, options.split_column, options.group_column, options.path_column
-        )
-    with _progress("scan") as advance:
+    page, journal = options.out.with_suffix(".html"), options.out.with_suffix(".scan")
+    part = _part(options.part)
+    if part[1] == 1:
+        _refuse_existing(options.out, options.overwrite)
+        _refuse_existing(page, options.overwrite)
+    listing = _listing(options)
+    with workers_of(options.workers, options.cluster) as executor, _progress("scan") as advance:
+
+        def report(done: int, total: int) -> None:
+            advance("files", done, total)
+
+        if part[1] > 1:
+            done = examine_files(
+                listing,
+                part=part,
+                executor=executor,
+                limit_seconds=options.limit_seconds,
+                journal=journal,
+                progress=report,
+            )
+            print(f"part {options.part}: {len(done)} files looked over; run it without --part when all parts are done")
+            return 0
         result = scan(
-            options.folders,
-            labels=labels,
+            listing,
+            refuse=REFUSED if options.refuse is None else options.refuse,
+            min_seconds=options.min_seconds,
             test_fraction=options.test_fraction,
             seed=options.seed,
-            progress=lambda done, total: advance("files", done, total),
+            executor=executor,
+            limit_seconds=options.limit_seconds,
+            journal=journal,
+            progress=report,
         )
     result.manifest.write(options.out)
-    for path, reason in result.bad_files.items():
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    records = result.manifest.records
-    hours = sum(record.duration_seconds for record in records) / 3600
-    print(
-        f"{len(records)} files ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with picture and "
-        f"sound, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
-        f"{len(result.bad_files)} that do not decode left out"
+    write_scan_page(result, page, overwrite=options.overwrite)
+    _print_scan(result)
+    print(f"manifest: {options.out}\npage: {page}")
+    return 0
+
+
+def pack_command(arguments: Sequence[str]) -> int:
+    """A manifest to packed shards."""
+    parser = _parser(
+        "pack",
+        "Transcode a manifest's samples into tar shards that are quick to read at random (WebDataset naming).\n"
+        "A pack that was stopped goes on where it was. Its index.parquet is a manifest to train with.",
+        "cmacc pack videos.parquet --out packed/\n         cmacc pack --verify packed/",
     )
-    if result.unmatched_count:
-        print(f"{result.unmatched_count} files are not in {options.labels}: they have no label", file=sys.stderr)
-    print(f"manifest: {options.out}")
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by cmacc scan; with --verify, the DIR")
+    parser.add_argument("--out", metavar="DIR", help="folder, or URL that fsspec opens")
+    parser.add_argument("--verify", action="store_true", help="only compare the shards in DIR with their index")
+    parser.add_argument("--short-side", type=int, default=128, help="pixels of the picture's shorter side")
+    parser.add_argument("--keyframe-every", type=int, default=16, help="frames from keyframe to keyframe")
+    parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 to 51; lower is better and larger")
+    parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
+    parser.add_argument("--samples-per-shard", type=int, default=256)
+    _add_task_arguments(parser, limit_seconds=600)
+    parser.add_argument("--overwrite", action="store_true", help="lose another pack that is in DIR")
+    options = parser.parse_args(arguments)
+    from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
+
+    with _progress("verify" if options.verify else "pack") as advance:
+
+        def report(done: int, total: int) -> None:
+            advance("shards", done, total)
+
+        if options.verify:
+            problems = verify(options.manifest, report)
+        elif options.out is None:
+            raise ValueError("--out DIR must be given")
+        else:
+            settings = PackSettings(
+                options.short_side,
+                options.keyframe_every,
+                options.crf,
+                options.sample_rate_hz,
+                options.samples_per_shard,
+            )
+            manifest, part = Manifest.read(options.manifest), _part(options.part)
+            with workers_of(options.workers, options.cluster) as executor:
+                result = pack(
+                    manifest,
+                    options.out,
+                    settings,
+                    part=part,
+                    executor=executor,
+                    limit_seconds=options.limit_seconds,
+                    overwrite=options.overwrite,
+                    progress=report,
+                )
+    if options.verify:
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: as its index says")
+        return _BAD_INPUT if problems else 0
+    _print_refused(result.refused)
+    print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.refused)} files left out")
+    if part[1] > 1:
+        print(f"part {options.part} is done; run it without --part when all parts are, to write the index")
+    else:
+        print(f"manifest: {options.out.rstrip('/')}/index.parquet")
     return 0
 
 
@@ -203,7 +305,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="lose a run that is in --out; the videos are kept")
     options = parser.parse_args(arguments)
-    from cmacc.clips import scan
+    from cmacc.clips import list_folders, scan
     from cmacc.clips.synthetic import WorldConfig, write_world
     from cmacc.pretraining import start_run
     from cmacc.viewer import write_report
@@ -215,7 +317,8 @@ def demo_command(arguments: Sequence[str]) -> int:
     with _progress("world") as advance:
         write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
     with _progress("scan") as advance:
-        scanned = scan([out / "world"], test_fraction=0.25, progress=lambda done, total: advance("files", done, total))
+        listing = list_folders([out / "world"])
+        scanned = scan(listing, test_fraction=0.25, progress=lambda done, total: advance("files", done, total))
     scanned.manifest.write(manifest)
     outcome = _pretrain_with_progress(out)
     if not outcome.finished:
@@ -258,6 +361,7 @@ def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "Pretrain
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "scan": ("folders of videos to a manifest", scan_command),
+    "pack": ("a manifest to shards that are quick to read", pack_command),
     "pretrain": ("a manifest to trained encoders", pretrain_command),
     "evaluate": ("encoders to results, beside the same untrained", evaluate_command),
     "report": ("a run to an HTML page", report_command),
@@ -272,6 +376,83 @@ def _parser(command: str, description: str, example: str) -> argparse.ArgumentPa
         epilog=f"example: {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser, limit_seconds: float) -> None:
+    """Where the tasks of `scan` and `pack` run."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at work")
+    parser.add_argument(
+        "--limit-seconds", type=float, default=limit_seconds, help="a file that takes longer is left out"
+    )
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="only this part, for batch schedulers")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers see the same files")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``2/5`` as (2, 5)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 2/5, got {text!r}")
+    return int(number), int(count)
+
+
+def _listing(options: argparse.Namespace) -> "Listing":
+    """The files that `scan` is to look over."""
+    from cmacc.clips import LabelTable, layouts, list_folders
+
+    if options.layout == "folders":
+        table = None
+        if options.labels is not None:
+            table = LabelTable(
+                options.labels,
+                options.label_column,
+                options.split_column,
+                options.group_column,
+                options.path_column,
+            )
+        return list_folders(options.folders, table)
+    if len(options.folders) != 1 or options.list is None:
+        raise ValueError(f"--layout {options.layout} must have one folder and --list, the official list")
+    (folder,) = options.folders
+    match options.layout:
+        case "kinetics":
+            return layouts.list_kinetics(folder, options.list, ids_are_cut=options.ids_are_cut)
+        case "audioset":
+            return layouts.list_audioset(folder, options.list, options.names, ids_are_cut=options.ids_are_cut)
+        case "vggsound":
+            return layouts.list_vggsound(folder, options.list, ids_are_cut=options.ids_are_cut)
+        case "ucf101":
+            return layouts.list_ucf101(folder, options.list, options.split_number)
+        case "hmdb51":
+            return layouts.list_hmdb51(folder, options.list, options.split_number)
+        case _:
+            return layouts.list_esc50(folder, options.list, options.split_number)
+
+
+def _print_scan(result: "ScanResult") -> None:
+    _print_refused({str(path): reason for path, reason in result.refused.items()})
+    records = list(result.manifest.records)
+    hours = sum(record.duration_seconds for record in records) / 3600
+    print(
+        f"{len(records)} samples ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with picture "
+        f"and sound, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
+        f"{len(result.refused)} files left out; fingerprint {result.manifest.fingerprint()}"
+    )
+    counts = Counter(name for record in records for name in record.findings)
+    if counts:
+        print("noted: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    if result.listing.missing:
+        missing, listed = len(result.listing.missing), result.listing.listed_count
+        print(f"{missing} of {listed} in the list are not there", file=sys.stderr)
+    if result.listing.unmatched_count:
+        print(f"{result.listing.unmatched_count} media files are not in the list", file=sys.stderr)
+
+
+def _print_refused(refused: dict[str, str]) -> None:
+    for path, reason in list(refused.items())[:_MOST_NAMED]:
+        print(f"left out: {path}: {reason}", file=sys.stderr)
+    if len(refused) > _MOST_NAMED:
+        print(f"and {len(refused) - _MOST_NAMED} more files", file=sys.stderr)
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -13,6 +14,12 @@ from numpy.typing import NDArray
 BITS = 12  # 4 x 3 blocks of black or white: the frame's own number
 WIDTH, HEIGHT = 64, 48
 START_HZ, SWEEP_HZ_PER_SECOND = 300.0, 500.0
+# Of the clicks: about 10 a second at intervals that never repeat, so that a shift by any number of them shows.
+CLICK_TIMES = 0.055 + 0.1 * np.arange(60) + 0.04 * (np.arange(60) * 0.618034 % 1)
+CLICK_SECONDS = 0.0002  # standard deviation: nothing above 3 kHz, which 8 kHz sound still holds
+# The channels differ, their mean is the sound: a reader that takes one of them is caught. The low-frequency channel of
+# 5.1, which lossy encoders filter, is silent.
+CHANNEL_SHARES = {1: (1.0,), 2: (1.4, 0.6), 6: (1.9, 0.5, 1.5, 0.0, 1.3, 0.8)}
 
 
 def chirp(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -20,11 +27,21 @@ def chirp(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 * np.sin(2 * np.pi * (START_HZ + SWEEP_HZ_PER_SECOND / 2 * seconds) * seconds)
 
 
-def stamp(number: int) -> NDArray[np.uint8]:
-    """A picture (48, 64, 3) that holds ``number`` in twelve bits; blocks survive H.264 and scaling."""
-    bits = (number >> np.arange(BITS)) & 1
-    picture = np.kron(bits.reshape(3, 4), np.ones((16, 16))) * 200 + 25
-    return np.repeat(picture.astype(np.uint8)[..., None], 3, axis=2)
+def clicks(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Short band-limited clicks as a function of time: their place can be read from a small part of the sound."""
+    sound = np.zeros(len(seconds))
+    for time in CLICK_TIMES:
+        near = np.abs(seconds - time) < 8 * CLICK_SECONDS
+        sound[near] += 0.5 * np.exp(-(((seconds[near] - time) / CLICK_SECONDS) ** 2) / 2)
+    return sound
+
+
+def stamp(number: int, height: int = HEIGHT, width: int = WIDTH) -> NDArray[np.uint8]:
+    """A picture (height, width, 3) that holds ``number`` in twelve bits; blocks survive H.264 and scaling."""
+    bits = ((number >> np.arange(BITS)) & 1).reshape(3, 4)
+    rows, columns = np.arange(height) * 3 // height, np.arange(width) * 4 // width
+    picture = (bits[rows[:, None], columns] * 200 + 25).astype(np.uint8)
+    return np.repeat(picture[..., None], 3, axis=2)
 
 
 def read_stamps(frames: NDArray[np.uint8]) -> list[int]:
@@ -50,14 +67,23 @@ class Recipe:
     channels: int = 1
     video_start: Fraction = Fraction(0)  # place of the first frame on the file's clock, seconds
     audio_start: Fraction = Fraction(0)
-    frame_times: tuple[Fraction, ...] | None = None  # for a rate that varies
+    frame_times: tuple[Fraction, ...] | None = None  # for a rate that varies; equal ones need a codec without B-frames
     rotation: int | None = None
     size: tuple[int, int] | None = None  # height, width of a plain gradient instead of the stamps
+    stamp_size: tuple[int, int] = (HEIGHT, WIDTH)
+    pixel_format: str | None = None
+    video_options: tuple[tuple[str, str], ...] = ()  # of the encoder; x264-params and x265-params are added to ours
+    mux_options: tuple[tuple[str, str], ...] = ()
+    cut_seconds: Fraction = Fraction(0)  # the video's edit list (one is in every .mp4) leaves out so much
+    sound: Literal["chirp", "clicks"] = "chirp"
+    sound_seconds: float | None = None  # where not as long as the picture
+    sample_format: str | None = None
+    audio_options: tuple[tuple[str, str], ...] = ()
 
     def picture(self, number: int) -> NDArray[np.uint8]:
         """Frame ``number``."""
         if self.size is None:
-            return stamp(number)
+            return stamp(number, *self.stamp_size)
         height, width = self.size
         red = np.broadcast_to(np.linspace(20, 220, width), (height, width))
         green = np.broadcast_to(np.linspace(20, 220, height)[:, None], (height, width))
@@ -71,44 +97,55 @@ class Recipe:
 def write_media(recipe: Recipe, path: Path) -> Path:
     """Encode the file; packets are interleaved by time, as cameras and FFmpeg do it."""
     packets = []
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(recipe.mux_options)) as container:
         if recipe.video_codec:
             video = container.add_stream(recipe.video_codec, rate=recipe.fps)
-            height, width = recipe.size or (HEIGHT, WIDTH)
+            height, width = recipe.size or recipe.stamp_size
             video.width, video.height = width, height
-            video.pix_fmt = "yuvj420p" if recipe.video_codec == "mjpeg" else "yuv420p"
+            video.pix_fmt = recipe.pixel_format or ("yuvj420p" if recipe.video_codec == "mjpeg" else "yuv420p")
             video.codec_context.thread_count = 1
             video.codec_context.gop_size = recipe.gop
-            if recipe.video_codec not in ("mjpeg", "libvpx"):
+            if recipe.video_codec in ("libx264", "libx265", "mpeg4", "mpeg2video"):
                 video.codec_context.max_b_frames = recipe.b_frames
-            if recipe.video_codec == "libx264":
-                video.codec_context.options = {
-                    "preset": "ultrafast",
-                    "crf": "18",
-                    "x264-params": f"keyint={recipe.gop}:min-keyint={recipe.gop}:scenecut=0:bframes={recipe.b_frames}",
-                }
-            elif recipe.video_codec == "mpeg4":
+            given = dict(recipe.video_options)
+            if recipe.video_codec in ("libx264", "libx265"):
+                params = f"keyint={recipe.gop}:min-keyint={recipe.gop}:scenecut=0:bframes={recipe.b_frames}"
+                name = recipe.video_codec[3:] + "-params"
+                if recipe.video_codec == "libx265":
+                    params += ":log-level=none:pools=none:frame-threads=1"
+                given[name] = f"{params}:{given[name]}" if name in given else params
+                given = {"preset": "ultrafast", "crf": "18"} | given
+            elif recipe.video_codec in ("mpeg4", "mpeg2video"):
                 video.codec_context.bit_rate = 2_000_000
+            video.codec_context.options = given
             if recipe.frame_times:
                 video.codec_context.time_base = Fraction(1, 1000)
             if recipe.rotation is not None:
                 video.set_display_rotation(recipe.rotation)
             base = video.codec_context.time_base or 1 / recipe.fps
+            has_equal_times = len(set(recipe.times())) < len(recipe.times())
             for number, time in enumerate(recipe.times()):
                 frame = av.VideoFrame.from_ndarray(recipe.picture(number), format="rgb24")
                 frame.pts, frame.time_base = round((time + recipe.video_start) / base), base
+                if has_equal_times:
+                    frame.pts = number
                 packets += video.encode(frame)
             packets += video.encode(None)
+            if has_equal_times:  # encoders refuse them
+                for packet, time in zip(packets, recipe.times(), strict=True):
+                    packet.pts = packet.dts = round((time + recipe.video_start) / base)
         if recipe.audio_codec:
             rate = recipe.audio_rate_hz
-            layout = {1: "mono", 2: "stereo"}[recipe.channels]
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}[recipe.channels]
             audio = container.add_stream(recipe.audio_codec, rate=rate, layout=layout)
+            audio.codec_context.options = dict(recipe.audio_options)
+            if recipe.sample_format:
+                audio.codec_context.format = recipe.sample_format
             if not recipe.audio_codec.startswith(("pcm", "flac")):
-                audio.codec_context.bit_rate = 160_000 if rate > 32_000 else 64_000
-            sound = chirp(np.arange(round(recipe.seconds * rate)) / rate)
-            # The two channels differ, their mean is the chirp: a reader that takes one of them is caught.
-            shares = np.array([1.0]) if recipe.channels == 1 else np.array([1.4, 0.6])
-            samples = (shares[:, None] * sound).astype(np.float32)
+                audio.codec_context.bit_rate = (160_000 if rate > 32_000 else 64_000) * max(1, recipe.channels // 2)
+            places = np.arange(round((recipe.sound_seconds or recipe.seconds) * rate)) / rate
+            sound = chirp(places) if recipe.sound == "chirp" else clicks(places)
+            samples = (np.array(CHANNEL_SHARES[recipe.channels])[:, None] * sound).astype(np.float32)
             resampler = av.AudioResampler(format=audio.codec_context.format, layout=layout, rate=rate)
             whole = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
             whole.sample_rate, whole.pts, whole.time_base = rate, round(recipe.audio_start * rate), Fraction(1, rate)
@@ -116,7 +153,25 @@ def write_media(recipe: Recipe, path: Path) -> Path:
                 packets += audio.encode(frame)
             packets += audio.encode(None)
         container.mux(sorted(packets, key=lambda packet: (packet.dts or 0) * (packet.time_base or 0)))
+    if recipe.cut_seconds:
+        _cut_by_edit_list(path, recipe.cut_seconds)
     return path
+
+
+def _cut_by_edit_list(path: Path, seconds: Fraction) -> None:
+    """Let the one entry of the first track's edit list begin so much later and be so much shorter."""
+    data = bytearray(path.read_bytes())
+
+    def number(place: int) -> int:
+        return int.from_bytes(data[place : place + 4], "big")
+
+    movie_rate = number(data.index(b"mvhd") + 16)
+    track = data.index(b"trak")
+    entry, media_rate = data.index(b"elst", track) + 12, number(data.index(b"mdhd", track) + 16)
+    assert number(entry - 4) == 1
+    data[entry : entry + 4] = (number(entry) - round(seconds * movie_rate)).to_bytes(4, "big")
+    data[entry + 4 : entry + 8] = (number(entry + 4) + round(seconds * media_rate)).to_bytes(4, "big")
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     folder = tmp_path_factory.mktemp("learning")
     world = WorldConfig(clip_count=240, class_count=8, nuisance=0.0, frame_size=32, duration_seconds=2.0)
     write_world(world, folder / "world", workers=1)
-    scan([folder / "world"], test_fraction=0.25).manifest.write(folder / "manifest.parquet")
+    scan(list_folders([folder / "world"]), test_fraction=0.25).manifest.write(folder / "manifest.parquet")
     return PretrainConfig(
         data=DataConfig(
             manifest=folder / "manifest.parquet",

@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_world(
         WorldConfig(clip_count=CLIPS, class_count=2, duration_seconds=1.5, frame_size=32), folder / "clips", workers=1
     )
-    records = list(scan([folder / "clips"], workers=1).manifest.records)
+    records = list(scan(list_folders([folder / "clips"])).manifest.records)
     evil_path = records[0].path.with_name("<img src=x onerror=alert(1)>.mp4")
     records[0].path.rename(evil_path)
     records[0] = replace(records[0], path=evil_path, label=EVIL)

@@ -2,6 +2,8 @@
 
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec
 from cmacc.clips.container import MediaError
+from cmacc.clips.examine import FINDINGS, Examination, Finding
+from cmacc.clips.listing import LabelTable, ListedFile, Listing, ListingError, list_folders
 from cmacc.clips.loader import (
     ClipRequest,
     TrainingPlan,
@@ -12,8 +14,11 @@ from cmacc.clips.loader import (
 from cmacc.clips.logmel import LogMel
 from cmacc.clips.manifest import Manifest, ManifestError, MediaRecord, assign_split
 from cmacc.clips.media import MediaInfo, decode_clip, decode_clips, probe
-from cmacc.clips.scan import LabelTable, ScanError, ScanResult, scan
+from cmacc.clips.pack import PackError, PackResult, pack, verify
+from cmacc.clips.parallel import workers_of
+from cmacc.clips.scan import ScanError, ScanResult, examine_files, scan
 from cmacc.clips.storage import PackedSample
+from cmacc.clips.transcode import PackSettings
 from cmacc.clips.transforms import (
     AugmentConfig,
     View,
@@ -26,18 +31,27 @@ from cmacc.clips.transforms import (
 )
 
 __all__ = [
+    "FINDINGS",
     "AugmentConfig",
     "Clip",
     "ClipBatch",
     "ClipRequest",
     "ClipSpec",
+    "Examination",
+    "Finding",
     "LabelTable",
+    "ListedFile",
+    "Listing",
+    "ListingError",
     "LogMel",
     "Manifest",
     "ManifestError",
     "MediaError",
     "MediaInfo",
     "MediaRecord",
+    "PackError",
+    "PackResult",
+    "PackSettings",
     "PackedSample",
     "ScanError",
     "ScanResult",
@@ -51,10 +65,15 @@ __all__ = [
     "draw_view",
     "evaluation_loader",
     "evaluation_requests",
+    "examine_files",
     "grey_video",
+    "list_folders",
     "mask_spectrograms",
+    "pack",
     "probe",
     "scan",
     "to_video",
     "training_loader",
+    "verify",
+    "workers_of",
 ]

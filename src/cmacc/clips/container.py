@@ -10,6 +10,7 @@ Trade-offs and traps:
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from av.video.stream import VideoStream
 
 # A frame belongs to a time also when a rounding of the last digits says that it begins a hair later.
 ROUNDING_SECONDS = 1e-6
+# An MPEG program stream does not stamp every frame: after a seek FFmpeg may give times that are off by some frames.
+_LOST_BY_SEEKING = ("mpeg",)
 _FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
 _Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
 
@@ -65,7 +68,8 @@ def _opened(medium: Medium) -> Iterator[InputContainer]:
     except MediaError:
         raise
     except _FAULTS as error:
-        raise MediaError(f"{medium.name}: does not decode ({type(error).__name__}: {error})") from error
+        reason = getattr(error, "strerror", None) or error  # without the path, which is said already
+        raise MediaError(f"{medium.name}: does not decode ({type(error).__name__}: {reason})") from error
 
 
 def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, AudioStream | None]:
@@ -127,13 +131,14 @@ def frames_from(
     assert stream.time_base is not None
     start = stream.start_time or 0
     first: _Frame | None = None
-    try:
-        target = max(int((seconds - run_in_seconds) / stream.time_base), start)
-        container.seek(target, stream=stream, backward=True, any_frame=False)
-        frames = decode(container, stream)
-        first = next(frames, None)
-    except av.FFmpegError:
-        pass
+    if container.format.name not in _LOST_BY_SEEKING:
+        target = max(math.floor((seconds - run_in_seconds) / stream.time_base), start)
+        try:
+            container.seek(target, stream=stream, backward=True, any_frame=False)
+            frames = decode(container, stream)
+            first = next(frames, None)
+        except av.FFmpegError:
+            pass
     latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
     if first is not None and first.pts is not None and first.pts <= latest:
         yield first

@@ -67,7 +67,9 @@ def read_frames(
             began[filled : filled + count] = shown_since
             filled += count
 
-    for time, frame in _timed_frames(medium, container, stream, times):
+    tick = float(stream.time_base or 1)
+    wanted = [math.floor((time + ROUNDING_SECONDS) / tick) for time in times]
+    for time, frame in timed_frames(medium, container, stream, times[0], wanted):
         if shown is not None:
             show_until(time)
         if filled == len(times):
@@ -79,10 +81,21 @@ def read_frames(
     return began
 
 
-def _timed_frames(
-    medium: Medium, container: InputContainer, stream: VideoStream, times: Sequence[float]
+def timed_frames(
+    medium: Medium, container: InputContainer, stream: VideoStream, seconds: float, wanted: Sequence[int] = ()
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their times, in order, from one at or before the first of ``times`` on where there is one."""
+    """Frames with their times, in order, from one at or before ``seconds`` on where there is one.
+
+    Parameters
+    ----------
+    medium, container, stream
+        The open file.
+    seconds
+        On the stream's own clock.
+    wanted
+        Ascending ticks of the stream. If there are any, frames that are not on show at one of them may be missing, and
+        it ends after the last.
+    """
     assert stream.time_base is not None
     is_avi = container.format.name == "avi"
     step = float(1 / stream.average_rate) if stream.average_rate else 0.04
@@ -90,8 +103,8 @@ def _timed_frames(
     time = stream_start_seconds(stream) - step
     waiting_times: list[float] = []
     waiting: deque[VideoFrame] = deque()
-    wanted = [] if is_avi else [math.floor((time + ROUNDING_SECONDS) / tick) for time in times]
-    for frame in frames_from(medium, container, stream, times[0], partial(_decoded, wanted=wanted)):
+    decode = partial(_decoded, wanted=() if is_avi else wanted)
+    for frame in frames_from(medium, container, stream, seconds, decode):
         time = frame.pts * tick if frame.pts is not None else time + step
         heappush(waiting_times, time)
         waiting.append(frame)
@@ -112,6 +125,8 @@ def _decoded(container: InputContainer, stream: VideoStream, wanted: Sequence[in
             yield from packet.decode()
         return
     codec = stream.codec_context
+    codec.skip_frame = "DEFAULT"
+    codec.open(strict=False)  # some decoders (dav1d) read once, when they are opened, what they are to skip for good
     first = stream.start_time or 0
     wanted = [max(time, first) for time in wanted]
     ahead: deque[Packet[VideoStream]] = deque()

@@ -1,197 +1,343 @@
-"""From folders to a manifest: find media files, probe each, and read labels from class folders or a CSV."""
+"""From a listing to a manifest: every file examined in a guarded process, once; copies found; splits drawn.
 
-import csv
-from collections import Counter
+What an examination came to is noted at once in a journal, so that a scan that was killed goes on where it stopped, and
+a later one looks only at files that have changed.
+"""
+
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from cmacc.clips.container import MediaError
+from cmacc.clips.examine import FINDINGS, VERSION, Examination, Finding, examine, unreadable
+from cmacc.clips.fingerprint import near_duplicates
+from cmacc.clips.guard import GuardError, guarded
+from cmacc.clips.listing import ListedFile, Listing
 from cmacc.clips.manifest import Manifest, MediaRecord, assign_split
-from cmacc.clips.media import MediaInfo, probe
+from cmacc.clips.parallel import results_of, workers_of
+from cmacc.clips.storage import written_aside
 
-VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp")
-)
-AUDIO_SUFFIXES = frozenset((".wav", ".ogg", ".oga", ".flac", ".mp3", ".m4a", ".opus"))
-_PATH_COLUMNS = ("path", "file", "filename", "video")
+REFUSED = ("unreadable", "corrupt", "too_short")
+_FILES_PER_TASK = 8
 
 
 class ScanError(ValueError):
-    """A scan that cannot be done as asked: no files, or a label table that does not fit."""
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """A CSV of facts about files: which columns say what.
-
-    ``path_column`` None means the first of path, file, filename, video that the CSV has.
-    """
-
-    csv_path: Path
-    label_column: str | None = "label"
-    split_column: str | None = None
-    group_column: str | None = None
-    path_column: str | None = None
+    """A scan that cannot be done as asked; the message says why."""
 
 
 @dataclass(frozen=True)
 class ScanResult:
-    """The manifest of the files that can be read, and ``{path: reason}`` of those that cannot."""
+    """What a scan came to.
+
+    Attributes
+    ----------
+    manifest
+        The files that can be used.
+    examinations
+        Of every file that was found, in the listing's order, with the findings that come from comparing files.
+    refused
+        ``{path: reason}`` of the files that are not in the manifest.
+    listing
+        What was found and what was not.
+    """
 
     manifest: Manifest
-    bad_files: dict[Path, str]
-    unmatched_count: int
-    """Files that the label table does not name (0 without a table)."""
+    examinations: dict[Path, Examination]
+    refused: dict[Path, str]
+    listing: Listing
 
 
 def scan(
-    folders: Sequence[Path | str],
+    listing: Listing,
     *,
-    labels: LabelTable | None = None,
+    refuse: Sequence[str] = REFUSED,
+    min_seconds: float = 0.0,
     test_fraction: float = 0.0,
     seed: int = 0,
-    workers: int = 4,
+    executor: Executor | None = None,
+    limit_seconds: float = 60.0,
+    journal: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ScanResult:
-    """Find and probe every media file under ``folders``.
-
-    Without a table a file's label is the first folder beneath the scanned one, provided that there are at least two
-    such class folders. With ``test_fraction`` > 0 files that no table puts in a split are shared out between ``train``
-    and ``test``, those of one group together.
+    """Examine every listed file and make the manifest of those that can be used.
 
     Parameters
     ----------
-    folders
-        Folders, searched recursively in sorted order.
-    labels
-        Table of labels and splits; rows are matched by path beneath the folder, else by file name alone.
+    listing
+        What `list_folders` or another of its kind found.
+    refuse
+        Names of findings (see `FINDINGS`) that keep a file out of the manifest.
+    min_seconds
+        Files shorter than this get the finding ``too_short``.
     test_fraction
-        Share of files (of groups) that become ``test``.
+        Share of files (of groups) that become ``test``; only files that the listing puts in no split are shared out.
+        Duplicates and near-duplicates stay together.
     seed
         Of the split.
-    workers
-        Threads; FFmpeg works outside Python's lock.
-    progress
-        Called with (done, total).
+    executor, limit_seconds, journal, progress
+        See `examine_files`.
 
     Raises
     ------
     ScanError
-        A folder is missing or holds no media file; the table lacks a column.
+        The listing holds no file, or ``refuse`` names a finding that does not exist.
     """
-    # A file that two of the folders hold counts once: twice in a batch, it would be its own negative.
-    folder_of: dict[Path, Path] = {}
-    for folder in folders:
-        for path in _media_files(Path(folder)):
-            folder_of.setdefault(path.absolute(), Path(folder).absolute())
-    found = [(folder, path) for path, folder in folder_of.items()]
-    if not found:
-        raise ScanError(f"scan: no media file under {', '.join(map(str, folders))}")
-    rows = _read_table(labels) if labels else {}
-    by_name = _unique_names(rows, [path for _, path in found])
-    infos = _probe_all([path for _, path in found], workers, progress)
-    class_of = _class_folders(found)
+    unknown = [name for name in refuse if name not in FINDINGS]
+    if unknown:
+        raise ScanError(f"scan: refuse must name findings ({', '.join(FINDINGS)}), got {', '.join(unknown)}")
+    if not listing.files:
+        raise ScanError("scan: the listing must hold at least one media file, got none")
+    examined = examine_files(
+        listing, executor=executor, limit_seconds=limit_seconds, journal=journal, progress=progress
+    )
+    paths = list(dict.fromkeys(file.path for file in listing.files))
+    examinations = {path: _with_length(examined[path], min_seconds) for path in paths}
+    alike = _mark_copies(examinations)
 
+    refused: dict[Path, str] = dict(listing.refused)
     records: list[MediaRecord] = []
     groups: list[str] = []
-    bad_files: dict[Path, str] = {}
-    unmatched_count = 0
-    for folder, path in found:
-        info = infos[path]
-        if isinstance(info, str):
-            bad_files[path] = info
+    for file in listing.files:
+        reason = _refusal(file, examinations[file.path], refuse)
+        if reason is not None:
+            refused[file.path] = reason
             continue
-        relative = path.relative_to(folder).as_posix()
-        row = rows.get(relative) or by_name.get(path.name)
-        unmatched_count += labels is not None and row is None
-        label, split, group = row or (None, None, None)
-        groups.append(group or relative)
-        records.append(
-            MediaRecord(
-                path=path,
-                label=label if labels and labels.label_column else class_of.get(path),
-                split=split,
-                **vars(info),
-            )
-        )
+        records.append(_record(file, examinations[file.path]))
+        groups.append(file.group or file.path.relative_to(file.root).as_posix())
     if test_fraction > 0:
-        drawn = assign_split(groups, test_fraction, seed)
-        records = [
-            r if r.split else MediaRecord(**{**vars(r), "split": s}) for r, s in zip(records, drawn, strict=True)
-        ]
-    return ScanResult(Manifest(tuple(records)), bad_files, unmatched_count)
+        together = _joined(groups, [str(record.path) for record in records], alike)
+        drawn = assign_split(together, test_fraction, seed)
+        records = [r if r.split else dataclasses.replace(r, split=s) for r, s in zip(records, drawn, strict=True)]
+    return ScanResult(Manifest(records), examinations, refused, listing)
 
 
-def _media_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ScanError(f"scan: {folder} must be a folder, got {'a file' if folder.exists() else 'nothing there'}")
-    suffixes = VIDEO_SUFFIXES | AUDIO_SUFFIXES
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+def examine_files(
+    listing: Listing,
+    *,
+    part: tuple[int, int] = (1, 1),
+    executor: Executor | None = None,
+    limit_seconds: float = 60.0,
+    journal: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Path, Examination]:
+    """Examine the files of a listing, or take the examinations that the journal holds of unchanged ones.
 
-
-def _class_folders(found: Iterable[tuple[Path, Path]]) -> dict[Path, str]:
-    names = {
-        path: path.relative_to(folder).parts[0] for folder, path in found if len(path.relative_to(folder).parts) > 1
+    Parameters
+    ----------
+    listing
+        The files.
+    part
+        ``(i, n)``: only the i-th of n parts, counted from 1, for batch schedulers. Parts share the journal's folder.
+    executor
+        Where the tasks run; two threads here by default.
+    limit_seconds
+        Time after which a file counts as unreadable.
+    journal
+        Folder for what is found out on the way; none is kept by default.
+    progress
+        Called with (files done, files in all).
+    """
+    paths = list(dict.fromkeys(file.path for file in listing.files))[part[0] - 1 :: part[1]]
+    known = _read_journal(journal) if journal is not None else {}
+    stamps = {path: _stamp(path) for path in paths}
+    done = {
+        path: Examination.from_json(known[str(path)]["examination"])
+        for path in paths
+        if str(path) in known and known[str(path)]["stamp"] == stamps[path]
     }
-    return names if len(set(names.values())) > 1 else {}
+    del known
+    todo = [path for path in paths if path not in done]
+    if progress is not None:
+        progress(len(done), len(paths))
+    tasks = [todo[i : i + _FILES_PER_TASK] for i in range(0, len(todo), _FILES_PER_TASK)]
+    name = "journal.jsonl" if part[1] == 1 else f"journal-{part[0]}-of-{part[1]}.jsonl"
+    with _JournalFile(journal / name if journal is not None else None) as notes:
+        if executor is None:
+            with workers_of(2) as threads:
+                _examine_tasks(threads, tasks, limit_seconds, stamps, notes, done, len(paths), progress)
+        else:
+            _examine_tasks(executor, tasks, limit_seconds, stamps, notes, done, len(paths), progress)
+    if journal is not None and part[1] == 1:
+        _tidy_journal(journal, {path: (stamps[path], done[path]) for path in paths})
+    return done
 
 
-def _probe_all(
-    paths: Sequence[Path], workers: int, progress: Callable[[int, int], None] | None
-) -> dict[Path, MediaInfo | str]:
-    def facts(path: Path) -> MediaInfo | str:
+def _examine_tasks(
+    executor: Executor,
+    tasks: Iterable[list[Path]],
+    limit_seconds: float,
+    stamps: dict[Path, list[int] | None],
+    notes: "_JournalFile",
+    done: dict[Path, Examination],
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    for paths, found in results_of(executor, partial(_examine_guarded, limit_seconds=limit_seconds), tasks):
+        for path, examination in zip(paths, found, strict=True):
+            notes.write(path, stamps[path], examination)
+            done[path] = examination
+        if progress is not None:
+            progress(len(done), total)
+
+
+def _examine_guarded(paths: list[Path], limit_seconds: float) -> list[Examination]:
+    found = []
+    for path in paths:
         try:
-            return probe(path)
-        except MediaError as error:
-            return str(error)
-
-    infos: dict[Path, MediaInfo | str] = {}
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        for path, info in zip(paths, pool.map(facts, paths), strict=True):
-            infos[path] = info
-            if progress is not None:
-                progress(len(infos), len(paths))
-    return infos
+            found.append(Examination.from_json(guarded(examine, path, limit_seconds=limit_seconds)))
+        except GuardError as error:
+            found.append(unreadable(path, str(error)))
+    return found
 
 
-_Row = tuple[str | None, str | None, str | None]
+# ---- the journal ----------------------------------------------------------------------------------------------------
 
 
-def _read_table(table: LabelTable) -> dict[str, _Row]:
-    """``{path in the table: (label, split, group)}``."""
-    if not table.csv_path.is_file():
-        raise ScanError(f"label table {table.csv_path}: no such file")
+def _stamp(path: Path) -> list[int] | None:
+    """What changes when the file does; None where it is gone."""
     try:
-        with table.csv_path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            lines = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ScanError(f"label table {table.csv_path}: cannot be read ({error})") from error
-    path_column = table.path_column or next((c for c in _PATH_COLUMNS if c in columns), "path")
-    for name in (path_column, table.label_column, table.split_column, table.group_column):
-        if name is not None and name not in columns:
-            raise ScanError(f"label table {table.csv_path}: no column {name!r}; it has {', '.join(columns)}")
-
-    def cell(line: dict[str, str], column: str | None) -> str | None:
-        return (line[column] or None) if column is not None else None
-
-    return {
-        line[path_column]: (
-            cell(line, table.label_column),
-            cell(line, table.split_column),
-            cell(line, table.group_column),
-        )
-        for line in lines
-        if line[path_column]
-    }
+        status = path.stat()
+    except OSError:
+        return None
+    return [VERSION, status.st_size, status.st_mtime_ns]
 
 
-def _unique_names(rows: dict[str, _Row], files: Iterable[Path]) -> dict[str, _Row]:
-    """File name -> row, for names that both table and files hold once: two files must not share a label by chance."""
-    in_table = Counter(Path(path).name for path in rows)
-    in_files = Counter(path.name for path in files)
-    names = ((Path(path).name, row) for path, row in rows.items())
-    return {name: row for name, row in names if in_table[name] == 1 and in_files[name] == 1}
+def _line(path: Path, stamp: list[int] | None, examination: Examination) -> str:
+    return json.dumps({"path": str(path), "stamp": stamp, "examination": examination.to_json()}) + "\n"
+
+
+class _JournalFile:
+    """Takes a line for every file examined; to None it writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", encoding="utf-8")
+            # A kill may have cut the last line in two: the next must not be glued to it. Empty lines are passed over.
+            self._file.write("\n")
+
+    def __enter__(self) -> "_JournalFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, path: Path, stamp: list[int] | None, examination: Examination) -> None:
+        if self._file is not None:
+            self._file.write(_line(path, stamp, examination))
+            self._file.flush()
+
+
+def _read_journal(folder: Path) -> dict[str, dict[str, Any]]:
+    """The last line of every path, from all parts' files."""
+    known = {}
+    for file in sorted(folder.glob("journal*.jsonl")):
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    known[entry["path"]] = entry
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    continue  # a line that a kill cut in two: that file is examined again
+    return known
+
+
+def _tidy_journal(folder: Path, entries: dict[Path, tuple[list[int] | None, Examination]]) -> None:
+    """One line a file, in order, in one journal: it does not grow from scan to scan."""
+    with written_aside(folder / "journal.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
+        file.writelines(_line(path, stamp, examination) for path, (stamp, examination) in entries.items())
+    for part in folder.glob("journal-*-of-*.jsonl"):
+        part.unlink()
+
+
+# ---- from examinations to records -----------------------------------------------------------------------------------
+
+
+def _with_length(examination: Examination, min_seconds: float) -> Examination:
+    info = examination.info
+    if info is None or info.duration_seconds >= min_seconds:
+        return examination
+    short = Finding("too_short", f"{info.duration_seconds:.2f} s, wanted are {min_seconds:g} s")
+    return dataclasses.replace(examination, findings=(short, *examination.findings))
+
+
+def _mark_copies(examinations: dict[Path, Examination]) -> list[tuple[str, str]]:
+    """Add the findings ``duplicate`` and ``near_duplicate`` to the later of two alike; return all such pairs."""
+    pairs: list[tuple[str, str]] = []
+
+    def mark(path: Path, name: str, original: Path, detail: str) -> None:
+        findings = (*examinations[path].findings, Finding(name, detail))
+        examinations[path] = dataclasses.replace(examinations[path], findings=findings)
+        pairs.append((str(original), str(path)))
+
+    first_with: dict[str, Path] = {}
+    originals: list[Path] = []
+    for path, examination in list(examinations.items()):
+        if examination.info is None:
+            continue
+        original = first_with.setdefault(examination.content_hash, path)
+        if original == path:
+            originals.append(path)
+        else:
+            mark(path, "duplicate", original, f"of {original}")
+
+    def prints(name: str) -> list[bytes | None]:
+        return [bytes.fromhex(text) if (text := getattr(examinations[path], name)) else None for path in originals]
+
+    for first, second, picture, sound in near_duplicates(prints("picture_print"), prints("sound_print")):
+        shares = [
+            f"{share:.0%} of the {what}"
+            for what, share in (("picture", picture), ("sound", sound))
+            if share is not None
+        ]
+        detail = f"of {originals[first]} ({', '.join(shares)} print differs)"
+        mark(originals[second], "near_duplicate", originals[first], detail)
+    return pairs
+
+
+def _joined(groups: list[str], paths: list[str], alike: list[tuple[str, str]]) -> list[str]:
+    """Group names such that files alike, and files of one group, have one."""
+    leader = {name: name for name in groups}
+
+    def leading(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    group_of = dict(zip(paths, groups, strict=True))
+    for first, second in alike:
+        if first in group_of and second in group_of:
+            low, high = sorted((leading(group_of[first]), leading(group_of[second])))
+            leader[high] = low
+    return [leading(name) for name in groups]
+
+
+def _refusal(file: ListedFile, examination: Examination, refuse: Sequence[str]) -> str | None:
+    for finding in examination.findings:
+        if finding.name in refuse or examination.info is None:
+            return f"{finding.name}: {finding.detail}"
+    assert examination.info is not None, "an unreadable file has a finding"
+    if file.start_seconds >= examination.info.duration_seconds:
+        return f"its segment begins at {file.start_seconds:g} s of {examination.info.duration_seconds:.1f} s"
+    return None
+
+
+def _record(file: ListedFile, examination: Examination) -> MediaRecord:
+    assert examination.info is not None
+    end = min(file.end_seconds or float("inf"), examination.info.duration_seconds)
+    return MediaRecord(
+        path=file.path,
+        **{**vars(examination.info), "duration_seconds": end - file.start_seconds},
+        label=file.label,
+        split=file.split,
+        group=file.group,
+        start_seconds=file.start_seconds,
+        content_hash=examination.content_hash,
+        findings=tuple(dict.fromkeys(finding.name for finding in examination.findings)),
+    )

@@ -7,6 +7,7 @@ to 1 ms and AVI to a whole frame, and placing by them would click at every frame
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import soxr
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.video.stream import VideoStream
+from av.packet import Packet
 from numpy.typing import NDArray
 
 from cmacc.clips.container import MediaError, Medium, frames_from
@@ -67,7 +68,9 @@ def read_sound(
     samples_per_tick = float(stream.time_base * rate)
     position: int | None = None
     heard_from, heard_to = len(native), 0
-    for frame in frames_from(medium, container, stream, first / rate, _decoded, _AUDIO_RUN_IN_SECONDS):
+    run_in = math.floor((first / rate - _AUDIO_RUN_IN_SECONDS) / stream.time_base)
+    decoded = partial(_decoded, begin=run_in)
+    for frame in frames_from(medium, container, stream, first / rate, decoded, _AUDIO_RUN_IN_SECONDS):
         if frame.sample_rate != rate:
             raise MediaError(f"{medium.name}: the sound's rate changes from {rate} to {frame.sample_rate} Hz")
         stamped = round(frame.pts * samples_per_tick) if frame.pts is not None else position or 0
@@ -88,10 +91,23 @@ def read_sound(
     return native[periods * up : periods * up + sample_count].copy(), begin / rate
 
 
-def _decoded(container: InputContainer, stream: VideoStream | AudioStream) -> Iterator[AudioFrame]:
-    for frame in container.decode(stream):
-        assert isinstance(frame, AudioFrame)
-        yield frame
+def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iterator[AudioFrame]:
+    """Decode from the last packet on that begins at or before the tick ``begin``, else from where the container stands.
+
+    Where a seek lands depends on what has been read before; the sound, which is placed by the stamp of its first frame,
+    must not.
+    """
+    before: Packet[AudioStream] | None = None
+    started = False
+    for packet in container.demux(stream):
+        if not started:
+            if packet.size and packet.pts is not None and packet.pts <= begin:
+                before = packet
+                continue
+            started = True
+            if before is not None:
+                yield from before.decode()
+        yield from packet.decode()
 
 
 def _mono(frame: AudioFrame) -> NDArray[np.float32]:

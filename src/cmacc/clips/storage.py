@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -112,13 +113,28 @@ class Store:
         """
         return bytes(self._system.cat_file(f"{self._path}/{name}"))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Put a file in its place, whole."""
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """The file, to read and to seek in."""
+        with self._system.open(f"{self._path}/{name}", "rb") as file:
+            yield file
+
+    @contextmanager
+    def new(self, name: str) -> Iterator[Path]:
+        """A local file to write, which when the ``with`` ends well appears in its place, whole."""
         if self._is_local:
             with written_aside(Path(self.address(name))) as aside:
-                aside.write_bytes(data)
-        else:  # an object store shows an object when all of it is there
-            self._system.pipe_file(f"{self._path}/{name}", data)
+                yield aside
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            aside = Path(folder) / name
+            yield aside
+            self._system.put_file(str(aside), f"{self._path}/{name}")  # an object is seen when all of it is there
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a small file in its place, whole."""
+        with self.new(name) as aside:
+            aside.write_bytes(data)
 
     def delete(self, name: str) -> None:
         """Remove a file."""

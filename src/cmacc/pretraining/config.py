@@ -32,8 +32,14 @@ class DataConfig:
         Size of the clips.
     augment
         Augmentation of training views.
+    clips_per_video
+        k: clips taken of a file each time that it is opened, one for each of k consecutive steps. Opening is then paid
+        once for k clips, but the dictionaries' pools hold 1/k as many files, and an epoch is k times as many steps.
     workers
         Decoding processes beside the training one.
+    start_method
+        How they begin: ``fork`` or ``spawn``; None is the platform's way. Forking takes milliseconds, spawning seconds;
+        spawned ones inherit no locks of other threads.
     max_bad
         Greatest share of files without sound or that do not decode; above it the run stops.
     shuffle_pairs
@@ -44,12 +50,18 @@ class DataConfig:
     split: str = "train"
     clip: ClipSpec = field(default_factory=ClipSpec)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    clips_per_video: int = 1
     workers: int = 1
+    start_method: Literal["fork", "spawn"] | None = None
     max_bad: float = 0.2
     shuffle_pairs: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.clips_per_video >= 1, "data.clips_per_video", "at least 1", self.clips_per_video)
         _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
+        _require(
+            self.start_method in (None, "fork", "spawn"), "data.start_method", "fork, spawn or null", self.start_method
+        )
         _require(0 <= self.max_bad <= 1, "data.max_bad", "in [0, 1]", self.max_bad)
 
 

@@ -106,7 +106,12 @@ def pretrain(
         learner = Learner.build(config, accelerator.device, autocast_dtype(config, accelerator.device))
         first_step = _resume(learner, run_dir)
         plan = TrainingPlan(
-            manifest, tuple(sample_ids), config.data.clip.length_seconds, config.optim.batch_size, config.seed
+            manifest,
+            tuple(sample_ids),
+            config.data.clip.length_seconds,
+            config.optim.batch_size,
+            config.seed,
+            config.data.clips_per_video,
         )
         log.info(
             "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s",
@@ -121,6 +126,7 @@ def pretrain(
             first_step=first_step,
             last_step=config.optim.steps,
             workers=config.data.workers,
+            start_method=config.data.start_method,
             pin_memory=accelerator.device.type == "cuda",
         )
         if first_step > 0:
@@ -137,7 +143,7 @@ def pretrain(
                 _check_bad_share(bad_files, len(manifest), config.data.max_bad)
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate(config.optim, step)
-                result = training_step(learner, batch.to(accelerator.device), step, plan.epoch(step), clock)
+                result = training_step(learner, batch.to(accelerator.device), step, plan.visit(step), clock)
                 row: dict[str, float] = {
                     "loss": float(result.video_to_audio.loss + result.audio_to_video.loss),
                     "loss_v2a": float(result.video_to_audio.loss),
@@ -254,9 +260,16 @@ def _refill_inputs(learner: Learner, plan: TrainingPlan, step: int) -> None:
     log.info("reading the clips of steps %s to %s again, to encode their keys anew", first, step - 1)
     learner.inputs = input_ring(config, learner.device, first * config.optim.batch_size)
     assert learner.inputs is not None
-    loader = training_loader(plan, config.data.clip, first_step=first, last_step=step, workers=config.data.workers)
+    loader = training_loader(
+        plan,
+        config.data.clip,
+        first_step=first,
+        last_step=step,
+        workers=config.data.workers,
+        start_method=config.data.start_method,
+    )
     for number, batch in enumerate(loader, start=first):
-        store_inputs(learner.inputs, pairing(config, batch), plan.epoch(number))
+        store_inputs(learner.inputs, pairing(config, batch), plan.visit(number))
 
 
 def _health(learner: Learner, query_labels: torch.Tensor, labels_by_id: torch.Tensor, step: int) -> dict[str, float]:

@@ -24,12 +24,15 @@ class StepResult:
     refreshed: int
 
 
-def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clock: PhaseClock) -> StepResult:
-    """Encode a batch, renew both dictionaries, contrast, update, and let the pools take the batch's keys in."""
+def training_step(learner: Learner, batch: ClipBatch, step: int, visit: int, clock: PhaseClock) -> StepResult:
+    """Encode a batch, renew both dictionaries, contrast, update, and let the pools take the batch's keys in.
+
+    ``visit``, how often the batch's files were due before, seeds their augmentation.
+    """
     config = learner.config
     batch = pairing(config, batch)
     with clock.phase("transform"):
-        views = drawn_views(config, batch.sample_ids.tolist(), [epoch] * len(batch.sample_ids))
+        views = drawn_views(config, batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
         video, spectrograms = augment_video(batch.frames, views), audio_views(learner, batch.waveforms, views)
 
     with clock.phase("encode"), learner.autocast():
@@ -89,7 +92,7 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, epoch: int, clo
     tickets: torch.Tensor | None = None
     if learner.inputs is not None:
         with clock.phase("refresh"):
-            tickets = store_inputs(learner.inputs, batch, epoch)
+            tickets = store_inputs(learner.inputs, batch, visit)
 
     with clock.phase("update"):
         learner.optimizer.step()

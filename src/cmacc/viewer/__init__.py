@@ -1,6 +1,7 @@
-"""Results to look at: the report of a run, as one HTML page."""
+"""Results to look at: the report of a run and the page of a scan, as one HTML file each."""
 
 from cmacc.viewer.report import write_report
 from cmacc.viewer.run_folder import ReportError
+from cmacc.viewer.scan_page import render_scan_page, write_scan_page
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["ReportError", "render_scan_page", "write_report", "write_scan_page"]

@@ -122,6 +122,34 @@ def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float
         return _svg(sheet)
 
 
+def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = False) -> str:
+    """How often which value occurs, as an ``<svg>`` element; ``logarithmic`` bins for values that span decades."""
+    import matplotlib
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    numbers = np.asarray(values, np.float64)
+    low, high = float(numbers.min()), float(numbers.max())
+    if logarithmic and low > 0 and high > 3 * low:
+        edges = np.geomspace(low, high * (1 + 1e-9), 31)
+    else:
+        logarithmic = False
+        slack = 0.5 if high == low else 0.0  # one value only: a bar of width 1 about it
+        edges = np.linspace(low - slack, high + slack, 31 if high > low else 2)
+    with matplotlib.rc_context(_SETTINGS):
+        sheet, axes = _sheet(3.5, 2.05)
+        axes.hist(numbers, bins=list(edges), color=_INK["c1"], alpha=0.85)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.set_xlabel(label)
+        axes.set_ylabel("files")
+        return _svg(sheet)
+
+
 def map_panel(
     video: NDArray[np.float64], audio: NDArray[np.float64], colours: Sequence[str], *, join_pairs: bool
 ) -> str:

@@ -45,6 +45,27 @@ def note(text: str) -> str:
     return f'<p class="note">{text}</p>'
 
 
+def duration(seconds: float) -> str:
+    """A length of time in the unit that suits it.
+
+    Examples
+    --------
+    >>> duration(42.3), duration(754.0), duration(9000.0), duration(3599.9)
+    ('42 s', '12.6 min', '2.5 h', '60.0 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def tiles(shown: Sequence[tuple[str, str, str]]) -> str:
+    """The figures that matter most: (value, what it is, what to see beside it) each, as HTML."""
+    cells = "".join(
+        f'<div class="tile"><b>{value}</b>{what}<span>{beside}</span></div>' for value, what, beside in shown
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
 def figure(title: str, svg: str, caption: str, legend: Sequence[tuple[str, str, str]] = (), kind: str = "") -> str:
     """A figure with its caption; ``legend`` holds (colour name, plain text, mark: line, dot, square or triangle)."""
     keys = "".join(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from cmacc.viewer.page import escape, page, section
+from cmacc.viewer.page import duration, escape, page, section, tiles
 from cmacc.viewer.results import headline_tiles, results_section
 from cmacc.viewer.run_folder import ReportError, RunFolder, read_run
 from cmacc.viewer.similarity import map_section, queries_section
@@ -101,29 +101,13 @@ def _summary(run: RunFolder) -> str:
 
 
 def _tiles(run: RunFolder) -> str:
-    tiles = headline_tiles(run)
+    shown = headline_tiles(run)
     share = 100 * min(1.0, run.step_count / run.config.optim.steps)
-    tiles.append((f"{run.step_count:,}", "steps", f"{share:.0f} % of {run.config.optim.steps:,}"))
+    shown.append((f"{run.step_count:,}", "steps", f"{share:.0f} % of {run.config.optim.steps:,}"))
     seconds = training_seconds(run)
     if seconds:
-        tiles.append((duration(seconds), "of training", f"{run.step_count * run.config.optim.batch_size:,} clips seen"))
-    cells = "".join(
-        f'<div class="tile"><b>{value}</b>{what}<span>{beside}</span></div>' for value, what, beside in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
-
-
-def duration(seconds: float) -> str:
-    """A length of time in the unit that suits it.
-
-    Examples
-    --------
-    >>> duration(42.3), duration(754.0), duration(9000.0), duration(3599.9)
-    ('42 s', '12.6 min', '2.5 h', '60.0 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+        shown.append((duration(seconds), "of training", f"{run.step_count * run.config.optim.batch_size:,} clips seen"))
+    return tiles(shown)
 
 
 def _origin_section(run: RunFolder) -> str:

@@ -1,0 +1,98 @@
+"""The guarded process: answers come back, and nothing that happens in it reaches the one that asks."""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cmacc.clips.guard import Guard, GuardError, guarded
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    it = Guard()
+    yield it
+    it.close()
+
+
+def test_answers_come_from_another_process_that_is_kept(guard: Guard) -> None:
+    first = guard.call(os.getpid, limit_seconds=30.0)
+    assert first != os.getpid()
+    assert guard.call(os.getpid, limit_seconds=30.0) == first
+    assert guard.call(re.escape, "a.b", limit_seconds=30.0) == "a\\.b"
+
+
+def test_bad_input_comes_back_in_words(guard: Guard) -> None:
+    with pytest.raises(GuardError, match=r"^invalid literal for int\(\)"):
+        guard.call(int, "x", limit_seconds=30.0)
+    with pytest.raises(GuardError, match="FileNotFoundError: .*nowhere"):
+        guard.call(os.listdir, "/nowhere", limit_seconds=30.0)
+    with pytest.raises(GuardError, match="TypeError: .*JSON"):
+        guard.call(Path, "what JSON does not know", limit_seconds=30.0)
+    assert guard.call(int, "7", limit_seconds=30.0) == 7
+
+
+def test_a_process_that_hangs_is_ended_in_time(guard: Guard) -> None:
+    guard.call(os.getpid, limit_seconds=30.0)  # so that starting is not counted
+    begun = time.monotonic()
+    with pytest.raises(GuardError, match=r"takes longer than the limit of 0\.3 s"):
+        guard.call(time.sleep, 60, limit_seconds=0.3)
+    assert time.monotonic() - begun < 10
+    assert guard.call(int, "7", limit_seconds=30.0) == 7
+
+
+@pytest.mark.parametrize(("function", "argument"), [(ctypes.string_at, 0), (os._exit, 3), (os.abort, None)])
+def test_a_crash_is_told_and_survived(guard: Guard, function: object, argument: int | None) -> None:
+    before = guard.call(os.getpid, limit_seconds=30.0)
+    arguments = () if argument is None else (argument,)
+    with pytest.raises(GuardError, match="crashes the process that reads it"):
+        guard.call(function, *arguments, limit_seconds=30.0)  # type: ignore[arg-type]
+    assert guard.call(os.getpid, limit_seconds=30.0) != before
+
+
+def test_each_thread_has_its_own() -> None:
+    found: dict[int, int] = {}
+
+    def ask(place: int) -> None:
+        found[place] = guarded(os.getpid, limit_seconds=30.0)
+        guarded(time.sleep, 0.05, limit_seconds=30.0)
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({*found.values(), os.getpid()}) == 4
+    deadline = time.monotonic() + 10  # with the threads their processes end
+    while any(psutil.pid_exists(pid) for pid in found.values()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(psutil.pid_exists(pid) for pid in found.values())
+
+
+@pytest.mark.slow
+def test_nothing_is_left_when_the_asking_process_is_killed() -> None:
+    code = (
+        "import os, time; from cmacc.clips.guard import guarded\n"
+        "print(guarded(os.getpid, limit_seconds=30.0), guarded(os.getppid, limit_seconds=30.0), flush=True)\n"
+        "guarded(time.sleep, 60, limit_seconds=2.0)"
+    )
+    asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    pids = [int(pid) for pid in asking.stdout.readline().split()]
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    asking.stdout.close()
+    deadline = time.monotonic() + 20  # even the one that sleeps: its own alarm clock goes off
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(psutil.pid_exists(pid) for pid in pids)

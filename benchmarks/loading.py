@@ -68,20 +68,19 @@ def manifest_of(paths: list[Path]) -> Manifest:
 
 
 def speeds(paths: list[Path], rounds: int, batch_size: int, worker_counts: list[int]) -> list[dict[str, Any]]:
-    """Clips a second from the first batch's arrival on; the start of the workers is told beside it."""
+    """Clips a second of a short run, from its begin: the start of its workers is part of it, and is told beside it."""
     manifest = manifest_of(paths)
     variants = [(workers, k) for workers in worker_counts for k in (1, 4)]
     found: dict[tuple[int, int], list[tuple[float, float]]] = {variant: [] for variant in variants}
-    steps = 8 * max(1, len(paths) // batch_size // 4)
+    steps = 4 * (len(paths) // batch_size)
     for number in range(rounds):
         for workers, k in variants:
             plan = TrainingPlan(manifest, tuple(range(len(paths))), SPEC.length_seconds, batch_size, number, k)
             began = time.perf_counter()
-            # The first group counts as start: the groups after it come one by one.
             times = [
                 time.perf_counter() for _ in training_loader(plan, SPEC, first_step=0, last_step=steps, workers=workers)
             ]
-            found[workers, k].append((times[0] - began, batch_size * (steps - k) / (times[-1] - times[k - 1])))
+            found[workers, k].append((times[0] - began, batch_size * steps / (times[-1] - began)))
     return [
         {
             "workers": workers,
@@ -201,6 +200,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "torch": torch.__version__,
         "speed": speed,
         "memory": memory,
+        "list_of_ours": [
+            {
+                "rows": ours["rows"],
+                "start_method": ours["start_method"],
+                "worker_uss": usual["worker_uss_mib"] / ours["worker_uss_mib"],
+                "worker_pss": usual["worker_pss_mib"] / ours["worker_pss_mib"],
+            }
+            for ours, usual in zip(memory[::2], memory[1::2], strict=True)
+        ],
+        "worker_uss_growth_mib": {
+            f"{what}, {method}": max(sizes) - min(sizes)
+            for what in ("ours", "list")
+            for method in methods
+            if (sizes := [m["worker_uss_mib"] for m in memory if (m["what"], m["start_method"]) == (what, method)])
+        },
     }
     print(json.dumps(report, indent=1))
     if options.out:

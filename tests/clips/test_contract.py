@@ -91,7 +91,10 @@ RECIPES = {
     "ts picture late": made(".ts", video_start=Fraction(18, 25)),
     "ts sound late": made(".ts", audio_start=Fraction(1, 2), **MP2),
     "ts clock that wraps around": made(
-        ".ts", video_start=Fraction(95_442), audio_start=Fraction(95_442), **MP2  # 33 bits at 90 kHz end 1.72 s on
+        ".ts",
+        video_start=Fraction(95_442),
+        audio_start=Fraction(95_442),
+        **MP2,  # 33 bits at 90 kHz end 1.72 s on
     ),
     "mp4 uneven": made(frame_times=UNEVEN, b_frames=0, sound_seconds=4.0),
     "mp4 uneven, B-frames": made(frame_times=UNEVEN, b_frames=3, sound_seconds=4.0),
@@ -119,7 +122,7 @@ RECIPES = {
         ".mkv",
         video_codec="libsvtav1",
         gop=20,
-        video_options=(("preset", "12"), ("crf", "25"), ("svtav1-params", "lp=1")),
+        video_options=(("preset", "10"), ("crf", "4"), ("svtav1-params", "lp=1")),
         **OPUS,
     ),
     "ts mpeg2": made(".ts", video_codec="mpeg2video", **MP2),
@@ -127,9 +130,7 @@ RECIPES = {
     "mkv mpeg4 B-frames, odd size": made(".mkv", video_codec="mpeg4", stamp_size=(49, 65), **PCM),
     "avi mpeg4 B-frames": made(".avi", video_codec="mpeg4", **PCM),
     "avi h264 B-frames": made(".avi", gop=20, **PCM),
-    "avi mjpeg, 8-bit sound": made(
-        ".avi", video_codec="mjpeg", audio_codec="pcm_u8", audio_rate_hz=11_025, b_frames=0
-    ),
+    "avi mjpeg, 8-bit sound": made(".avi", video_codec="mjpeg", audio_codec="pcm_u8", audio_rate_hz=11_025, b_frames=0),
     "mkv 4:4:4 odd size, float sound": made(
         ".mkv", pixel_format="yuv444p", stamp_size=(47, 63), audio_codec="pcm_f32le", channels=2
     ),
@@ -142,9 +143,7 @@ RECIPES = {
     "mov rotated": made(".mov", rotation=90, **PCM),
     "mp4 picture only": made(audio_codec=None),
     "wav 8 bit": made(".wav", video_codec=None, audio_codec="pcm_u8", audio_rate_hz=16_000),
-    "wav 24 bit 96 kHz 5.1": made(
-        ".wav", video_codec=None, audio_codec="pcm_s24le", audio_rate_hz=96_000, channels=6
-    ),
+    "wav 24 bit 96 kHz 5.1": made(".wav", video_codec=None, audio_codec="pcm_s24le", audio_rate_hz=96_000, channels=6),
     "wav float 11.025 kHz": made(".wav", video_codec=None, audio_codec="pcm_f32le", audio_rate_hz=11_025, channels=2),
     "wav 32 bit 48 kHz": made(".wav", video_codec=None, audio_codec="pcm_s32le", audio_rate_hz=48_000),
     "flac 44.1 kHz 24 bit": made(".flac", video_codec=None, audio_codec="flac", sample_format="s32", channels=2),
@@ -356,3 +355,158 @@ def test_random_windows_hold_what_was_on_show_and_what_was_to_hear(media: Media,
         again = int(rng.integers(4))
         assert_equal(decode_clip(path, starts[again], spec), clips[again])
     assert clicks_heard > 50 or not recipe.audio_codec
+
+
+def test_single_samples_are_given_as_they_are(media: Media) -> None:
+    recipe = made(".wav", video_codec=None, audio_codec="pcm_s16le", audio_rate_hz=16_000)
+    path = media(recipe)
+    whole = clicks(np.arange(round(SECONDS * 16_000)) / 16_000).astype(np.float32)
+    rng = np.random.default_rng(0)
+    for begin in rng.integers(-4_000, 40_000, 20):
+        spec = ClipSpec(1, 5.0, 8, 8, float(rng.integers(3_200, 20_000) / 16_000), 16_000)
+        heard = decode_clip(path, begin / 16_000, spec).waveform.numpy()
+        wanted = np.zeros(spec.sample_count, np.float32)
+        inside = np.arange(spec.sample_count) + begin
+        kept = (inside >= 0) & (inside < len(whole))
+        wanted[kept] = whole[inside[kept]]
+        np.testing.assert_allclose(heard, wanted, atol=1.01 / 32_768)
+
+
+# ---- skipping what is not on show -----------------------------------------------------------------------------------
+
+SKIPPING = tuple(name for name, recipe in RECIPES.items() if recipe.video_codec and recipe.rotation is None)
+# What nothing refers to is skipped only where there is such a thing, and where stamps say what is on show.
+WITHOUT_SKIPPING = (
+    "keyframes",
+    "no B-frames",
+    "11.025",
+    "uneven",
+    "equal",
+    "vp8",
+    "vp9",
+    "av1",
+    "avi",
+    "prores",
+    "ffv1",
+)
+
+
+@with_recipes(SKIPPING)
+def test_skipping_changes_no_pixel(media: Media, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = media(dataclasses.replace(recipe, audio_codec=None))
+    found = plain_frames(path)
+    scaler = VideoReformatter()
+    pictures = [frames._scaled(scaler, frame, HEIGHT, WIDTH) for _, _, frame in found]
+    starts = np.array([start for start, _, _ in found])
+    skipped = []
+    plain_is_on_show = frames._is_on_show
+
+    def is_on_show(*about: object) -> bool:
+        on_show = plain_is_on_show(*about)  # type: ignore[arg-type]
+        skipped.append(not on_show)
+        return on_show
+
+    monkeypatch.setattr(frames, "_is_on_show", is_on_show)
+    rng = np.random.default_rng(1)
+    for _ in range(12):
+        spec = ClipSpec(int(rng.integers(1, 13)), float(rng.uniform(2, 30)), HEIGHT, WIDTH, 0.2, 8_000)
+        begin = float(rng.uniform(-0.3, starts[-1]))
+        clip = decode_clip(path, begin, spec)
+        for shown, began in zip(clip.frames.numpy(), clip.frame_seconds.numpy(), strict=True):
+            place = int(np.abs(starts - began).argmin())
+            near = [number for number in range(len(starts)) if abs(starts[number] - starts[place]) < 1e-9]
+            assert any((shown == pictures[number]).all() for number in near), f"{begin}: at {began}"
+    assert any(skipped) or recipe.suffix == ".avi"
+
+
+# ---- files shorter than the window ----------------------------------------------------------------------------------
+
+SHORT = {
+    "mp4, sound as long": Recipe(seconds=0.52, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
+    "sound longer": Recipe(seconds=0.52, sound_seconds=0.9, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
+    "sound shorter": Recipe(seconds=0.52, sound_seconds=0.3, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
+    "uneven length, B-frames": Recipe(
+        fps=NTSC, seconds=0.4, gop=5, sound="clicks", audio_codec="pcm_s16le", audio_rate_hz=22_050, suffix=".mov"
+    ),
+    "picture only": Recipe(seconds=0.52, audio_codec=None),
+    "one picture": Recipe(seconds=0.04, sound_seconds=0.08, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
+    "sound only": Recipe(
+        ".wav", seconds=0.37, sound="clicks", video_codec=None, audio_codec="pcm_s16le", audio_rate_hz=22_050
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", SHORT.values(), ids=SHORT.keys())
+@pytest.mark.parametrize("rate_hz", [16_000, 44_100])
+def test_looped_file_repeats_picture_and_sound_together(media: Media, recipe: Recipe, rate_hz: int) -> None:
+    path = media(recipe)
+    known = truth(recipe, path)
+    period = len(recipe.times()) / float(recipe.fps) if recipe.video_codec else recipe.seconds
+    rng = np.random.default_rng(0)
+    for start in rng.uniform(-3, 5, 12):
+        spec = ClipSpec(
+            int(rng.integers(1, 21)), float(rng.uniform(8, 30)), HEIGHT, WIDTH, 1.5, rate_hz, short_files="loop"
+        )
+        clip = decode_clip(path, start, spec)
+        assert clip.frames.shape == (spec.frame_count, HEIGHT, WIDTH, 3)
+        assert clip.waveform.shape == (round(1.5 * rate_hz),)
+        check_frames(clip, slot_middles(spec, start) % period, known, recipe)
+        if not recipe.audio_codec:
+            assert (clip.waveform == 0).all()
+            continue
+        content = (sound_begin(spec, start) + np.arange(spec.sample_count) / rate_hz) % period
+        assert abs((clip.audio_start_seconds - content[0] + period / 2) % period - period / 2) <= 0.51 / rate_hz
+        # Half a sample on the way in and half of one on the way out; nothing is asked at the seam.
+        off = 0.5 / rate_hz + 0.5 / recipe.audio_rate_hz
+        away = (content > 0.001) & (content < period - 0.001) & (np.abs(content - known.sound_to) > 0.001)
+        models = np.stack([sound_model(content + shift, known) for shift in np.linspace(-off, off, 9)])
+        heard = clip.waveform.numpy()
+        assert (heard <= models.max(0) + 0.02)[away].all()
+        assert (heard >= models.min(0) - 0.02)[away].all()
+
+
+@pytest.mark.parametrize("recipe", SHORT.values(), ids=SHORT.keys())
+def test_padded_file_holds_its_ends(media: Media, recipe: Recipe) -> None:
+    path = media(recipe)
+    known = truth(recipe, path)
+    rng = np.random.default_rng(0)
+    for start in rng.uniform(-2, 2, 12):
+        spec = random_spec(rng)
+        check_clip(decode_clip(path, start, spec), start, spec, known, recipe)
+
+
+@pytest.mark.parametrize("recipe", SHORT.values(), ids=SHORT.keys())
+def test_refused_file_says_how_long_it_must_be(media: Media, recipe: Recipe) -> None:
+    path = media(recipe)
+    with pytest.raises(MediaError, match=f"{path.name}: must last at least as long as a clip, 1.5 s, got 0.*loop"):
+        decode_clip(path, 0.0, ClipSpec(8, 8.0, HEIGHT, WIDTH, 1.5, 16_000, short_files="refuse"))
+
+
+@pytest.mark.parametrize("short_files", ["loop", "refuse"])
+def test_long_enough_file_is_the_same_under_any_policy(media: Media, short_files: str) -> None:
+    path = media(RECIPES["mp4 2 B-frames, stereo"])
+    spec = ClipSpec(8, 12.0, HEIGHT, WIDTH, 1.0, 16_000)
+    other = dataclasses.replace(spec, short_files=short_files)  # type: ignore[arg-type]
+    assert_equal(decode_clip(path, 2.0, spec), decode_clip(path, 2.0, other))
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux says so simply how much memory is in use")
+def test_memory_stays_as_it_is_over_many_decodes(media: Media) -> None:
+    names = ("mp4 open groups", "mkv av1", "webm vp8", "avi mpeg4 B-frames", "ts mpeg2", "mov rotated", "ogg", "mp3")
+    paths = [media(RECIPES[name]) for name in names if _can_write(RECIPES[name].video_codec)]
+    spec = ClipSpec(2, 10.0, 24, 32, 0.2, 8_000)
+    rng = np.random.default_rng(0)
+    before = 0
+    for count in range(2_500):
+        if count == 300:
+            before = resident_pages()
+        decode_clip(paths[count % len(paths)], float(rng.uniform(0, 2)), spec)
+    assert resident_pages() < 1.05 * before

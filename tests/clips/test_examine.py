@@ -32,7 +32,10 @@ def test_a_good_film_has_no_findings(tmp_path: Path) -> None:
     assert found.findings == ()
     assert found.info is not None
     assert (found.info.width, found.info.height, found.info.has_audio) == (128, 96, True)
-    assert (found.content_hash, found.size_bytes) == (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+    assert (found.content_hash, found.size_bytes) == (
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        path.stat().st_size,
+    )
     assert found.loudness_dbfs is not None
     rms = np.sqrt(np.mean(changing_sound() ** 2))
     assert found.loudness_dbfs == pytest.approx(20 * np.log10(rms), abs=2)

@@ -5,7 +5,8 @@ Trade-offs and traps:
 * One thread per decoder (``thread_type = "NONE"``): workers give the parallelism, and FFmpeg's frame threads can
   deadlock together with Python logging callbacks.
 * Seeking goes to the keyframe before the window and decodes forward; a seek that fails or lands too late (MPEG-TS has
-  no index, and other indices lie) is met by opening anew and reading from the beginning, slow but right.
+  no index, and other indices lie) is tried again earlier, then met by opening anew and reading from the beginning, slow
+  but right.
 * Only local files are opened (``protocol_whitelist``): a playlist in disguise must not make a decoder fetch an address.
 """
 
@@ -26,8 +27,11 @@ from av.video.stream import VideoStream
 
 # A frame belongs to a time also when a rounding of the last digits says that it begins a hair later.
 ROUNDING_SECONDS = 1e-6
-# An MPEG program stream does not stamp every frame: after a seek FFmpeg may give times that are off by some frames.
-_LOST_BY_SEEKING = ("mpeg",)
+# A seek may land after the time asked for, or between keyframes: then it is tried again so much earlier.
+_SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
+# After a seek FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
+# frames), and on the last page of an Ogg stream (the asked time plus a tick a packet). Sound is cheap to skip through.
+_LOST_BY_SEEKING = (("mpeg", "video"), ("mpeg", "audio"), ("ogg", "audio"))
 _FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
 _Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
 
@@ -130,20 +134,25 @@ def frames_from(
     """
     assert stream.time_base is not None
     start = stream.start_time or 0
-    first: _Frame | None = None
-    if container.format.name not in _LOST_BY_SEEKING:
-        target = max(math.floor((seconds - run_in_seconds) / stream.time_base), start)
+    latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
+    earliest = start - math.ceil(run_in_seconds / stream.time_base)  # the run-in of the first frame is before the start
+    for back_seconds in () if (container.format.name, stream.type) in _LOST_BY_SEEKING else _SEEK_BACK_SECONDS:
+        target = math.floor((seconds - run_in_seconds - back_seconds) / stream.time_base)
+        if back_seconds and target <= earliest:
+            break
         try:
-            container.seek(target, stream=stream, backward=True, any_frame=False)
+            container.seek(max(target, earliest), stream=stream, backward=True, any_frame=False)
             frames = decode(container, stream)
             first = next(frames, None)
         except av.FFmpegError:
-            pass
-    latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
-    if first is not None and first.pts is not None and first.pts <= latest:
-        yield first
-        yield from frames
-        return
+            continue
+        if first is None or first.pts is None or first.pts > latest:
+            continue
+        # What decoding from elsewhere gives first may lack what it refers to.
+        if isinstance(first, AudioFrame) or first.key_frame:
+            yield first
+            yield from frames
+            return
     with medium.open() as fresh:
         again = next(s for s in streams(fresh, medium.name) if s is not None and s.index == stream.index)
         yield from decode(fresh, again)

@@ -7,9 +7,11 @@ to 1 ms and AVI to a whole frame, and placing by them would click at every frame
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import av
 import numpy as np
 import soxr
 from av.audio.frame import AudioFrame
@@ -94,12 +96,18 @@ def read_sound(
 def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iterator[AudioFrame]:
     """Decode from the last packet on that begins at or before the tick ``begin``, else from where the container stands.
 
-    Where a seek lands depends on what has been read before; the sound, which is placed by the stamp of its first frame,
-    must not.
+    The sound is placed by the stamp of its first frame, which must depend on neither of two things that what was read
+    before changes: where a seek lands, and whether the decoder is new (the first packet that a new one gets, whichever
+    it is, loses the encoder's delay; Matroska then rounds the stamp to another millisecond).
     """
+    codec = stream.codec_context
     before: Packet[AudioStream] | None = None
     started = False
     for packet in container.demux(stream):
+        if not codec.is_open:
+            with suppress(av.FFmpegError):
+                packet.decode()
+            codec.flush_buffers()
         if not started:
             if packet.size and packet.pts is not None and packet.pts <= begin:
                 before = packet

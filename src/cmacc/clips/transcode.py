@@ -110,8 +110,8 @@ def _write_picture(
     scaler = VideoReformatter()
     with av.open(str(out), "w", format="mp4", options=_REPRODUCIBLE) as file:
         encoder: VideoStream | None = None
-        last = -1
-        for time, frame in _from_origin(timed_frames(medium, container, stream, origin), origin, duration_seconds):
+        frames = timed_frames(medium, container, stream, origin)
+        for ticks, frame in _with_ticks(frames, origin, duration_seconds, base):
             upright = _upright(frame)
             if encoder is None:
                 height, width = _packed_size(upright.height, upright.width, settings.short_side)
@@ -125,13 +125,10 @@ def _write_picture(
                     "crf": str(settings.crf),
                     "x264-params": f"keyint={settings.keyframe_every}:bframes=0:scenecut=0:annexb=0",
                 }
-            ticks = max(0, round(time / base))
-            if ticks <= last:  # two frames at one time: the viewer sees the last, an encoder takes one
-                continue
             picture = scaler.reformat(
                 upright, encoder.width, encoder.height, "yuv420p", interpolation="AREA", threads=1
             )
-            picture.pts, picture.time_base, last = ticks, base, ticks
+            picture.pts, picture.time_base = ticks, base
             picture.pict_type = PictureType.NONE  # the original's keyframes are not ours
             file.mux(encoder.encode(picture))
         if encoder is None:
@@ -139,23 +136,24 @@ def _write_picture(
         file.mux(encoder.encode(None))
 
 
-def _from_origin(
-    frames: Iterator[tuple[float, VideoFrame]], origin: float, duration_seconds: float
-) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their times after ``origin``, from the one on show there to the end of the sample."""
-    before: VideoFrame | None = None
+def _with_ticks(
+    frames: Iterator[tuple[float, VideoFrame]], origin: float, duration_seconds: float, base: Fraction
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames with their ticks after ``origin``, from the one on show there (tick 0) to the end of the sample.
+
+    Of several at one tick the viewer sees the last, and the encoder takes one. A first frame that comes late (in AVI
+    with B-frames) is on show from the beginning, as in a clip: a file that began late would have another zero.
+    """
+    shown: tuple[int, VideoFrame] | None = None
     for time, frame in frames:
-        if time - origin >= duration_seconds - ROUNDING_SECONDS:
+        if shown is not None and time - origin >= duration_seconds - ROUNDING_SECONDS:
             break
-        if time <= origin + ROUNDING_SECONDS:
-            before = frame
-            continue
-        if before is not None:
-            yield 0.0, before
-            before = None
-        yield time - origin, frame
-    if before is not None:
-        yield 0.0, before
+        ticks = max(0, round((time - origin) / base)) if shown is not None else 0
+        if shown is not None and ticks > shown[0]:
+            yield shown
+        shown = ticks, frame
+    if shown is not None:
+        yield shown
 
 
 def _upright(frame: VideoFrame) -> VideoFrame:

@@ -105,8 +105,11 @@ def _write_picture(
     settings: PackSettings,
     out: Path,
 ) -> None:
-    tick = stream.time_base if stream.time_base and stream.time_base.denominator <= _FINEST_TICKS else None
-    base = tick or Fraction(1, _FINEST_TICKS)
+    # The original's own ticks keep its times exact, but they may be as coarse as a frame: then a segment, which begins
+    # between two of them, needs finer ones.
+    begins_on_a_tick = origin == stream_start_seconds(stream)
+    tick = stream.time_base if begins_on_a_tick else None
+    base = tick if tick is not None and tick.denominator <= _FINEST_TICKS else Fraction(1, _FINEST_TICKS)
     scaler = VideoReformatter()
     with av.open(str(out), "w", format="mp4", options=_REPRODUCIBLE) as file:
         encoder: VideoStream | None = None

@@ -98,7 +98,7 @@ def scan_command(arguments: Sequence[str]) -> int:
         help="what keeps a file out of the manifest: unreadable, corrupt and too_short by default; also no_audio, "
         "silent, black, still, duplicate, near_duplicate...",
     )
-    _add_task_arguments(parser, limit_seconds=60)
+    _add_task_arguments(parser, limit_seconds=60.0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
     options = parser.parse_args(arguments)
     from cmacc.clips import examine_files, scan, workers_of
@@ -161,7 +161,7 @@ def pack_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 to 51; lower is better and larger")
     parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
     parser.add_argument("--samples-per-shard", type=int, default=256)
-    _add_task_arguments(parser, limit_seconds=600)
+    _add_task_arguments(parser, limit_seconds=600.0)
     parser.add_argument("--overwrite", action="store_true", help="lose another pack that is in DIR")
     options = parser.parse_args(arguments)
     from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of

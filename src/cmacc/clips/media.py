@@ -152,9 +152,11 @@ class _OpenFile:
                 waveform, audio_start_seconds = self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
             else:
                 once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
-                begin = round(wanted % period * spec.sample_rate_hz)
-                waveform = once[(begin + np.arange(spec.sample_count)) % len(once)]
-                audio_start_seconds = begin / spec.sample_rate_hz
+                # Each sample's own place: a period of not a whole number of samples would else drift from the picture.
+                places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
+                indices = np.rint(places).astype(np.int64) % len(once)
+                waveform = once[indices]
+                audio_start_seconds = float(indices[0]) / spec.sample_rate_hz
         return Clip(
             torch.from_numpy(frames),
             torch.from_numpy(waveform),

@@ -61,7 +61,7 @@ def workers_of(count: int, cluster: str | None = None) -> Iterator[Executor]:
     except ImportError as error:
         raise ValueError("--cluster needs the extra `cluster`: pip install 'cmacc[cluster]'") from error
     try:
-        client = Client(cluster, timeout=20)  # type: ignore[no-untyped-call]
+        client = Client(cluster, timeout=5)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ValueError(f"--cluster {cluster}: no Dask scheduler answers ({error})") from error
     with client, client.get_executor() as executor:  # type: ignore[no-untyped-call]

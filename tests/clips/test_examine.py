@@ -58,6 +58,12 @@ def test_what_is_wrong_is_named(
     assert names(write_film(tmp_path / "a.mp4", frames, sound)) == [finding]
 
 
+def test_a_sound_between_the_windows_is_heard(tmp_path: Path) -> None:
+    sound = np.zeros(9 * 16_000, np.float32)
+    sound[32_000:36_000] = changing_sound(0.25)  # the windows are 0 to 1, 4 to 5 and 8 to 9 s
+    assert names(write_film(tmp_path / "a.mp4", moving_picture(9.0), sound)) == []
+
+
 def test_sound_that_begins_late(tmp_path: Path) -> None:
     sound = changing_sound()
     path = write_film(tmp_path / "a.mp4", moving_picture(3.0), sound, audio_start_seconds=Fraction(3, 4))

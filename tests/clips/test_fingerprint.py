@@ -16,7 +16,6 @@ from cmacc.clips.fingerprint import (
 
 from .films import changing_sound, moving_picture
 
-
 # Clouds whose colours cancel in grey have no print; nor should those that come near it, when they are made paler.
 WITH_FEATURES = [seed for seed in range(16) if picture_bits(moving_picture(0.1, seed)[0] // 2) is not None]
 

@@ -34,9 +34,9 @@ def test_answers_come_from_another_process_that_is_kept(guard: Guard) -> None:
 def test_bad_input_comes_back_in_words(guard: Guard) -> None:
     with pytest.raises(GuardError, match=r"^invalid literal for int\(\)"):
         guard.call(int, "x", limit_seconds=30.0)
-    with pytest.raises(GuardError, match="FileNotFoundError: .*nowhere"):
+    with pytest.raises(GuardError, match=r"FileNotFoundError: .*nowhere"):
         guard.call(os.listdir, "/nowhere", limit_seconds=30.0)
-    with pytest.raises(GuardError, match="TypeError: .*JSON"):
+    with pytest.raises(GuardError, match=r"TypeError: .*JSON"):
         guard.call(Path, "what JSON does not know", limit_seconds=30.0)
     assert guard.call(int, "7", limit_seconds=30.0) == 7
 

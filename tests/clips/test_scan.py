@@ -192,8 +192,7 @@ def test_an_interrupted_scan_goes_on_and_ends_the_same(
         file.write(json.dumps({"path": str(films / "3.mp4"), "stamp": [1, 2]})[:-7])
     second = Counting()
     assert written(tmp_path / "m.parquet", list_folders([films]), journal=tmp_path / "j2", executor=second) == whole
-    assert sorted({*first.files, *second.files}) == sorted(films.iterdir())
-    assert 3 <= len(second.files) <= 4  # a result that was not yet noted is found again
+    assert sorted([*first.files, *second.files]) == sorted(films.iterdir())
     assert journal.read_bytes() == (tmp_path / "j1" / "journal.jsonl").read_bytes()
 
 

@@ -27,6 +27,10 @@ from av.video.stream import VideoStream
 
 # A frame belongs to a time also when a rounding of the last digits says that it begins a hair later.
 ROUNDING_SECONDS = 1e-6
+# No real file is beyond them, but a damaged one may say so, and would have gigabytes allocated.
+MOST_PIXELS = 2**26  # 8192 x 8192
+_HIGHEST_AUDIO_RATE_HZ = 1_000_000
+LONGEST_SECONDS = 30 * 86_400.0
 # A seek may land after the time asked for, or between keyframes: then it is tried again so much earlier.
 _SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
 # After a seek FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
@@ -82,7 +86,7 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
     Raises
     ------
     MediaError
-        There is neither, or FFmpeg does not know the codec of one; ``name`` is the file's.
+        There is neither, FFmpeg does not know the codec of one, or its size or rate is absurd; ``name`` is the file's.
     """
     # Cover art is a video stream of one picture: not what a clip is made of.
     video = next((s for s in container.streams.video if "attached_pic" not in str(s.disposition)), None)
@@ -94,6 +98,14 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
             if stream.codec_context is None:  # whatever PyAV's types say
                 raise MediaError(f"{name}: FFmpeg does not know the codec of its {stream.type} stream")
             stream.codec_context.thread_type = "NONE"
+    if video is not None:
+        if video.codec_context.width * video.codec_context.height > MOST_PIXELS:
+            size = f"{video.codec_context.width} x {video.codec_context.height}"
+            raise MediaError(f"{name}: a picture must have at most {MOST_PIXELS} pixels, got {size}: damaged?")
+        video.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # the size may change on the way
+    if audio is not None and not 0 <= audio.codec_context.sample_rate <= _HIGHEST_AUDIO_RATE_HZ:
+        rate = audio.codec_context.sample_rate
+        raise MediaError(f"{name}: sound must have at most {_HIGHEST_AUDIO_RATE_HZ} Hz, got {rate}: damaged?")
     return video, audio
 
 
@@ -105,12 +117,20 @@ def stream_start_seconds(stream: VideoStream | AudioStream) -> float:
 
 
 def stream_duration_seconds(container: InputContainer, stream: VideoStream | AudioStream) -> float:
-    """Length of a stream: as stated, else of the file, else counted from its packets; 0 where nothing tells it."""
+    """Length of a stream: as stated, else of the file, else counted from its packets; 0 where nothing tells it.
+
+    What is stated is believed up to `LONGEST_SECONDS`.
+    """
     if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+        seconds = float(stream.duration * stream.time_base)
+        if seconds <= LONGEST_SECONDS:
+            return seconds
     start_seconds = stream_start_seconds(stream)
     if container.duration:
-        return container.duration / av.time_base - max(0.0, start_seconds - (container.start_time or 0) / av.time_base)
+        late_seconds = max(0.0, start_seconds - (container.start_time or 0) / av.time_base)
+        seconds = container.duration / av.time_base - late_seconds
+        if seconds <= LONGEST_SECONDS:
+            return seconds
     container.seek(0)
     ends = [
         float((packet.pts + (packet.duration or 0)) * packet.time_base)

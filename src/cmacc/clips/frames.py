@@ -20,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from cmacc.clips.container import ROUNDING_SECONDS, MediaError, Medium, frames_from, stream_start_seconds
+from cmacc.clips.container import MOST_PIXELS, ROUNDING_SECONDS, MediaError, Medium, frames_from, stream_start_seconds
 
 # Frames are shown in another order than they are stored, but no codec keeps more than 16 of them back.
 _LOOKAHEAD_PACKETS = 32
@@ -177,6 +177,8 @@ def _scaled(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int
     scale = max(height / frame.height, width / frame.width)
     scaled_height = max(height, round(frame.height * scale))
     scaled_width = max(width, round(frame.width * scale))
+    if scaled_height * scaled_width > MOST_PIXELS:
+        raise ValueError(f"a picture of {frame.width} x {frame.height} cannot cover {width} x {height}")
     scaled = scaler.reformat(frame, scaled_width, scaled_height, "rgb24", interpolation="BILINEAR", threads=1)
     picture = scaled.to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2

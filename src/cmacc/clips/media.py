@@ -14,7 +14,14 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from cmacc.clips.clip import Clip, ClipSpec
-from cmacc.clips.container import MediaError, Medium, stream_duration_seconds, stream_start_seconds, streams
+from cmacc.clips.container import (
+    LONGEST_SECONDS,
+    MediaError,
+    Medium,
+    stream_duration_seconds,
+    stream_start_seconds,
+    streams,
+)
 from cmacc.clips.frames import read_frames
 from cmacc.clips.sound import read_sound
 from cmacc.clips.storage import PackedSample, read_extent
@@ -55,6 +62,8 @@ def probe(path: Path | str) -> MediaInfo:
         duration_seconds = stream_duration_seconds(container, timed)
         if duration_seconds <= 0:
             raise MediaError(f"{path}: the file states no duration and holds no time stamps")
+        if duration_seconds > LONGEST_SECONDS:
+            raise MediaError(f"{path}: must last at most {LONGEST_SECONDS:g} s, got {duration_seconds:g} s: damaged?")
         rate = video.average_rate or video.guessed_rate or video.base_rate if video is not None else None
         return MediaInfo(
             duration_seconds=duration_seconds,

@@ -26,7 +26,8 @@ def results_of(
                 waiting[executor.submit(function, item)] = item
             if not waiting:
                 return
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            done = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda one: one.exception() is not None):  # no result is lost to an error
                 yield waiting.pop(future), future.result()
     finally:
         for future in waiting:

@@ -297,7 +297,10 @@ def _mark_copies(examinations: dict[Path, Examination]) -> list[tuple[str, str]]
             if share is not None
         ]
         detail = f"of {originals[first]} ({', '.join(shares)} print differs)"
-        mark(originals[second], "near_duplicate", originals[first], detail)
+        if examinations[originals[second]].has("near_duplicate"):  # of a third one: once is enough to say
+            pairs.append((str(originals[first]), str(originals[second])))
+        else:
+            mark(originals[second], "near_duplicate", originals[first], detail)
     return pairs
 
 

@@ -85,8 +85,10 @@ def read_sound(
         position += frame.samples
         if position >= first + len(native):
             break
+    _limit(native)
     if up != down:
         native = soxr.resample(native, rate, sample_rate_hz)
+        _limit(native)
         # The filter rings before the sound and after it, where there is nothing to hear.
         native[: heard_from * up // down] = 0
         native[math.ceil(heard_to * up / down) :] = 0
@@ -116,6 +118,13 @@ def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iter
             if before is not None:
                 yield from before.decode()
         yield from packet.decode()
+
+
+def _limit(sound: NDArray[np.float32]) -> None:
+    """Cut to [-1, 1] in place: lossy and floating-point sound may be beyond it, and in damaged files be no number."""
+    if not -1 <= sound.min() <= sound.max() <= 1:
+        np.nan_to_num(sound, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
+        np.clip(sound, -1, 1, out=sound)
 
 
 def _mono(frame: AudioFrame) -> NDArray[np.float32]:

@@ -56,14 +56,14 @@ def _summary(result: ScanResult) -> str:
     both = sum(record.has_audio and record.has_picture for record in records)
     text = (
         f"{len(result.examinations):,} files were looked over; {len(records):,} samples are in the manifest, {both:,} "
-        f"of them with picture and sound, and {len(result.refused):,} files are left out. The data set's fingerprint "
+        f"of them with picture and sound, and {len(result.refused):,} left out. The data set's fingerprint "
         f"is {result.manifest.fingerprint()}."
     )
     return escape(text)
 
 
 def _tiles(result: ScanResult) -> str:
-    seconds = sum(result.manifest.column("duration_seconds"))
+    seconds = float(sum(result.manifest.column("duration_seconds")))
     bytes_ = sum(examination.size_bytes for examination in result.examinations.values())
     shown = [
         (f"{len(result.manifest):,}", "samples", f"{len(result.manifest.classes()):,} classes"),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmacc.clips import AugmentConfig, ClipBatch, ClipSpec, Manifest, decode_clip, scan, to_video
+from cmacc.clips import AugmentConfig, ClipBatch, ClipSpec, Manifest, decode_clip, list_folders, scan, to_video
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import EncoderConfig
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig

@@ -25,6 +25,7 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
     [
         (lambda: DataConfig(max_bad=1.5), r"data.max_bad must be in \[0, 1\], got 1.5"),
         (lambda: DataConfig(workers=-1), "data.workers must be at least 0, got -1"),
+        (lambda: DataConfig(clips_per_video=0), "data.clips_per_video must be at least 1, got 0"),
         (lambda: DictionaryConfig(size=0), "dictionary.size must be at least 1, got 0"),
         (lambda: ObjectiveConfig(temperature=0.0), "objective.temperature must be positive, got 0.0"),
         (lambda: ObjectiveConfig(momentum=1.1), r"objective.momentum must be in \[0, 1\], got 1.1"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cmacc.clips import AugmentConfig, ClipSpec, Manifest, scan
+from cmacc.clips import AugmentConfig, ClipSpec, Manifest, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import EncoderConfig
 from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, pretrain, start_run

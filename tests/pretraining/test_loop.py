@@ -254,6 +254,23 @@ def test_bad_files_are_named_and_left_out(small_config: PretrainConfig, tmp_path
         pretrain(tmp_path / "strict")
 
 
+def test_what_a_scan_noted_keeps_files_from_training(small_config: PretrainConfig) -> None:
+    records = list(Manifest.read(small_config.data.manifest).records)
+    noted = {0: ("silent",), 1: ("still", "offset"), 2: ("duplicate",), 3: ("offset", "near_duplicate"), 4: ("black",)}
+    records = [
+        dataclasses.replace(r, findings=noted.get(i, ()), split="train", duration_seconds=0.9 if i == 5 else 2.0)
+        for i, r in enumerate(records)
+    ]
+    ids, bad_files = usable_files(Manifest(records), small_config)
+    assert ids == [3, *range(5, len(records))]
+    assert bad_files[str(records[0].path)] == "its sound is silence"
+    clip = dataclasses.replace(small_config.data.clip, short_files="refuse")
+    refusing = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, clip=clip))
+    ids, bad_files = usable_files(Manifest(records), refusing)
+    assert 5 not in ids
+    assert bad_files[str(records[5].path)] == "shorter than a clip"
+
+
 def test_too_few_files_is_a_clear_error(small_config: PretrainConfig, tmp_path: Path) -> None:
     optim = dataclasses.replace(small_config.optim, batch_size=40)
     config = dataclasses.replace(

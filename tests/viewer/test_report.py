@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cmacc.clips import ClipSpec, Manifest, scan
+from cmacc.clips import ClipSpec, Manifest, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, start_run
 from cmacc.viewer import ReportError, write_report

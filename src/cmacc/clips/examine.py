@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cmacc.clips.clip import Clip, ClipSpec
 from cmacc.clips.container import MediaError, Medium, stream_start_seconds, streams
 from cmacc.clips.fingerprint import picture_bits, sound_bits
-from cmacc.clips.media import MediaInfo, decode_clip, probe
+from cmacc.clips.media import MediaInfo, OpenFile, probe
 from cmacc.clips.sound import read_sound
 from cmacc.clips.windows import spread_starts
 
@@ -135,8 +135,7 @@ def examine(path: Path) -> dict[str, Any]:
     starts = spread_starts(info.duration_seconds, _SPEC.length_seconds, _WINDOWS)
     for start in starts:
         try:
-            _decode_strictly(path, start)
-            clips.append(decode_clip(path, start, _SPEC))
+            clips.append(_decode_strictly(path, start))
         except MediaError as error:
             faults.append(f"at {max(0.0, start):.1f} s: {_reason(error, path)}")
     if not clips:
@@ -235,18 +234,14 @@ def _rate_findings(gaps: NDArray[np.float64]) -> list[Finding]:
     return [Finding("variable_frame_rate", detail)]
 
 
-def _decode_strictly(path: Path, start_seconds: float) -> None:
-    """Decode the window's frames and sound with every error of the decoder raised, instead of patched up."""
-    with Medium.file(path).open() as container:
-        for stream in streams(container, str(path)):
-            if stream is None or stream.time_base is None:
-                continue
-            stream.codec_context.options = {"err_detect": "explode"}
-            begin = stream_start_seconds(stream) + max(0.0, start_seconds)
-            container.seek(int(begin / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                if frame.pts is not None and float(frame.pts * stream.time_base) > begin + _SPEC.length_seconds:
-                    break
+def _decode_strictly(path: Path, start_seconds: float) -> Clip:
+    """The window, with every error of the decoder raised, instead of patched up."""
+    medium = Medium.file(path)
+    with medium.open() as container:
+        file = OpenFile([(medium, container)])
+        for stream in (*container.streams.video, *container.streams.audio):
+            stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
+        return file.clip(start_seconds, _SPEC)
 
 
 def _picture_findings(picture: NDArray[np.uint8] | None) -> list[Finding]:

@@ -117,11 +117,11 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
         media = [Medium.file(source)]
     with ExitStack() as stack:
         opened = [(medium, stack.enter_context(medium.open())) for medium in media]
-        file = _OpenFile(opened)
+        file = OpenFile(opened)
         return [file.clip(start, spec) for start in starts]
 
 
-class _OpenFile:
+class OpenFile:
     """A file's two streams, in one container or in two, on a clock that begins with the first picture."""
 
     def __init__(self, opened: Sequence[tuple[Medium, InputContainer]]) -> None:

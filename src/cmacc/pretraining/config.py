@@ -41,7 +41,7 @@ class DataConfig:
         How they begin: ``fork`` or ``spawn``; None is the platform's way. Forking takes milliseconds, spawning seconds;
         spawned ones inherit no locks of other threads.
     max_bad
-        Greatest share of files without sound or that do not decode; above it the run stops.
+        Greatest share of files that cannot be trained on; above it the run stops.
     shuffle_pairs
         A control: every picture gets another file's sound, so that there is nothing to learn.
     """

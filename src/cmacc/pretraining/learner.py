@@ -93,11 +93,11 @@ def pairing(config: PretrainConfig, batch: ClipBatch) -> ClipBatch:
     return dataclasses.replace(batch, waveforms=batch.waveforms.roll(1, dims=0))
 
 
-def drawn_views(config: PretrainConfig, sample_ids: Sequence[int], epochs: Sequence[int]) -> list[View]:
-    """How each sample of a batch is augmented: depends on (seed, epoch, sample id) alone."""
+def drawn_views(config: PretrainConfig, sample_ids: Sequence[int], visits: Sequence[int]) -> list[View]:
+    """How each sample of a batch is augmented: depends on (seed, visit, sample id) alone."""
     return [
-        draw_view(config.data.augment, seeded_rng(seeds.AUGMENTATION, config.seed, epoch, sample_id))
-        for sample_id, epoch in zip(sample_ids, epochs, strict=True)
+        draw_view(config.data.augment, seeded_rng(seeds.AUGMENTATION, config.seed, visit, sample_id))
+        for sample_id, visit in zip(sample_ids, visits, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from cmacc.clips import Manifest, TrainingPlan, training_loader
+from cmacc.clips import FINDINGS, Manifest, TrainingPlan, training_loader
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_checkpoint, save_checkpoint
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.config import OptimConfig, PretrainConfig, read_config, write_config
@@ -24,6 +24,9 @@ from cmacc.pretraining.refresh import store_inputs
 from cmacc.pretraining.step import training_step
 
 log = logging.getLogger("cmacc")
+
+# Findings of a scan that leave nothing to learn from a pair, or would make a sample its own negative.
+_NOT_TRAINED_ON = ("silent", "black", "still", "duplicate")
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -198,6 +201,10 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
             _note_bad_file(bad_files, str(record.path), "no sound")
         elif not record.has_picture:
             _note_bad_file(bad_files, str(record.path), "no picture")
+        elif config.data.clip.short_files == "refuse" and record.duration_seconds < config.data.clip.length_seconds:
+            _note_bad_file(bad_files, str(record.path), "shorter than a clip")
+        elif (finding := next((name for name in _NOT_TRAINED_ON if name in record.findings), None)) is not None:
+            _note_bad_file(bad_files, str(record.path), FINDINGS[finding])
         else:
             usable.append(sample_id)
     _check_bad_share(bad_files, len(in_split), config.data.max_bad)
@@ -291,7 +298,7 @@ def _check_bad_share(bad_files: dict[str, str], count: int, max_bad: float) -> N
     if len(bad_files) > max_bad * count:
         path, reason = next(iter(bad_files.items()))
         raise RunError(
-            f"data.max_bad must be at least the share of files without sound or that do not decode, got {max_bad:g} "
+            f"data.max_bad must be at least the share of files that cannot be trained on, got {max_bad:g} "
             f"with {len(bad_files)} of {count} files bad, among them {path} ({reason}); raise --data.max_bad to train "
             "without them, or scan another folder"
         )

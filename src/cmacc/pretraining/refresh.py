@@ -9,7 +9,7 @@ from cmacc.negatives import ActiveDictionary, InputRing, Keys
 from cmacc.pretraining.learner import Learner, audio_views, drawn_views
 
 
-def store_inputs(inputs: InputRing, batch: ClipBatch, epoch: int) -> Tensor:
+def store_inputs(inputs: InputRing, batch: ClipBatch, visit: int) -> Tensor:
     """Keep what it takes to make a batch's views again; a ticket for each sample."""
     return inputs.push(
         {
@@ -17,7 +17,7 @@ def store_inputs(inputs: InputRing, batch: ClipBatch, epoch: int) -> Tensor:
             # float16 steps by 2^-11 of a sample's size: 66 dB below it.
             "waveforms": batch.waveforms.half(),
             "sample_ids": batch.sample_ids,
-            "epochs": torch.full_like(batch.sample_ids, epoch),
+            "visits": torch.full_like(batch.sample_ids, visit),
         }
     )
 
@@ -58,8 +58,8 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
 
 def _encode(learner: Learner, dictionary: ActiveDictionary, tickets: Tensor) -> Encoding:
     assert learner.inputs is not None
-    ids, epochs = (learner.inputs.take(tickets, name).tolist() for name in ("sample_ids", "epochs"))
-    views = drawn_views(learner.config, ids, epochs)
+    ids, visits = (learner.inputs.take(tickets, name).tolist() for name in ("sample_ids", "visits"))
+    views = drawn_views(learner.config, ids, visits)
     if dictionary is learner.video_dictionary:
         video = augment_video(learner.inputs.take(tickets, "frames").to(learner.device), views)
         with learner.autocast():

@@ -44,3 +44,24 @@ def test_loading_measures_speed_and_memory(tmp_path: Path) -> None:
     assert [row["what"] for row in report["memory"]] == ["ours", "list"]
     assert all(0 < row["worker_uss_mib"] < row["main_rss_mib"] for row in report["memory"])
     assert (tmp_path / "out.json").stat().st_size > 500
+
+
+@pytest.mark.slow
+def test_decoding_gives_every_reader_the_same_work(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "decoding.py"))["main"]
+    report = main(["--quick", "--out", str(tmp_path / "out.json")])
+    cases = {"raw", "raw, keyframe every 25", "raw, no sound", "packed"}
+    rates = {(r["case"], r["reader"], r["clips_per_open"]): r.get("clips_per_second", 0) for r in report["rates"]}
+    compared = {(r["case"], r["reader"]): r for r in report["compared"]}
+    for case in cases:
+        for reader in ("cmacc", "PyAV loop"):
+            assert rates[case, reader, 1] > 0
+            assert rates[case, reader, 4] > 0
+            assert compared[case, reader]["frames_per_clip"] == [16]
+            assert compared[case, reader]["wrong_frames"] == 0
+            assert compared[case, reader]["mean_levels"] < 1
+        assert abs(compared[case, "cmacc"].get("sound_gain", 1) - 1) < 0.01
+    assert report["ratios"]["packed / raw, 1 an opening"]["cmacc"] > 1
+    others = {name for name in ("torchcodec, approximate", "decord") if name not in report["not_installed"]}
+    assert others <= {reader for _, reader in compared}
+    assert (tmp_path / "out.json").stat().st_size > 1000

@@ -26,17 +26,19 @@ import pytest
 from av.codec.codec import Codec, UnknownCodecError
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
+from scipy.io import wavfile
 
-from cmacc.clips import frames
+from cmacc.clips import container, frames
 from cmacc.clips.clip import Clip, ClipSpec
 from cmacc.clips.container import MediaError
 from cmacc.clips.media import decode_clip, decode_clips, probe
 
 from .conftest import CLICK_SECONDS, HEIGHT, WIDTH, Recipe, after_click, clicks, read_stamps
+from .mutants import DAMAGES, mutants, write_sources
 
 Media = Callable[[Recipe], Path]
 
-WINDOWS_PER_FILE = 56
+WINDOWS_PER_FILE = 52
 SECONDS = 2.6
 FRAME_COUNT = 65  # of a file at the default 25 fps
 MILLISECOND = 0.00105
@@ -375,6 +377,22 @@ def test_single_samples_are_given_as_they_are(media: Media) -> None:
         np.testing.assert_allclose(heard, wanted, atol=1.01 / 32_768)
 
 
+@pytest.mark.parametrize("rate_hz", [8_000, 22_050, 44_100])
+def test_outside_loud_sound_is_silence_to_the_last_sample(media: Media, rate_hz: int) -> None:
+    recipe = Recipe(
+        ".wav", seconds=0.57, sound="chirp", video_codec=None, audio_codec="pcm_s16le", audio_rate_hz=48_000
+    )
+    path = media(recipe)
+    for start in (-0.3, -0.31234, 0.1, 0.12345):
+        clip = decode_clip(path, start, ClipSpec(1, 5.0, 8, 8, 0.6, rate_hz))
+        places = clip.audio_start_seconds + np.arange(round(0.6 * rate_hz)) / rate_hz
+        outside = (places < -1 / rate_hz) | (places > 0.57 + 1 / rate_hz)
+        assert outside.any()
+        heard = clip.waveform.numpy()
+        assert (heard[outside] == 0).all()
+        assert np.abs(heard[~outside]).max() > 0.45
+
+
 # ---- skipping what is not on show -----------------------------------------------------------------------------------
 
 SKIPPING = tuple(name for name, recipe in RECIPES.items() if recipe.video_codec and recipe.rotation is None)
@@ -422,10 +440,40 @@ def test_skipping_changes_no_pixel(media: Media, recipe: Recipe, monkeypatch: py
     assert any(skipped) or recipe.suffix == ".avi"
 
 
+@pytest.mark.parametrize("name", ["ts open groups", "ts hevc open groups", "ts mpeg2", "ts clock that wraps around"])
+def test_sought_without_an_index_far_from_the_beginning(media: Media, name: str) -> None:
+    recipe = dataclasses.replace(RECIPES[name], seconds=8.0, sound="chirp", gop=25)
+    path = media(recipe)
+    found = plain_frames(path)
+    pictures = [frames._scaled(VideoReformatter(), frame, HEIGHT, WIDTH) for _, _, frame in found]
+    spec = ClipSpec(6, 12.5, HEIGHT, WIDTH, 0.3, 16_000)
+    for start in np.random.default_rng(0).uniform(2.5, 7.5, 12):
+        clip = decode_clip(path, start, spec)
+        for shown, middle in zip(clip.frames.numpy(), slot_middles(spec, start), strict=True):
+            assert (shown == pictures[min(199, math.floor(25 * middle))]).all()
+
+
+@pytest.mark.parametrize("video_codec", ["mpeg4", "libx264"])
+def test_index_that_calls_every_frame_a_keyframe(media: Media, tmp_path: Path, video_codec: str) -> None:
+    data = bytearray(media(made(".avi", video_codec=video_codec, audio_codec=None, b_frames=0, gop=20)).read_bytes())
+    index = data.rindex(b"idx1")
+    for place in range(index + 12, len(data) - 3, 16):
+        data[place] |= 0x10
+    path = tmp_path / "lies.avi"
+    path.write_bytes(data)
+    found = plain_frames(path)
+    pictures = [frames._scaled(VideoReformatter(), frame, HEIGHT, WIDTH) for _, _, frame in found]
+    spec = ClipSpec(4, 25.0, HEIGHT, WIDTH, 0.2, 16_000)
+    for start in np.arange(0.5, 2.3, 0.2):
+        clip = decode_clip(path, float(start), spec)
+        for shown, began in zip(clip.frames.numpy(), clip.frame_seconds.numpy(), strict=True):
+            assert (shown == pictures[round(25 * (began - found[0][0]))]).all()
+
+
 # ---- files shorter than the window ----------------------------------------------------------------------------------
 
 SHORT = {
-    "mp4, sound as long": Recipe(seconds=0.52, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
+    "sound as long": Recipe(seconds=0.52, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
     "sound longer": Recipe(seconds=0.52, sound_seconds=0.9, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
     "sound shorter": Recipe(seconds=0.52, sound_seconds=0.3, sound="clicks", audio_codec="pcm_s16le", suffix=".mov"),
     "uneven length, B-frames": Recipe(
@@ -487,6 +535,14 @@ def test_refused_file_says_how_long_it_must_be(media: Media, recipe: Recipe) -> 
         decode_clip(path, 0.0, ClipSpec(8, 8.0, HEIGHT, WIDTH, 1.5, 16_000, short_files="refuse"))
 
 
+def test_short_is_what_is_shorter_than_the_window(media: Media) -> None:
+    path = media(SHORT["sound as long"])
+    spec = ClipSpec(1, 10.0, HEIGHT, WIDTH, 0.5199, 16_000, short_files="refuse")
+    decode_clip(path, 0.0, spec)
+    with pytest.raises(MediaError, match="must last at least as long as a clip"):
+        decode_clip(path, 0.0, dataclasses.replace(spec, audio_seconds=0.5201))
+
+
 @pytest.mark.parametrize("short_files", ["loop", "refuse"])
 def test_long_enough_file_is_the_same_under_any_policy(media: Media, short_files: str) -> None:
     path = media(RECIPES["mp4 2 B-frames, stereo"])
@@ -495,7 +551,50 @@ def test_long_enough_file_is_the_same_under_any_policy(media: Media, short_files
     assert_equal(decode_clip(path, 2.0, spec), decode_clip(path, 2.0, other))
 
 
+# ---- damaged files (see mutants.py) ----------------------------------------------------------------------------------
+
+
+def test_every_mutant_differs_and_a_seed_gives_the_same_ones(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path / "sources")
+    assert {path.suffix for path in sources} >= {".mp4", ".mkv", ".webm", ".avi", ".ts", ".mov", ".wav", ".flac"}
+    assert max(path.stat().st_size for path in sources) < 60_000
+    contents = [path.read_bytes() for path in mutants(3, 90, tmp_path / "one", sources)]
+    assert contents == [path.read_bytes() for path in mutants(3, 90, tmp_path / "two", sources)]
+    assert contents != [path.read_bytes() for path in mutants(4, 90, tmp_path / "three", sources)]
+    wholes = [path.read_bytes() for path in sources]
+    changed = [content != wholes[number % len(wholes)] for number, content in enumerate(contents)]
+    assert sum(changed) > 75  # a zeroed block may have been zero before
+    kinds = {path.stem.split("_")[1] for path in (tmp_path / "one").iterdir()}
+    assert kinds == set(DAMAGES)
+
+
 # ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+# ---- what damage may claim ------------------------------------------------------------------------------------------
+
+
+def test_samples_beyond_full_scale_are_limited(tmp_path: Path) -> None:
+    """A damaged file gave 22.3, and float files may hold anything."""
+    sound = np.tile(np.array([0.5, 22.3, -3.0, np.nan, np.inf, -np.inf, 0.25, 0.0], np.float32), 1_000)
+    wavfile.write(tmp_path / "a.wav", 8_000, sound)
+    spec = ClipSpec(audio_seconds=0.8, sample_rate_hz=8_000)
+    heard = decode_clip(tmp_path / "a.wav", 0.0, spec).waveform.numpy()[:8]
+    np.testing.assert_allclose(heard[[0, 1, 2, 6, 7]], [0.5, 1.0, -1.0, 0.25, 0.0])
+    assert np.isfinite(heard).all()
+    assert np.abs(heard).max() <= 1
+
+
+def test_absurd_sizes_and_lengths_are_refused(media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = media(made())
+    monkeypatch.setattr(container, "MOST_PIXELS", 64 * 48 - 1)
+    for read in (probe, lambda p: decode_clip(p, 0.0, ClipSpec())):
+        with pytest.raises(MediaError, match="must have at most 3071 pixels, got 64 x 48: damaged"):
+            read(path)
+    monkeypatch.undo()
+    monkeypatch.setattr("cmacc.clips.media.LONGEST_SECONDS", 0.5)
+    with pytest.raises(MediaError, match=r"must last at most 0\.5 s, got .* s: damaged"):
+        probe(path)
 
 
 def resident_pages() -> int:

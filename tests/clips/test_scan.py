@@ -103,7 +103,7 @@ def test_what_is_refused_is_for_the_caller_to_say(tree: Tree) -> None:
     assert len(scan(list_folders([root]), refuse=[]).manifest) == 3  # nothing can be known of what cannot be read
     with pytest.raises(ScanError, match=r"refuse must name findings .*, got mute"):
         scan(listing, refuse=["mute"])
-    with pytest.raises(ScanError, match="must hold at least one media file, got none"):
+    with pytest.raises(ScanError, match=r"must hold at least one media file, got none of 0 listed ones"):
         scan(Listing((), (), 0, 0))
 
 

@@ -179,7 +179,9 @@ def _scaled(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int
     scaled_width = max(width, round(frame.width * scale))
     if scaled_height * scaled_width > MOST_PIXELS:
         raise ValueError(f"a picture of {frame.width} x {frame.height} cannot cover {width} x {height}")
-    scaled = scaler.reformat(frame, scaled_width, scaled_height, "rgb24", interpolation="BILINEAR", threads=1)
+    # To shrink, the mean over a pixel's area is as good as FFmpeg's widened bilinear filter, in two thirds of its time.
+    interpolation = "AREA" if scale < 1 else "BILINEAR"
+    scaled = scaler.reformat(frame, scaled_width, scaled_height, "rgb24", interpolation=interpolation, threads=1)
     picture = scaled.to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
     return np.rot90(picture[top : top + height, left : left + width], quarter_turns)

@@ -90,7 +90,10 @@ def scan(
     if unknown:
         raise ScanError(f"scan: refuse must name findings ({', '.join(FINDINGS)}), got {', '.join(unknown)}")
     if not listing.files:
-        raise ScanError("scan: the listing must hold at least one media file, got none")
+        raise ScanError(
+            f"scan: the listing must hold at least one media file, got none of {listing.listed_count} listed ones, and "
+            f"{listing.unmatched_count} media files that the list does not name"
+        )
     examined = examine_files(
         listing, executor=executor, limit_seconds=limit_seconds, journal=journal, progress=progress
     )

@@ -132,6 +132,8 @@ def _mono(frame: AudioFrame) -> NDArray[np.float32]:
     if frame.format.name == "fltp":  # what most decoders give; per frame, PyAV's own way costs four times as much
         channels = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
         return channels[0] if len(channels) == 1 else np.asarray(np.add.reduce(channels) / np.float32(len(channels)))
+    if frame.format.name in ("s16", "s16p") and len(frame.layout.channels) == 1:  # what packed sound gives
+        return np.frombuffer(memoryview(frame.planes[0]), np.int16, frame.samples) * np.float32(1 / 32_768)
     samples: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(frame.samples, -1).T

@@ -241,7 +241,7 @@ def _decode_strictly(path: Path, start_seconds: float) -> Clip:
         file = OpenFile([(medium, container)])
         for stream in (*container.streams.video, *container.streams.audio):
             stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
-        return file.clip(start_seconds, _SPEC)
+        return file.clips([start_seconds], _SPEC)[0]
 
 
 def _picture_findings(picture: NDArray[np.uint8] | None) -> list[Finding]:

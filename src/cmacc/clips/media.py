@@ -26,6 +26,8 @@ from cmacc.clips.frames import read_frames
 from cmacc.clips.sound import read_sound
 from cmacc.clips.storage import PackedSample, read_extent
 
+_WORTH_A_SEEK_SECONDS = 0.7  # what lies closer is sooner decoded than sought
+
 
 @dataclass(frozen=True)
 class MediaInfo:
@@ -83,6 +85,8 @@ def decode_clip(source: Path | str | PackedSample, start_seconds: float, spec: C
 def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
     """Decode exactly the asked windows of one file, which is opened once for all of them.
 
+    Windows that share keyframes or overlap are decoded in one go: k of them cost less than k times one.
+
     Parameters
     ----------
     source
@@ -107,6 +111,8 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
         The file is missing, a stream of it does not decode at that place, or it is too short and ``spec.short_files``
         is ``refuse``.
     """
+    if not starts:
+        return []
     if isinstance(source, PackedSample):
         media = [
             Medium(f"{source.shard} at {extent.offset}", read_extent(source.shard, extent))
@@ -117,8 +123,7 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
         media = [Medium.file(source)]
     with ExitStack() as stack:
         opened = [(medium, stack.enter_context(medium.open())) for medium in media]
-        file = OpenFile(opened)
-        return [file.clip(start, spec) for start in starts]
+        return OpenFile(opened).clips(starts, spec)
 
 
 class OpenFile:
@@ -138,41 +143,73 @@ class OpenFile:
         if self._video and self._audio and self._video[1] is self._audio[1]:
             self._audio_origin = self._video_origin  # one clock for both
 
-    def clip(self, start_seconds: float, spec: ClipSpec) -> Clip:
-        """Decode one window."""
-        frames = np.zeros((spec.frame_count, spec.frame_height, spec.frame_width, 3), np.uint8)
-        frame_seconds = np.full(spec.frame_count, math.nan)
-        waveform = np.zeros(spec.sample_count, np.float32)
-        audio_start_seconds = math.nan
+    def clips(self, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
+        """Decode the windows that begin at ``starts``."""
         period = self._loop_seconds(spec)
+        count, shape = spec.frame_count, (spec.frame_height, spec.frame_width, 3)
         if self._video is not None:
-            times = spec.frame_times(start_seconds)
-            if period is not None:
-                times = times % period
-            order = np.argsort(times, kind="stable")
-            pictures = frames if period is None else np.empty_like(frames)
-            began = read_frames(*self._video, [float(time) + self._video_origin for time in times[order]], pictures)
-            frame_seconds[order] = began - self._video_origin
-            if period is not None:
-                frames[order] = pictures
-        if self._audio is not None:
-            wanted = spec.audio_start_seconds(start_seconds)
-            if period is None:
-                waveform, audio_start_seconds = self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
-            else:
-                once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
-                # Each sample's own place: a period of not a whole number of samples would else drift from the picture.
-                places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
-                indices = np.rint(places).astype(np.int64) % len(once)
-                waveform = once[indices]
-                audio_start_seconds = float(indices[0]) / spec.sample_rate_hz
-        return Clip(
-            torch.from_numpy(frames),
-            torch.from_numpy(waveform),
-            start_seconds,
-            torch.from_numpy(frame_seconds),
-            audio_start_seconds,
-        )
+            times = np.concatenate([spec.frame_times(start) for start in starts])
+            frames, frame_seconds = self._pictures(times if period is None else times % period, shape)
+        else:
+            frames = np.zeros((len(starts) * count, *shape), np.uint8)
+            frame_seconds = np.full(len(starts) * count, math.nan)
+        clips = []
+        for number, start in enumerate(starts):
+            own = slice(number * count, (number + 1) * count)
+            waveform, audio_start_seconds = self._waveform(start, spec, period)
+            clips.append(
+                Clip(
+                    torch.from_numpy(frames[own]),
+                    torch.from_numpy(waveform),
+                    start,
+                    torch.from_numpy(frame_seconds[own]),
+                    audio_start_seconds,
+                )
+            )
+        return clips
+
+    def _pictures(
+        self, times: NDArray[np.float64], shape: tuple[int, int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The frames on show at ``times``, in any order, and when each began."""
+        assert self._video is not None
+        order = np.argsort(times, kind="stable")
+        ascending = times[order] + self._video_origin
+        frames, began = np.empty((len(times), *shape), np.uint8), np.empty(len(times))
+        for run in self._runs(ascending):
+            began[run] = read_frames(*self._video, ascending[run].tolist(), frames[run])
+        began -= self._video_origin
+        if len(times) > 1 and (np.diff(order) < 0).any():
+            back = np.argsort(order)
+            return frames[back], began[back]
+        return frames, began
+
+    def _runs(self, ascending: NDArray[np.float64]) -> list[slice]:
+        """Stretches of times that are best decoded in one go: seeking only pays where it leads to another keyframe."""
+        assert self._video is not None
+        stream = self._video[2]
+        cuts = [0]
+        for place in np.flatnonzero(np.diff(ascending) > _WORTH_A_SEEK_SECONDS).tolist():
+            here, there = (int(ascending[i] / (stream.time_base or 1)) for i in (place, place + 1))
+            index = stream.index_entries
+            if not len(index) or index.search_timestamp(here) != index.search_timestamp(there):
+                cuts.append(place + 1)
+        return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(ascending)], strict=True)]
+
+    def _waveform(
+        self, start_seconds: float, spec: ClipSpec, period: float | None
+    ) -> tuple[NDArray[np.float32], float]:
+        """The window's sound and the time of its first sample; zeros and NaN without sound."""
+        if self._audio is None:
+            return np.zeros(spec.sample_count, np.float32), math.nan
+        wanted = spec.audio_start_seconds(start_seconds)
+        if period is None:
+            return self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
+        once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
+        # Each sample's own place: a period of not a whole number of samples would else drift from the picture.
+        places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
+        indices = np.rint(places).astype(np.int64) % len(once)
+        return once[indices], float(indices[0]) / spec.sample_rate_hz
 
     def _sound(self, start_seconds: float, count: int, rate_hz: int) -> tuple[NDArray[np.float32], float]:
         assert self._audio is not None

@@ -23,7 +23,7 @@ TINY_CLIP = [
 def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest, run = str(tmp_path / "m.parquet"), str(tmp_path / "run")
     assert main(["scan", str(small_world.parent / "world"), "--out", manifest, "--test-fraction", "0.25"]) == 0
-    assert "48 files" in capsys.readouterr().out
+    assert "48 samples" in capsys.readouterr().out
     assert len(Manifest.read(manifest).classes()) == 4
     assert main(["pretrain", "--data.manifest", manifest, "--out", run, "--optim.steps=10", *TINY_CLIP]) == 0
     evaluate = ["evaluate", run, "--task", "pairs", "labelled", "--data", manifest, "--out", run, "--workers", "0"]

@@ -82,6 +82,9 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
         (["scan", "{films}", "--workers", "0"], "workers must be at least 1, got 0"),
         (["scan", "{films}/nothing"], "must be a folder, got nothing there"),
         (["scan", "{films}", "--refuse", "ugly"], "refuse must name findings"),
+        (["scan", "{films}", "--test-fraction", "1.5"], "--test-fraction must be in [0, 1), got 1.5"),
+        (["pack", "{films}/none.parquet", "--out", "nope://x"], "no such file; make one"),
+        (["pack", "--verify", "nope://x"], "Protocol not known: nope"),
         (["pack", "{films}/none.parquet"], "--out DIR must be given"),
         (["pack", "{films}/none.parquet", "--out", "x"], "no such file; make one with `cmacc scan"),
         (["pack", "--verify", "{films}"], "must hold index.parquet"),
@@ -124,7 +127,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(
     films: Path, outcome: dict[str, bytes], tmp_path: Path
 ) -> None:
     def has_noted(size: int) -> bool:
-        journal = tmp_path / "m.scan" / "journal.jsonl"
+        journal = tmp_path / "m.csv.scan" / "journal.jsonl"
         return journal.exists() and journal.stat().st_size > size
 
     def has_written(pattern: str, count: int) -> bool:
@@ -169,7 +172,7 @@ if __name__ == "__main__":
     scan, pack, out = eval(sys.argv[1]), eval(sys.argv[2]), Path(sys.argv[3])
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         victims = [worker.pid for worker in cluster.workers.values()]
-        journal = out / "m.scan" / "journal.jsonl"
+        journal = out / "m.csv.scan" / "journal.jsonl"
         run(scan, lambda: journal.exists() and journal.stat().st_size > 0)
         run(pack, lambda: any((out / "packed").glob("shard*.tar")))
         assert not victims

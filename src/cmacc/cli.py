@@ -74,7 +74,7 @@ def scan_command(arguments: Sequence[str]) -> int:
         "--out",
         type=Path,
         default=Path("manifest.parquet"),
-        help="manifest to write, .parquet or .csv; the page goes beside it as .html, the journal as .scan/",
+        help="manifest to write, .parquet or .csv; the page goes beside it (.html), and the journal (.scan/)",
     )
     parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="what lies in the folder")
     parser.add_argument("--list", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder")
@@ -105,11 +105,16 @@ def scan_command(arguments: Sequence[str]) -> int:
     from cmacc.clips.scan import REFUSED
     from cmacc.viewer import write_scan_page
 
-    page, journal = options.out.with_suffix(".html"), options.out.with_suffix(".scan")
+    # All that can be wrong is found out before the work. The page and the journal bear the manifest's whole name, so
+    # that two manifests never share them; they are made anew.
+    page, journal = (options.out.with_name(f"{options.out.name}.{ending}") for ending in ("html", "scan"))
     part = _part(options.part)
+    if options.out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"--out must end in .parquet or .csv, got {options.out}")
+    if not 0 <= options.test_fraction < 1:
+        raise ValueError(f"--test-fraction must be in [0, 1), got {options.test_fraction}")
     if part[1] == 1:
         _refuse_existing(options.out, options.overwrite)
-        _refuse_existing(page, options.overwrite)
     listing = _listing(options)
     with workers_of(options.workers, options.cluster) as executor, _progress("scan") as advance:
 
@@ -138,8 +143,8 @@ def scan_command(arguments: Sequence[str]) -> int:
             journal=journal,
             progress=report,
         )
-    result.manifest.write(options.out)
-    write_scan_page(result, page, overwrite=options.overwrite)
+    write_scan_page(result, page, overwrite=True)
+    result.manifest.write(options.out)  # last: where it stands, the scan is done
     _print_scan(result)
     print(f"manifest: {options.out}\npage: {page}")
     return 0
@@ -153,7 +158,7 @@ def pack_command(arguments: Sequence[str]) -> int:
         "A pack that was stopped goes on where it was. Its index.parquet is a manifest to train with.",
         "cmacc pack videos.parquet --out packed/\n         cmacc pack --verify packed/",
     )
-    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by cmacc scan; with --verify, the DIR")
+    parser.add_argument("manifest", metavar="MANIFEST", help="made by cmacc scan; with --verify, the DIR")
     parser.add_argument("--out", metavar="DIR", help="folder, or URL that fsspec opens")
     parser.add_argument("--verify", action="store_true", help="only compare the shards in DIR with their index")
     parser.add_argument("--short-side", type=int, default=128, help="pixels of the picture's shorter side")
@@ -382,10 +387,17 @@ def _add_task_arguments(parser: argparse.ArgumentParser, limit_seconds: float) -
     """Where the tasks of `scan` and `pack` run."""
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at work")
     parser.add_argument(
-        "--limit-seconds", type=float, default=limit_seconds, help="a file that takes longer is left out"
+        "--limit-seconds", type=_positive_seconds, default=limit_seconds, help="a file that takes longer is left out"
     )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only this part, for batch schedulers")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers see the same files")
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return seconds
 
 
 def _part(text: str) -> tuple[int, int]:

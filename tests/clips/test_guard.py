@@ -78,6 +78,49 @@ def test_each_thread_has_its_own() -> None:
     assert not any(psutil.pid_exists(pid) for pid in found.values())
 
 
+def test_what_is_said_of_a_helper_that_does_not_start(tmp_path: Path) -> None:
+    """It is no fault of the file's; and a module in the current folder is not taken for one of the package's own."""
+    (tmp_path / "av.py").write_text("raise SystemExit('imported from the current folder')")
+    code = (
+        "from cmacc.clips import guard\n"
+        "print(guard.guarded(int, '7', limit_seconds=30.0))\n"
+        "guard._forget_in_child(); guard._HELPER = 'raise SystemExit'\n"
+        "try: guard.guarded(int, '7', limit_seconds=30.0)\n"
+        "except ChildProcessError as error: print(error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.startswith("7\nguard: no process can be started to read files in (")
+
+
+def test_an_interrupted_call_leaves_no_answer_behind(guard: Guard) -> None:
+    guard.call(os.getpid, limit_seconds=30.0)
+    threading.Timer(0.3, signal.raise_signal, args=(signal.SIGINT,)).start()
+    with pytest.raises(KeyboardInterrupt):
+        guard.call(time.sleep, 1.0, limit_seconds=30.0)
+    assert guard.call(int, "7", limit_seconds=30.0) == 7
+
+
+def test_a_forked_process_has_guards_of_its_own() -> None:
+    ours = guarded(os.getpid, limit_seconds=30.0)
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.write(write, str(guarded(os.getpid, limit_seconds=60.0)).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as told:
+        assert int(told.read()) != ours
+    os.wait()
+    assert guarded(os.getpid, limit_seconds=30.0) == ours
+
+
+@pytest.mark.parametrize("limit_seconds", [0.0, -1.0])
+def test_a_limit_must_be_one(guard: Guard, limit_seconds: float) -> None:
+    with pytest.raises(ValueError, match="limit_seconds must be positive, got"):
+        guard.call(os.getpid, limit_seconds=limit_seconds)
+
+
 @pytest.mark.slow
 def test_nothing_is_left_when_the_asking_process_is_killed() -> None:
     code = (

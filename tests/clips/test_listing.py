@@ -274,3 +274,14 @@ def test_columns_that_the_table_lacks(lay: Lay, tmp_path: Path) -> None:
     for option in ({"split_column": "part"}, {"group_column": "part"}, {"path_column": "part"}):
         with pytest.raises(ListingError, match=r"t\.csv: no column 'part'; it has file, kind"):
             list_folders([lay("a.mp4")], LabelTable(tmp_path / "t.csv", "kind", **option))
+
+
+def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.mp4")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    listing = list_folders([tmp_path])
+    assert [file.path.name for file in listing.files] == ["a.mp4"]
+    assert [(path.name, reason) for path, reason in listing.refused] == [("b\\xff.mp4", "its name is not UTF-8")]

@@ -309,6 +309,14 @@ def test_playlist_in_disguise_fetches_nothing(tmp_path: Path) -> None:
     both_refuse(path, "")
 
 
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile 'other.mp4'\n", "#EXTM3U\n#EXTINF:4,\nother.mp4\n"])
+def test_list_of_other_files_opens_none_of_them(media: Media, tmp_path: Path, text: str) -> None:
+    """They may lie outside the folder that a scan keeps to."""
+    (tmp_path / "other.mp4").write_bytes(media(Recipe()).read_bytes())
+    (tmp_path / "list.mp4").write_text(text)
+    both_refuse(tmp_path / "list.mp4", "does not decode")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_truncated_file(media: Media, tmp_path: Path, suffix: str, share: float) -> None:
@@ -381,7 +389,7 @@ def plain_sound(path: Path) -> tuple[float, NDArray[np.float32]] | None:
     counted = blocks[0].time + np.cumsum([0] + [block.samples for block in blocks])[:-1] / blocks[0].sample_rate
     if np.abs(counted - [block.time for block in blocks]).max() > 1e-4:
         return None
-    return blocks[0].time, np.concatenate([sound._mono(block) for block in blocks])
+    return blocks[0].time, np.concatenate([sound.mono(block) for block in blocks])
 
 
 @pytest.mark.slow

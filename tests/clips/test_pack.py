@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -346,6 +347,40 @@ def test_samples_that_do_not_decode_are_left_out_and_told_again(manifest: Manife
         "000000000",
         "000000002",
     ]
+
+
+def test_files_that_are_gone_stop_it_before_anything_is_left_out(manifest: Manifest, tmp_path: Path) -> None:
+    records = list(manifest.records)
+    moved = Manifest([*records[:4], dataclasses.replace(records[4], path=tmp_path / "gone.mp4")])
+    with pytest.raises(PackError, match=r"all files .* must be there, got 1 missing, such as .*gone\.mp4"):
+        pack(moved, tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no film")
+    with pytest.raises(PackError, match=r"at least one sample must be readable, got none: .*does not decode"):
+        pack(Manifest([dataclasses.replace(records[0], path=broken)]), tmp_path / "out", SETTINGS)
+
+
+def test_overwrite_begins_anew_and_damaged_shards_are_made_again(
+    manifest: Manifest, packed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(packed, out)
+    whole = (out / "shard-000000.tar").read_bytes()
+    index = pq.read_table(out / "index.parquet").to_pylist()
+    (out / "shard-000000.tar").write_bytes(whole[: index[1]["video_offset"] - 512])  # at the border of two samples
+    (out / "shard-000001.tar").write_bytes(b"")
+    pack(manifest, out, SETTINGS)
+    assert contents(out) == contents(packed)
+    os.utime(out / "shard-000000.tar", (0, 0))
+    pack(manifest, out, SETTINGS)
+    assert (out / "shard-000000.tar").stat().st_mtime == 0
+    pack(manifest, out, SETTINGS, overwrite=True)
+    assert (out / "shard-000000.tar").stat().st_mtime > 0
+    assert contents(out) == contents(packed)
+    longer = dataclasses.replace(manifest.records[0], duration_seconds=0.5)
+    with pytest.raises(PackError, match="got one with another manifest"):
+        pack(Manifest([longer, *manifest.records[1:]]), out, SETTINGS)
 
 
 def test_another_pack_is_not_lost_by_accident(manifest: Manifest, packed: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ _SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
 # After a seek FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
 # frames), and on the last page of an Ogg stream (the asked time plus a tick a packet). Sound is cheap to skip through.
 _LOST_BY_SEEKING = (("mpeg", "video"), ("mpeg", "audio"), ("ogg", "audio"))
+# What these name may lie anywhere, outside the folder that a scan was told to keep to.
+_LISTS_OF_FILES = ("concat", "hls", "dash", "imf")
 _FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
 _Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
 
@@ -72,6 +74,8 @@ def _opened(medium: Medium) -> Iterator[InputContainer]:
         source, options = str(medium.content.absolute()), {"protocol_whitelist": "file"}
     try:
         with av.open(source, "r", metadata_errors="ignore", options=options) as container:
+            if container.format.name in _LISTS_OF_FILES:
+                raise MediaError(f"{medium.name}: does not decode (it is a list of other files, which are not opened)")
             yield container
     except MediaError:
         raise

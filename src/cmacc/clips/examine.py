@@ -9,7 +9,6 @@ import base64
 import dataclasses
 import hashlib
 import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from cmacc.clips.clip import Clip, ClipSpec
 from cmacc.clips.container import MediaError, Medium, stream_start_seconds, streams
 from cmacc.clips.fingerprint import picture_bits, sound_bits
 from cmacc.clips.media import MediaInfo, OpenFile, probe
-from cmacc.clips.sound import read_sound
+from cmacc.clips.sound import mono
 from cmacc.clips.windows import spread_starts
 
 # Raised when an examination of the same bytes would come to something else: what was noted before then counts no more.
@@ -106,13 +105,9 @@ class Examination:
         )
 
 
-def unreadable(path: Path, reason: str) -> Examination:
-    """The examination of a file that could not be looked over; its bytes are hashed where they can be read."""
-    try:
-        digest, size = _hash(path)
-    except OSError:
-        digest, size = "", 0
-    return Examination(digest, size, None, (Finding("unreadable", reason),))
+def unreadable(reason: str, size_bytes: int = 0) -> Examination:
+    """The examination of a file that could not be looked over, and must not be touched again."""
+    return Examination("", size_bytes, None, (Finding("unreadable", reason),))
 
 
 def examine(path: Path) -> dict[str, Any]:
@@ -266,17 +261,24 @@ def _sound_findings(path: Path, info: MediaInfo, sound: NDArray[np.float32] | No
         return []
     # A bark in the middle of padding, as in ESC-50, may lie between the windows: before a file is called silent, all of
     # it is heard.
-    with Medium.file(path).open() as container:
-        _, audio = streams(container, str(path))
-        assert audio is not None
-        rate = _SPEC.sample_rate_hz
-        loudest = -120.0
-        for begin in range(math.ceil(info.duration_seconds)):
-            start = stream_start_seconds(audio) + begin
-            second, _ = read_sound(Medium.file(path), container, audio, start, rate, rate)
-            loudest = max(loudest, _loudness_dbfs(second))
-            if loudest >= _SILENT_DBFS:
-                return []
+    loudest, second, count = -120.0, [np.zeros(0, np.float32)], 0
+    try:
+        with Medium.file(path).open() as container:
+            _, audio = streams(container, str(path))
+            for frame in container.decode(audio) if audio is not None else ():
+                second.append(mono(frame))
+                count += frame.samples
+                if count >= info.audio_rate_hz:
+                    loudest = max(loudest, _loudness_dbfs(np.concatenate(second)))
+                    second, count = [], 0
+                if loudest >= _SILENT_DBFS:
+                    return []
+    except MediaError as error:
+        return [Finding("corrupt", _reason(error, path))]
+    if count:
+        loudest = max(loudest, _loudness_dbfs(np.concatenate(second)))
+    if loudest >= _SILENT_DBFS:
+        return []
     return [Finding("silent", f"its loudest second has {loudest:.0f} dB of full scale")]
 
 

@@ -63,7 +63,7 @@ def near_duplicates(
         ``first < second``, sorted. A pair is found if at least one run of 16 bits agrees, which all but about one in a
         hundred pairs near the limits do.
     """
-    pairs = _candidates(pictures) | _candidates(sounds)
+    pairs = _candidates(pictures, PICTURE_DIFFERENCE) | _candidates(sounds, SOUND_DIFFERENCE)
     found = []
     for first, second in sorted(pairs):
         picture = _difference(pictures[first], pictures[second])
@@ -74,8 +74,8 @@ def near_duplicates(
     return found
 
 
-def _candidates(prints: Sequence[bytes | None]) -> set[tuple[int, int]]:
-    """Pairs of files with at least one equal band of bits."""
+def _candidates(prints: Sequence[bytes | None], most: float) -> set[tuple[int, int]]:
+    """Pairs of files of whose bits at most that share differs, if at least one band of them is equal."""
     present = [i for i, bits in enumerate(prints) if bits is not None]
     if not present:
         return set()
@@ -89,7 +89,10 @@ def _candidates(prints: Sequence[bytes | None]) -> set[tuple[int, int]]:
             equal = band[order[step:]] == band[order[:-step]]
             if not equal.any():
                 break
-            pairs.update(zip(files[order[:-step][equal]].tolist(), files[order[step:][equal]].tolist(), strict=True))
+            ones, others = order[:-step][equal], order[step:][equal]
+            # Chance alone makes a hundred million such pairs among a million files: only those alike are kept.
+            alike = np.bitwise_count(rows[ones] ^ rows[others]).sum(1) <= most * 8 * rows.shape[1]
+            pairs.update(zip(files[ones[alike]].tolist(), files[others[alike]].tolist(), strict=True))
     return pairs
 
 

@@ -32,7 +32,11 @@ _of_thread = threading.local()
 
 
 class GuardError(RuntimeError):
-    """What was asked did not come to an end: it failed, crashed, or took too long; the message says which."""
+    """What was asked failed: the function raised an error, whose message this is."""
+
+
+class GuardDeathError(GuardError):
+    """What was asked did not come to an end: its process crashed, or took too long; the message says which."""
 
 
 class Guard:
@@ -40,6 +44,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
+        self._owner = os.getpid()
 
     def call(self, function: Callable[..., Any], *arguments: Any, limit_seconds: float) -> Any:
         """The answer of ``function(*arguments)``, computed in the guarded process.
@@ -56,8 +61,16 @@ class Guard:
         Raises
         ------
         GuardError
-            The function raised an error, its process crashed, or the time was over.
+            The function raised an error.
+        GuardDeathError
+            Its process crashed, or the time was over.
+        ChildProcessError
+            No guarded process can be started: nothing is said of what was asked.
+        ValueError
+            ``limit_seconds`` is not positive.
         """
+        if not limit_seconds > 0:
+            raise ValueError(f"guard: limit_seconds must be positive, got {limit_seconds}")
         if self._socket is None:
             self._socket = _forker().fork()
         begun = time.monotonic()
@@ -66,11 +79,14 @@ class Guard:
             reply = _receive(self._socket)
         except OSError:
             reply = None
+        except BaseException:  # Ctrl-C: the answer to come must not be taken for that of the next call
+            self.close()
+            raise
         if reply is None:
             self.close()
             if time.monotonic() - begun >= limit_seconds:
-                raise GuardError(f"takes longer than the limit of {limit_seconds:g} s")
-            raise GuardError("crashes the process that reads it")
+                raise GuardDeathError(f"takes longer than the limit of {limit_seconds:g} s")
+            raise GuardDeathError("crashes the process that reads it")
         answer = json.loads(reply)
         if "error" in answer:
             raise GuardError(answer["error"])
@@ -79,7 +95,9 @@ class Guard:
     def close(self) -> None:
         """End the guarded process."""
         if self._socket is not None:
-            self._socket.close()  # which is what it waits for
+            if self._owner == os.getpid():
+                _hang_up(self._socket)
+            self._socket.close()
             self._socket = None
 
     def __del__(self) -> None:
@@ -102,7 +120,7 @@ class _Forker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _HELPER, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno())],  # -P: nothing from the current folder
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -116,18 +134,39 @@ class _Forker:
 
     def fork(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with self._lock, theirs:
-            try:
+        try:
+            with self._lock, theirs:
                 socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
-            except OSError as error:
-                ours.close()
-                raise GuardError(f"no guarded process can be started ({error})") from error
-        return ours
+            if ours.recv(1):  # it greets; only from then on is what becomes of it the fault of what is asked
+                return ours
+            raise ConnectionError("it ended at once")
+        except OSError as error:
+            ours.close()
+            raise ChildProcessError(
+                f"guard: no process can be started to read files in ({error}); "
+                "`python -P -c 'import cmacc.clips'` may tell why"
+            ) from error
 
     def close(self) -> None:
         if self.owner == os.getpid():
+            _hang_up(self._socket)
             self._socket.close()
             self._process.wait()
+
+
+def _forget_in_child() -> None:
+    """A forked process shares the open sockets, and would read another's answers."""
+    global _ready, _ready_lock, _of_thread
+    _ready, _ready_lock, _of_thread = None, threading.Lock(), threading.local()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    """End the connection, which is what the other side waits for, also where a forked process holds a copy of it."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _forker() -> _Forker:
@@ -185,6 +224,7 @@ def _answer(connection: socket.socket) -> None:
     # Should memory run out, let the kernel take this process and not the one that asks.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    connection.sendall(b"!")
     while (request := _receive(connection)) is not None:
         try:
             function, arguments, limit_seconds = pickle.loads(request)

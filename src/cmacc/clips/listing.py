@@ -230,6 +230,10 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
             with os.scandir(f"{real_root}/{folder_within}") as entries:
                 for entry in entries:
                     relative = folder_within + entry.name
+                    if not _is_text(entry.name):  # which neither a manifest nor a page can hold
+                        shown = os.fsencode(f"{root}/{relative}").decode("utf-8", "backslashreplace")
+                        refused.append((Path(shown), "its name is not UTF-8"))
+                        continue
                     is_media = os.path.splitext(entry.name)[1].lower() in _MEDIA_SUFFIXES
                     if entry.is_symlink():
                         real = os.path.realpath(entry.path)
@@ -245,6 +249,14 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
             refused.append((Path(f"{root}/{folder_within}"), f"cannot be read ({error.strerror})"))
     files.sort(key=lambda file: file.relative.split("/"))
     return FoundMedia(root, real_root, files, sorted(refused))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _reason_against_link(real: str, real_root: str, is_media: bool) -> str | None:

@@ -170,13 +170,13 @@ class Manifest:
     def fingerprint(self) -> str:
         """Sixteen hex digits that change when a file's content, its label or split changes (not its place).
 
-        For rows without a content hash, name and duration stand for the content.
+        For rows without a content hash the name stands for the content.
         """
         digest = hashlib.sha256()
         names = ("path", "duration_seconds", "content_hash", "label", "split", "start_seconds")
         for path, seconds, content, label, split, start in zip(*map(self.column, names), strict=True):
-            what = content or f"{path.rsplit('/', 1)[-1]}\0{seconds:.3f}"
-            segment = f"{start:.3f}+{seconds:.3f}" if start else ""
+            what = content or path.rsplit("/", 1)[-1]
+            segment = f"{start:.3f}+{seconds:.3f}"
             digest.update("\0".join((what, label or "", split or "", segment)).encode() + b"\n")
         return digest.hexdigest()[:16]
 
@@ -245,7 +245,10 @@ class _Records(Sequence[MediaRecord]):
     def __getitem__(self, index: slice) -> Sequence[MediaRecord]: ...
     def __getitem__(self, index: SupportsIndex | slice) -> MediaRecord | Sequence[MediaRecord]:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            begin, end, step = index.indices(len(self))
+            if step == 1:
+                return list(map(_record, self._table.slice(begin, max(0, end - begin)).to_pylist()))
+            return [self[i] for i in range(begin, end, step)]
         index = operator.index(index)
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):

@@ -101,23 +101,28 @@ def pack(
     limit_seconds
         Time after which a sample is left out.
     overwrite
-        Whether another pack that is in ``out`` may be lost.
+        Whether the pack that is in ``out`` may be lost, to begin anew. Without it whole shards stay as they are, and
+        what was left out of them stays out.
     progress
         Called with (shards done, shards in all).
 
     Raises
     ------
     PackError
-        ``out`` holds a pack of something else, or the manifest is empty or holds packed samples.
+        ``out`` holds a pack of something else, the manifest is empty or holds packed samples, files of it are gone, or
+        not one sample could be packed.
     """
     settings = settings if settings is not None else PackSettings()
     if not len(manifest):
         raise PackError("pack: the manifest must hold at least one sample, got none")
     if any(size is not None for name in ("video_size", "audio_size") for size in manifest.column(name)):
         raise PackError("pack: the manifest must be of files, got samples that are packed already")
+    gone = [path for path in dict.fromkeys(manifest.column("path")) if not Path(path).exists()]
+    if gone:  # a disk that is not mounted must not end in shards that leave everything out
+        raise PackError(f"pack: all files of the manifest must be there, got {len(gone)} missing, such as {gone[0]}")
     store = Store(out)
     _begin(store, manifest, settings, overwrite)
-    shards = list(_shards(manifest, settings.samples_per_shard))[part[0] - 1 :: part[1]]
+    shards = list(_shards(manifest, settings.samples_per_shard, part))
     if executor is None:
         with workers_of(2) as threads:
             found = _pack_all(threads, shards, store, settings, limit_seconds, progress)
@@ -125,6 +130,8 @@ def pack(
         found = _pack_all(executor, shards, store, settings, limit_seconds, progress)
     rows = [row for number in sorted(found) for row in found[number][0]]
     refused = {path: reason for number in sorted(found) for path, reason in found[number][1].items()}
+    if not rows and shards:
+        raise PackError(f"pack: at least one sample must be readable, got none: {next(iter(refused.items()))}")
     if part[1] == 1:
         with store.new(INDEX) as aside:
             pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA), aside)
@@ -167,12 +174,12 @@ def verify(out: str | Path, progress: Callable[[int, int], None] | None = None) 
 
 def _begin(store: Store, manifest: Manifest, settings: PackSettings, overwrite: bool) -> None:
     """Write what is asked for, or make sure that the pack that is there was asked for the same."""
-    wanted = {"format": 1, "manifest": manifest.fingerprint(), "samples": len(manifest), **dataclasses.asdict(settings)}
+    wanted = {"format": 1, "manifest": _digest(manifest), "samples": len(manifest), **dataclasses.asdict(settings)}
     names = store.names()
     if _NOTE in names:
         found = json.loads(store.read(_NOTE))
         differing = [name for name in wanted if found.get(name) != wanted[name]]
-        if not differing:
+        if not differing and not overwrite:
             return
         if not overwrite:
             told = ", ".join(f"{name} ({found.get(name)}, not {wanted[name]})" for name in differing)
@@ -180,16 +187,25 @@ def _begin(store: Store, manifest: Manifest, settings: PackSettings, overwrite: 
                 f"pack {store.root}: must be empty or hold the same pack, got one with another {told}; choose another "
                 "folder, or give --overwrite to lose it"
             )
-        for name in names:
-            if name in (_NOTE, INDEX) or name.startswith("shard-"):
-                store.delete(name)
+        for name in (*(n for n in names if n == INDEX or n.startswith("shard-")), _NOTE):
+            store.delete(name)  # the note last: if this is interrupted, the folder is still known for a pack
     elif names:
         raise PackError(f"pack {store.root}: must be empty or hold a pack, got other files, such as {names[0]}")
     store.write(_NOTE, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _shards(manifest: Manifest, samples_per_shard: int) -> Iterator[_Shard]:
-    for number, first in enumerate(range(0, len(manifest), samples_per_shard)):
+def _digest(manifest: Manifest) -> str:
+    """Of all that shapes a shard's bytes."""
+    digest = hashlib.sha256()
+    names = ("content_hash", "start_seconds", "duration_seconds", "label", "split", "group", "findings", "path")
+    for *facts, path in zip(*map(manifest.column, names), strict=True):
+        digest.update(json.dumps([*facts, Path(path).name]).encode())
+    return digest.hexdigest()
+
+
+def _shards(manifest: Manifest, samples_per_shard: int, part: tuple[int, int]) -> Iterator[_Shard]:
+    firsts = list(enumerate(range(0, len(manifest), samples_per_shard)))
+    for number, first in firsts[part[0] - 1 :: part[1]]:
         yield _Shard(number, first, tuple(manifest.records[first : first + samples_per_shard]))
 
 
@@ -215,7 +231,8 @@ def _pack_shard(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Write a shard unless it is there; its rows of the index, and ``{path: reason}`` of what is not in it."""
     store = Store(root)
-    if shard.name not in store.names():
+    found = _finished(store, shard) if store.exists(shard.name) else None
+    if found is None:
         refused: dict[str, str] = {}
         with store.new(shard.name) as tar, tempfile.TemporaryDirectory() as folder:
             with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as file:
@@ -223,13 +240,30 @@ def _pack_shard(
                     try:
                         facts = guarded(_pack_sample, record, settings, folder, limit_seconds=limit_seconds)
                     except GuardError as error:
-                        refused[str(record.path)] = str(error)
+                        refused[f"{place:09d}"] = str(error)
                         continue
                     _add_sample(file, f"{place:09d}", facts, Path(folder))
-            if refused:  # before the shard takes its place: where that stands, all of it is said
+            # Before the shard takes its place: where that stands, all of it is said.
+            if refused:
                 store.write(shard.refused_name, (json.dumps(refused, indent=2) + "\n").encode())
-    told = json.loads(store.read(shard.refused_name)) if shard.refused_name in store.names() else {}
-    return _shard_rows(store, shard.name), told
+            elif store.exists(shard.refused_name):  # of an attempt that was killed
+                store.delete(shard.refused_name)
+        found = _finished(store, shard)
+        if found is None:
+            raise PackError(f"{shard.name}: is not whole after it was written to {store.root}")
+    rows, refused = found
+    return rows, {str(shard.records[int(key) - shard.first].path): reason for key, reason in refused.items()}
+
+
+def _finished(store: Store, shard: _Shard) -> tuple[list[dict[str, Any]], dict[str, str]] | None:
+    """A shard's rows and ``{key: reason}`` of what was left out; None if it is damaged or not all of it."""
+    try:
+        rows = _shard_rows(store, shard.name)
+        refused = json.loads(store.read(shard.refused_name)) if store.exists(shard.refused_name) else {}
+    except (PackError, ValueError):
+        return None
+    keys = {row["key"] for row in rows} | set(refused)
+    return (rows, refused) if keys == {f"{shard.first + i:09d}" for i in range(len(shard.records))} else None
 
 
 def _pack_sample(record: MediaRecord, settings: PackSettings, folder: str) -> dict[str, Any]:
@@ -310,8 +344,8 @@ def _shard_rows(store: Store, name: str) -> list[dict[str, Any]]:
 def _read_index(store: Store) -> pa.Table:
     try:
         with store.open(INDEX) as file:
-            return pq.read_table(pa.BufferReader(file.read()))
-    except (FileNotFoundError, pa.ArrowException) as error:
+            return pq.read_table(pa.BufferReader(file.read())).select(_INDEX_SCHEMA.names)
+    except (FileNotFoundError, KeyError, pa.ArrowException) as error:
         raise PackError(
             f"pack {store.root}: must hold {INDEX}, which a pack that came to its end has ({type(error).__name__})"
         ) from error

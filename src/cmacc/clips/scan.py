@@ -6,7 +6,7 @@ a later one looks only at files that have changed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,10 @@ from typing import Any
 
 from cmacc.clips.examine import FINDINGS, VERSION, Examination, Finding, examine, unreadable
 from cmacc.clips.fingerprint import near_duplicates
-from cmacc.clips.guard import GuardError, guarded
+from cmacc.clips.guard import GuardDeathError, GuardError, guarded
 from cmacc.clips.listing import ListedFile, Listing
 from cmacc.clips.manifest import Manifest, MediaRecord, assign_split
+from cmacc.clips.media import MediaInfo
 from cmacc.clips.parallel import results_of, workers_of
 from cmacc.clips.storage import written_aside
 
@@ -89,6 +90,8 @@ def scan(
     unknown = [name for name in refuse if name not in FINDINGS]
     if unknown:
         raise ScanError(f"scan: refuse must name findings ({', '.join(FINDINGS)}), got {', '.join(unknown)}")
+    if not 0 <= test_fraction < 1:
+        raise ScanError(f"scan: test_fraction must be in [0, 1), got {test_fraction}")
     if not listing.files:
         raise ScanError(
             f"scan: the listing must hold at least one media file, got none of {listing.listed_count} listed ones, and "
@@ -105,7 +108,7 @@ def scan(
     records: list[MediaRecord] = []
     groups: list[str] = []
     for file in listing.files:
-        reason = _refusal(file, examinations[file.path], refuse)
+        reason = _refusal(file, examinations[file.path], refuse, min_seconds)
         if reason is not None:
             refused[file.path] = reason
             continue
@@ -114,7 +117,12 @@ def scan(
     if test_fraction > 0:
         together = _joined(groups, [str(record.path) for record in records], alike)
         drawn = assign_split(together, test_fraction, seed)
-        records = [r if r.split else dataclasses.replace(r, split=s) for r, s in zip(records, drawn, strict=True)]
+        # What goes together with a file that the listing has put somewhere goes there.
+        given = {group: record.split for group, record in zip(together, records, strict=True) if record.split}
+        records = [
+            record if record.split else dataclasses.replace(record, split=given.get(group, split))
+            for record, group, split in zip(records, together, drawn, strict=True)
+        ]
     return ScanResult(Manifest(records), examinations, refused, listing)
 
 
@@ -145,14 +153,8 @@ def examine_files(
         Called with (files done, files in all).
     """
     paths = list(dict.fromkeys(file.path for file in listing.files))[part[0] - 1 :: part[1]]
-    known = _read_journal(journal) if journal is not None else {}
     stamps = {path: _stamp(path) for path in paths}
-    done = {
-        path: Examination.from_json(known[str(path)]["examination"])
-        for path in paths
-        if str(path) in known and known[str(path)]["stamp"] == stamps[path]
-    }
-    del known
+    done = _journaled(journal, stamps, limit_seconds) if journal is not None else {}
     todo = [path for path in paths if path not in done]
     if progress is not None:
         progress(len(done), len(paths))
@@ -165,7 +167,7 @@ def examine_files(
         else:
             _examine_tasks(executor, tasks, limit_seconds, stamps, notes, done, len(paths), progress)
     if journal is not None and part[1] == 1:
-        _tidy_journal(journal, {path: (stamps[path], done[path]) for path in paths})
+        _tidy_journal(journal, stamps)
     return done
 
 
@@ -173,44 +175,47 @@ def _examine_tasks(
     executor: Executor,
     tasks: Iterable[list[Path]],
     limit_seconds: float,
-    stamps: dict[Path, list[int] | None],
+    stamps: dict[Path, list[int | float] | None],
     notes: "_JournalFile",
     done: dict[Path, Examination],
     total: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     for paths, found in results_of(executor, partial(_examine_guarded, limit_seconds=limit_seconds), tasks):
-        for path, examination in zip(paths, found, strict=True):
-            notes.write(path, stamps[path], examination)
+        for path, (examination, condition) in zip(paths, found, strict=True):
+            stamp = stamps[path]
+            if condition is not None and stamp is not None:
+                notes.write(path, [*stamp, *condition], examination)
             done[path] = examination
         if progress is not None:
             progress(len(done), total)
 
 
-def _examine_guarded(paths: list[Path], limit_seconds: float) -> list[Examination]:
-    found = []
+def _examine_guarded(paths: list[Path], limit_seconds: float) -> list[tuple[Examination, list[int | float] | None]]:
+    """For each file what was found, and how long that holds: [] for as long as the file does not change; [seconds] up
+    to that limit, which the file did not meet; None where a disk or network failed, and the next scan may do better.
+    """
+    found: list[tuple[Examination, list[int | float] | None]] = []
     for path in paths:
         try:
-            found.append(Examination.from_json(guarded(examine, path, limit_seconds=limit_seconds)))
+            found.append((Examination.from_json(guarded(examine, path, limit_seconds=limit_seconds)), []))
+        except GuardDeathError as error:
+            found.append((unreadable(str(error)), [limit_seconds]))
         except GuardError as error:
-            found.append(unreadable(path, str(error)))
+            found.append((unreadable(str(error)), None))
     return found
 
 
 # ---- the journal ----------------------------------------------------------------------------------------------------
 
 
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path) -> list[int | float] | None:
     """What changes when the file does; None where it is gone."""
     try:
         status = path.stat()
     except OSError:
         return None
     return [VERSION, status.st_size, status.st_mtime_ns]
-
-
-def _line(path: Path, stamp: list[int] | None, examination: Examination) -> str:
-    return json.dumps({"path": str(path), "stamp": stamp, "examination": examination.to_json()}) + "\n"
 
 
 class _JournalFile:
@@ -231,30 +236,43 @@ class _JournalFile:
         if self._file is not None:
             self._file.close()
 
-    def write(self, path: Path, stamp: list[int] | None, examination: Examination) -> None:
+    def write(self, path: Path, stamp: list[int | float], examination: Examination) -> None:
         if self._file is not None:
-            self._file.write(_line(path, stamp, examination))
+            entry = {"path": str(path), "stamp": stamp, "examination": examination.to_json()}
+            self._file.write(json.dumps(entry) + "\n")
             self._file.flush()
 
 
-def _read_journal(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last line of every path, from all parts' files."""
-    known = {}
+def _read_journal(folder: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
+    """Path, entry and line of all parts' files; a later line on a path takes the place of an earlier one."""
     for file in sorted(folder.glob("journal*.jsonl")):
         with file.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     entry = json.loads(line)
-                    known[entry["path"]] = entry
-                except (json.JSONDecodeError, KeyError, TypeError):
+                except json.JSONDecodeError:
                     continue  # a line that a kill cut in two: that file is examined again
+                if isinstance(entry, dict) and isinstance(entry.get("stamp"), list):
+                    yield Path(entry["path"]), entry, line
+
+
+def _journaled(
+    folder: Path, stamps: dict[Path, list[int | float] | None], limit_seconds: float
+) -> dict[Path, Examination]:
+    """What the journal holds of these files that is still true."""
+    known = {}
+    for path, entry, _ in _read_journal(folder):
+        *stamp, limit = [*entry["stamp"], float("inf")][:4]
+        if stamps.get(path) == stamp and limit_seconds <= limit:
+            known[path] = Examination.from_json(entry["examination"])
     return known
 
 
-def _tidy_journal(folder: Path, entries: dict[Path, tuple[list[int] | None, Examination]]) -> None:
+def _tidy_journal(folder: Path, stamps: dict[Path, list[int | float] | None]) -> None:
     """One line a file, in order, in one journal: it does not grow from scan to scan."""
+    lines = {path: line for path, entry, line in _read_journal(folder) if stamps.get(path) == entry["stamp"][:3]}
     with written_aside(folder / "journal.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
-        file.writelines(_line(path, stamp, examination) for path, (stamp, examination) in entries.items())
+        file.writelines(lines[path] for path in stamps if path in lines)
     for part in folder.glob("journal-*-of-*.jsonl"):
         part.unlink()
 
@@ -324,22 +342,28 @@ def _joined(groups: list[str], paths: list[str], alike: list[tuple[str, str]]) -
     return [leading(name) for name in groups]
 
 
-def _refusal(file: ListedFile, examination: Examination, refuse: Sequence[str]) -> str | None:
+def _refusal(file: ListedFile, examination: Examination, refuse: Sequence[str], min_seconds: float) -> str | None:
     for finding in examination.findings:
         if finding.name in refuse or examination.info is None:
             return f"{finding.name}: {finding.detail}"
     assert examination.info is not None, "an unreadable file has a finding"
     if file.start_seconds >= examination.info.duration_seconds:
         return f"its segment begins at {file.start_seconds:g} s of {examination.info.duration_seconds:.1f} s"
+    if "too_short" in refuse and _seconds(file, examination.info) < min_seconds:
+        return f"too_short: its segment has {_seconds(file, examination.info):.2f} s, wanted are {min_seconds:g} s"
     return None
+
+
+def _seconds(file: ListedFile, info: MediaInfo) -> float:
+    """Length of the sample: of the segment, as far as the file has it."""
+    return min(file.end_seconds or float("inf"), info.duration_seconds) - file.start_seconds
 
 
 def _record(file: ListedFile, examination: Examination) -> MediaRecord:
     assert examination.info is not None
-    end = min(file.end_seconds or float("inf"), examination.info.duration_seconds)
     return MediaRecord(
         path=file.path,
-        **{**vars(examination.info), "duration_seconds": end - file.start_seconds},
+        **{**vars(examination.info), "duration_seconds": _seconds(file, examination.info)},
         label=file.label,
         split=file.split,
         group=file.group,

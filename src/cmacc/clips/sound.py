@@ -80,7 +80,7 @@ def read_sound(
             position = stamped
         kept_from, kept_to = max(position, first), min(position + frame.samples, first + len(native))
         if kept_from < kept_to:
-            native[kept_from - first : kept_to - first] = _mono(frame)[kept_from - position : kept_to - position]
+            native[kept_from - first : kept_to - first] = mono(frame)[kept_from - position : kept_to - position]
             heard_from, heard_to = min(heard_from, kept_from - first), max(heard_to, kept_to - first)
         position += frame.samples
         if position >= first + len(native):
@@ -127,7 +127,7 @@ def _limit(sound: NDArray[np.float32]) -> None:
         np.clip(sound, -1, 1, out=sound)
 
 
-def _mono(frame: AudioFrame) -> NDArray[np.float32]:
+def mono(frame: AudioFrame) -> NDArray[np.float32]:
     """Mean of the channels as float in [-1, 1], ``(samples,)``."""
     if frame.format.name == "fltp":  # what most decoders give; per frame, PyAV's own way costs four times as much
         channels = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]

@@ -83,10 +83,18 @@ class Store:
     ----------
     root
         Path or URL of the folder.
+
+    Raises
+    ------
+    ValueError
+        The URL's protocol is unknown, or needs a package that is not installed.
     """
 
     def __init__(self, root: str | Path) -> None:
-        self._system, self._path = fsspec.url_to_fs(str(root))
+        try:
+            self._system, self._path = fsspec.url_to_fs(str(root))
+        except ImportError as error:
+            raise ValueError(f"{root}: its protocol needs another package ({error})") from error
         self._is_local = isinstance(self._system, LocalFileSystem)
         self.root = self._path if self._is_local else str(root).rstrip("/")
 
@@ -102,6 +110,11 @@ class Store:
             return []
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
         return sorted(name for name in names if not name.startswith("."))
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there now, whatever was listed before."""
+        self._system.invalidate_cache(self._path)
+        return bool(self._system.exists(f"{self._path}/{name}"))
 
     def read(self, name: str) -> bytes:
         """The whole file.

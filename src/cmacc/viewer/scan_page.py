@@ -8,7 +8,7 @@ from cmacc.clips.storage import written_aside
 from cmacc.viewer.figures import histogram_panel
 from cmacc.viewer.page import duration, escape, figure, note, page, section, tiles
 
-# A page must open on a phone: what comes beyond these is counted, and named in the manifest or the journal.
+# A page must open on a phone: what comes beyond these is counted only.
 _MOST_THUMBNAILS, _MOST_ROWS, _MOST_MISSING = 200, 500, 100
 
 
@@ -148,6 +148,7 @@ def _histogram(title: str, values: list[float], label: str, logarithmic: bool) -
 def _refused_section(result: ScanResult) -> str:
     if not result.refused:
         return section("refused", "Left out", note("No file was left out."))
+    root_of = {file.path: file.root for file in result.listing.files}
     cards = []
     for path, reason in list(result.refused.items())[:_MOST_THUMBNAILS]:
         examination = result.examinations.get(path)
@@ -155,7 +156,8 @@ def _refused_section(result: ScanResult) -> str:
             shown = f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{escape(examination.thumbnail)}">'
         else:
             shown = '<span class="gone">no picture</span>'
-        cards.append(f"<li>{shown}<b>{escape(path.name)}</b><span>{escape(reason)}</span></li>")
+        name = path.relative_to(root_of[path]) if path in root_of else path
+        cards.append(f"<li>{shown}<b>{escape(name)}</b><span>{escape(reason)}</span></li>")
     more = len(result.refused) - _MOST_THUMBNAILS
     parts = [f'<ul class="answers">{"".join(cards)}</ul>', f"<p>and {more:,} more</p>" if more > 0 else ""]
     return section("refused", f"Left out: {len(result.refused):,}", *parts)

@@ -96,12 +96,15 @@ def test_what_is_said_of_a_helper_that_does_not_start(tmp_path: Path) -> None:
 
 def test_an_interrupted_call_leaves_no_answer_behind(guard: Guard) -> None:
     guard.call(os.getpid, limit_seconds=30.0)
-    # To this very thread, which waits for an answer: a signal to the process may be taken by another one.
+    # To this very thread, which waits for an answer: a signal to the process may be taken by another one. And with the
+    # handler of an ordinary session: where tests run in the background, shells have them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, signal.pthread_kill, args=(threading.get_ident(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         guard.call(time.sleep, 20.0, limit_seconds=60.0)
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert guard.call(int, "7", limit_seconds=30.0) == 7
 
 

@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                     memory.append(memory_of(what, rows / "rows.parquet", start_method, min(count, 100_000)))
                     print(json.dumps(memory[-1]), flush=True)
     report = {
-        "files": str(paths[0].parent),
+        "files": "shared/data/real/grid/clips" if paths[0].parent == GRID else "rendered",
         "cores": os.cpu_count(),
         "load_before": os.getloadavg()[0],
         "torch": torch.__version__,

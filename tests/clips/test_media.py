@@ -232,7 +232,6 @@ def test_scaled_to_cover_and_cut_about_the_centre(media: Media, height: int, wid
     assert np.abs(picture[:, :, 1].mean(1) - down)[2:-2].max() < 6
 
 
-@pytest.mark.skipif(not hasattr(av.video.stream.VideoStream, "set_display_rotation"), reason="this PyAV cannot rotate")
 @pytest.mark.parametrize("degrees", [90, 180, 270])
 def test_rotated_file_is_shown_upright(media: Media, degrees: int) -> None:
     upright = decode_clip(media(Recipe(size=(60, 80), seconds=0.4, audio_codec=None)), 0.0, ClipSpec(1, 10.0, 60, 80))

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from cmacc.clips.transcode import PackSettings, transcode
 
 INDEX = "index.parquet"
 _NOTE = "pack.json"
+_THREADS = 2
 _ENDINGS = ("mp4", "flac", "json")
 _INDEX_SCHEMA = pa.schema(
     [
@@ -123,11 +125,13 @@ def pack(
     store = Store(out)
     _begin(store, manifest, settings, overwrite)
     shards = list(_shards(manifest, settings.samples_per_shard, part))
-    if executor is None:
-        with workers_of(2) as threads:
-            found = _pack_all(threads, shards, store, settings, limit_seconds, progress)
-    else:
-        found = _pack_all(executor, shards, store, settings, limit_seconds, progress)
+    found: dict[int, tuple[list[dict[str, Any]], dict[str, str]]] = {}
+    task = partial(_pack_shard, root=store.root, settings=settings, limit_seconds=limit_seconds)
+    with nullcontext(executor) if executor is not None else workers_of(_THREADS) as workers:
+        for shard, packed in results_of(workers, task, shards):
+            found[shard.number] = packed
+            if progress is not None:
+                progress(len(found), len(shards))
     rows = [row for number in sorted(found) for row in found[number][0]]
     refused = {path: reason for number in sorted(found) for path, reason in found[number][1].items()}
     if not rows and shards:
@@ -207,23 +211,6 @@ def _shards(manifest: Manifest, samples_per_shard: int, part: tuple[int, int]) -
     firsts = list(enumerate(range(0, len(manifest), samples_per_shard)))
     for number, first in firsts[part[0] - 1 :: part[1]]:
         yield _Shard(number, first, tuple(manifest.records[first : first + samples_per_shard]))
-
-
-def _pack_all(
-    executor: Executor,
-    shards: list[_Shard],
-    store: Store,
-    settings: PackSettings,
-    limit_seconds: float,
-    progress: Callable[[int, int], None] | None,
-) -> dict[int, tuple[list[dict[str, Any]], dict[str, str]]]:
-    found: dict[int, tuple[list[dict[str, Any]], dict[str, str]]] = {}
-    task = partial(_pack_shard, root=store.root, settings=settings, limit_seconds=limit_seconds)
-    for shard, packed in results_of(executor, task, shards):
-        found[shard.number] = packed
-        if progress is not None:
-            progress(len(found), len(shards))
-    return found
 
 
 def _pack_shard(

@@ -6,8 +6,9 @@ a later one looks only at files that have changed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from cmacc.clips.storage import written_aside
 
 REFUSED = ("unreadable", "corrupt", "too_short")
 _FILES_PER_TASK = 8
+_THREADS = 2
 
 
 class ScanError(ValueError):
@@ -160,35 +162,22 @@ def examine_files(
         progress(len(done), len(paths))
     tasks = [todo[i : i + _FILES_PER_TASK] for i in range(0, len(todo), _FILES_PER_TASK)]
     name = "journal.jsonl" if part[1] == 1 else f"journal-{part[0]}-of-{part[1]}.jsonl"
-    with _JournalFile(journal / name if journal is not None else None) as notes:
-        if executor is None:
-            with workers_of(2) as threads:
-                _examine_tasks(threads, tasks, limit_seconds, stamps, notes, done, len(paths), progress)
-        else:
-            _examine_tasks(executor, tasks, limit_seconds, stamps, notes, done, len(paths), progress)
+    look = partial(_examine_guarded, limit_seconds=limit_seconds)
+    with (
+        _JournalFile(journal / name if journal is not None else None) as notes,
+        nullcontext(executor) if executor is not None else workers_of(_THREADS) as workers,
+    ):
+        for group, found in results_of(workers, look, tasks):
+            for path, (examination, condition) in zip(group, found, strict=True):
+                stamp = stamps[path]
+                if condition is not None and stamp is not None:
+                    notes.write(path, [*stamp, *condition], examination)
+                done[path] = examination
+            if progress is not None:
+                progress(len(done), len(paths))
     if journal is not None and part[1] == 1:
         _tidy_journal(journal, stamps)
     return done
-
-
-def _examine_tasks(
-    executor: Executor,
-    tasks: Iterable[list[Path]],
-    limit_seconds: float,
-    stamps: dict[Path, list[int | float] | None],
-    notes: "_JournalFile",
-    done: dict[Path, Examination],
-    total: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    for paths, found in results_of(executor, partial(_examine_guarded, limit_seconds=limit_seconds), tasks):
-        for path, (examination, condition) in zip(paths, found, strict=True):
-            stamp = stamps[path]
-            if condition is not None and stamp is not None:
-                notes.write(path, [*stamp, *condition], examination)
-            done[path] = examination
-        if progress is not None:
-            progress(len(done), total)
 
 
 def _examine_guarded(paths: list[Path], limit_seconds: float) -> list[tuple[Examination, list[int | float] | None]]:

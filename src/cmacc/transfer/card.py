@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from cmacc.clips.storage import written_aside
+
 _FORMAT = 1
 
 
@@ -112,9 +114,8 @@ class Card:
     def write(self, path: Path) -> None:
         """Write aside, then rename into place."""
         plain = {"format": _FORMAT, **dataclasses.asdict(self)}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(plain, indent=2) + "\n")
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 def kept_results(path: Path, provenance: Provenance, tasks: Sequence[str], *, overwrite: bool) -> tuple[Result, ...]:

@@ -1,6 +1,5 @@
 """From an encoder and a manifest to a result card: embed, measure, and the same for the untrained encoders."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from safetensors.numpy import save_file
 
 from cmacc.clips import Manifest
+from cmacc.clips.storage import written_aside
 from cmacc.transfer.card import Card, Provenance, Result, kept_results
 from cmacc.transfer.encoder import EncoderSource, open_encoder
 from cmacc.transfer.features import Features, embed
@@ -136,14 +136,13 @@ def _embed(
 
 
 def _write_embeddings(features: Features, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(
-        {
-            "video": features.video_embedding,
-            "audio": features.audio_embedding,
-            "sample_ids": features.sample_ids,
-            "start_seconds": features.start_seconds,
-        },
-        aside,
-    )
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        save_file(
+            {
+                "video": features.video_embedding,
+                "audio": features.audio_embedding,
+                "sample_ids": features.sample_ids,
+                "start_seconds": features.start_seconds,
+            },
+            aside,
+        )

@@ -1,8 +1,8 @@
 """The report of a run: one HTML file that needs nothing else, for a laptop or a phone, by day or by night."""
 
-import os
 from pathlib import Path
 
+from cmacc.clips.storage import written_aside
 from cmacc.viewer.page import duration, escape, page, section, tiles
 from cmacc.viewer.results import headline_tiles, results_section
 from cmacc.viewer.run_folder import ReportError, RunFolder, read_run
@@ -47,13 +47,8 @@ def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = Fa
     if out.exists() and not overwrite:
         raise ReportError(f"report {out}: is there already; give --overwrite to replace it, or choose another --out")
     text = render_report(read_run(run_dir))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with written_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
     return out
 
 

@@ -8,16 +8,16 @@ if TYPE_CHECKING:
 
 
 def load(path: Path | str) -> "AudioVisualEncoder":
-    """The trained encoders of a run folder, on the CPU and in evaluation mode.
+    """The trained encoders of a run or export folder, on the CPU and in evaluation mode.
 
     ``encoder(video, spectrograms)`` takes what `cmacc.clips.to_video` and `cmacc.clips.LogMel` give.
 
     Raises
     ------
     ValueError
-        The folder holds no run with a checkpoint.
+        The folder holds neither a run with a checkpoint nor an export.
     """
     # Imported here so that `from cmacc.negatives import ActiveDictionary` brings nothing else along.
-    from cmacc.transfer import open_encoder
+    from cmacc.transfer import load_pair
 
-    return open_encoder(str(path)).trained
+    return load_pair(Path(path))

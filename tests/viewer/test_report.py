@@ -120,30 +120,48 @@ def _row(step: int, has_dictionary: bool) -> dict[str, float]:
 
 
 def _card(manifest: Path) -> dict[str, Any]:
-    def result(task: str, protocol: str, modality: str, metric: str, *numbers: float) -> dict[str, object]:
+    def result(task: str, protocol: str, modality: str, metric: str, *numbers: float | None) -> dict[str, object]:
         names = ("value", "untrained", "chance", "count")
         labels = {"task": task, "protocol": protocol, "modality": modality, "metric": metric}
-        return labels | dict(zip(names, numbers, strict=True))
+        how = {"version": 1, "windows": 1, "crops": 1, "by_split": {"test": numbers[0]}, "settings": [], "seconds": 1.0}
+        return labels | dict(zip(names, numbers, strict=True)) | how | {"low": numbers[0], "high": numbers[0]}
 
     return {
-        "format": 1,
+        "format": 2,
         "results": [
             result("pairs", "retrieval", "video->audio", "R@1", 0.5, 0.01, 0.005, 200),
             result("pairs", "retrieval", "video->audio", "median_rank", 3.5, 90.0, 100.5, 200),
-            result("labelled", "linear_probe", "both", "accuracy", 0.26, 0.25, 0.2, 200),
+            result("labelled", "linear", "both", "accuracy", 0.26, 0.25, 0.2, 200),
+            result("labelled", "finetune", "video", "accuracy", 0.5, None, 0.2, 200),
             result("new task", "<b>", "both", "accuracy", float("nan"), 0.25, 0.2, 200),
         ],
-        "provenance": {
-            "encoder": "run",
+        "encoder": {
+            "name": "run",
+            "kind": EVIL,
+            "weights": "0123456789abcdef",
             "checkpoint_step": 60,
-            "data": str(manifest),
-            "data_fingerprint": Manifest.read(manifest).fingerprint(),
             "seed": 0,
-            "windows_per_file": 1,
+            "clip": {},
+            "pretraining_data": None,
+        },
+        "data": {
+            "pairs": {
+                "path": str(manifest),
+                "fingerprint": Manifest.read(manifest).fingerprint(),
+                "files": 200,
+                "files_listed": 200,
+                "classes": 0,
+                "classes_listed": 0,
+            }
+        },
+        "provenance": {
+            "seed": 0,
             "versions": {"torch": EVIL},
             "hardware": {"device": "cpu"},
             "created": "2026-01-01T00:00:00+00:00",
+            "command": "",
         },
+        "left_out": {},
     }
 
 
@@ -222,8 +240,8 @@ def test_file_that_is_gone_is_named(make_run: MakeRun, world: Path) -> None:
 
 
 def test_changed_manifest_shows_no_wrong_names(make_run: MakeRun, world: Path) -> None:
-    provenance = _card(world)["provenance"] | {"data_fingerprint": "of other files"}
-    page = write_report(make_run(provenance=provenance)).read_text()
+    data = {"pairs": _card(world)["data"]["pairs"] | {"fingerprint": "of other files"}}
+    page = write_report(make_run(data=data)).read_text()
     assert "has changed since the evaluation" in _section(page, "queries")
     assert "has changed since the evaluation" in _section(page, "map")
     assert "<svg" in _section(page, "map")
@@ -252,8 +270,8 @@ def test_unusable_run_folders_are_refused(make_run: MakeRun, tmp_path: Path) -> 
     (run_dir / "embeddings.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(ReportError, match="cannot be read"):
         write_report(run_dir)
-    (run_dir / "card.json").write_text('{"format": 2}')
-    with pytest.raises(ReportError, match="format must be 1, got 2"):
+    (run_dir / "card.json").write_text('{"format": 1}')
+    with pytest.raises(ReportError, match="format must be 2, got 1; evaluate again"):
         write_report(run_dir)
 
 

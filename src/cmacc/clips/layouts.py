@@ -382,7 +382,7 @@ def _match(
 
     taken: dict[tuple[str, float, float | None], _Row] = {}
     files: list[ListedFile] = []
-    missing: list[str] = []
+    missing: list[_Row] = []
     refused = list(media.refused)
     listed_count = 0
     for row in rows:
@@ -408,7 +408,7 @@ def _match(
                 f"got one that may also be that of {_short(contested[1].where)}"
             )
         if best is None:
-            missing.append(row.name)
+            missing.append(row)
             continue
         _, file, place = best
         if other := taken.get(place):
@@ -425,10 +425,11 @@ def _match(
     used = {real for real, _, _ in taken}
     return Listing(
         files=tuple(files),
-        missing=tuple(missing),
+        missing=tuple(row.name for row in missing),
         unmatched_count=len({file.real for file in media.files} - used),
         listed_count=listed_count,
         refused=tuple(refused),
+        missing_splits=tuple(row.split for row in missing),
     )
 
 

@@ -69,6 +69,8 @@ class Listing:
         set leaves them out: they are not part of its protocol.
     listed_count
         Rows in the table or list, 0 without one.
+    missing_splits
+        Of an official list: the split of each of the ``missing``.
     refused
         ``(path, reason)``: links that lead out of the folder or nowhere, links to folders, folders that cannot be
         read, and rows whose path leaves the folder. A row whose file is a refused link is also among the ``missing``.
@@ -79,6 +81,7 @@ class Listing:
     unmatched_count: int
     listed_count: int
     refused: tuple[tuple[Path, str], ...] = ()
+    missing_splits: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+_LEAST_SLACK = 0.01
+
 
 def random_start(duration_seconds: float, length_seconds: float, rng: np.random.Generator) -> float:
     """Draw a start uniformly among the windows that lie inside the file.
@@ -30,6 +32,9 @@ def random_start(duration_seconds: float, length_seconds: float, rng: np.random.
 def spread_starts(duration_seconds: float, length_seconds: float, count: int) -> list[float]:
     """Spread ``count`` windows evenly over the file; one window sits in the middle.
 
+    All of them sit there in a file that is longer than a window by less than a hundredth: recordings of "5 s" are often
+    a millisecond longer, and ten windows of 5 s would be one, decoded ten times.
+
     Raises
     ------
     ValueError
@@ -45,6 +50,6 @@ def spread_starts(duration_seconds: float, length_seconds: float, count: int) ->
     if count < 1:
         raise ValueError(f"spread_starts: count must be at least 1, got {count}")
     slack = duration_seconds - length_seconds
-    if slack <= 0 or count == 1:
+    if slack <= _LEAST_SLACK * length_seconds or count == 1:
         return [slack / 2] * count
     return [float(start) for start in np.linspace(0.0, slack, count)]

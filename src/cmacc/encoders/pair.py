@@ -96,8 +96,12 @@ class Encoder(nn.Module):
         self.last = nn.Linear(self.penultimate_size, size, bias=False)
 
     def forward(self, inputs: Tensor) -> Encoding:
-        """Encode a batch. The head works in its weights' precision also under autocast: the norm wants the digits."""
-        feature = self.backbone(inputs).to(self.last.weight.dtype)
+        """Encode a batch."""
+        return self.project(self.backbone(inputs))
+
+    def project(self, feature: Tensor) -> Encoding:
+        """The head alone. It works in its weights' precision also under autocast: the norm wants the digits."""
+        feature = feature.to(self.last.weight.dtype)
         with torch.autocast(feature.device.type, enabled=False):
             penultimate = self.hidden(feature)
             projected = self.last(penultimate)

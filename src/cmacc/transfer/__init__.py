@@ -1,30 +1,62 @@
-"""Checkpoint to results: encoders, features, tasks, protocols, result cards."""
+"""Checkpoint to results: encoders, features, tasks, protocols, result cards, exports."""
 
-from cmacc.transfer.card import Card, CardError, Provenance, Result
-from cmacc.transfer.encoder import EncoderSource, open_encoder
-from cmacc.transfer.evaluate import evaluate
-from cmacc.transfer.features import Features, embed
-from cmacc.transfer.protocols import Metric, knn, linear_probe, retrieval, retrieval_ranks
-from cmacc.transfer.tasks import LabelledTask, PairsTask, TaskError, TaskName, build_task
+from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
+from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Provenance, Result
+from cmacc.transfer.compare import beside_published, compared, markdown
+from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
+from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
+from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
+from cmacc.transfer.features import Features, embed, weights_hash
+from cmacc.transfer.finetune import Finetuned, FinetuneError, FinetuneSettings, finetune
+from cmacc.transfer.open import OpenedEncoder, load_pair, open_encoder
+from cmacc.transfer.protocols import RECIPES, Metric, ProtocolError, ProtocolName, Recipe, Rows, ranks
+from cmacc.transfer.published import PublishedResult, published_results
+from cmacc.transfer.tasks import TaskError, TaskName
 
 __all__ = [
+    "DEFAULT_PROTOCOLS",
+    "RECIPES",
     "Card",
     "CardError",
-    "EncoderSource",
+    "ClipEncoder",
+    "CmaccEncoder",
+    "DataFacts",
+    "EncoderError",
+    "EncoderFacts",
+    "EvaluateOptions",
+    "ExportError",
+    "Exported",
     "Features",
-    "LabelledTask",
+    "FinetuneError",
+    "FinetuneSettings",
+    "Finetuned",
+    "LogMelStatistics",
+    "MatchingEncoder",
     "Metric",
-    "PairsTask",
+    "Modality",
+    "OpenedEncoder",
+    "ProtocolError",
+    "ProtocolName",
     "Provenance",
+    "PublishedResult",
+    "Recipe",
     "Result",
+    "Rows",
     "TaskError",
     "TaskName",
-    "build_task",
+    "TorchvisionVideo",
+    "beside_published",
+    "compared",
     "embed",
     "evaluate",
-    "knn",
-    "linear_probe",
+    "export_run",
+    "finetune",
+    "load_pair",
+    "markdown",
     "open_encoder",
-    "retrieval",
-    "retrieval_ranks",
+    "published_results",
+    "push",
+    "ranks",
+    "read_export",
+    "weights_hash",
 ]

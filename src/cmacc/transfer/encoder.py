@@ -1,52 +1,69 @@
-"""The ENCODER argument: a run folder, or ``random``, made into encoders that are ready to be used."""
+"""What can be evaluated: anything that turns pictures or sounds of a stated size into vectors.
 
-from dataclasses import dataclass
-from pathlib import Path
+`ClipEncoder` is the whole contract; cmacc's own encoders, torchvision's and the baselines stand behind it in
+`cmacc.transfer.adapters`, and one's own object will do in `cmacc.transfer.evaluate`.
+"""
+
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
-from cmacc.encoders import AudioVisualEncoder
-from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, untrained_encoder
+from cmacc.clips import ClipSpec
+
+Modality = Literal["video", "audio"]
 
 
-@dataclass(frozen=True)
-class EncoderSource:
-    """Encoders of one configuration: as they are after ``step`` steps, and beside them the same untrained.
+class EncoderError(ValueError):
+    """An encoder that is unknown, cannot be opened, or gives what it must not; the message says which and what."""
+
+
+@runtime_checkable
+class ClipEncoder(Protocol):
+    """Frozen encoders of one or both modalities, with the size of the clips that they want.
+
+    Both functions are called under `torch.inference_mode`, with batches on ``device``. An encoder that is also a
+    `torch.nn.Module`, and whose functions are differentiable in its parameters, can be fine-tuned.
 
     Attributes
     ----------
-    name
-        What the user asked for.
-    config
-        Of the run; the defaults for ``random``.
-    trained, untrained
-        In evaluation mode, in float32; the same weights for ``random``.
-    step
-        Training steps that ``trained`` has had.
+    modalities
+        What it encodes; the function of the other modality is never called.
+    spec
+        Frames a clip, their rate and size, length of the sound and its rate.
+    device
+        Where its batches must lie.
     """
 
-    name: str
-    config: PretrainConfig
-    trained: AudioVisualEncoder
-    untrained: AudioVisualEncoder
-    step: int
+    # Properties here, so that plain attributes and properties both will do.
+    @property
+    def modalities(self) -> tuple[Modality, ...]: ...
+    @property
+    def spec(self) -> ClipSpec: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
+        """Features of pictures, RGB in 0..255, of ``spec``'s size."""
+        ...
+
+    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        """Features of sounds, mono in [-1, 1], of ``spec``'s length and rate."""
+        ...
 
 
-def open_encoder(name: str, device: torch.device | None = None) -> EncoderSource:
-    """Encoders of a run folder's last checkpoint, or untrained ones for ``random``.
+@runtime_checkable
+class MatchingEncoder(ClipEncoder, Protocol):
+    """An encoder whose pictures and sounds can be compared: from features into one common space.
 
-    Raises
-    ------
-    ConfigError, CheckpointError
-        The folder holds no run, or no checkpoint that fits its config.
+    Rows are compared by inner product, after they are made of length one.
     """
-    device = device or torch.device("cpu")
-    if name == "random":
-        config = PretrainConfig()
-        untrained = untrained_encoder(config).to(device).eval()
-        return EncoderSource(name, config, untrained, untrained, 0)
-    run_dir = Path(name)
-    config = read_config(run_dir / "config.yaml")
-    trained, untrained = untrained_encoder(config), untrained_encoder(config)
-    step = load_encoder(trained, last_checkpoint(run_dir))
-    return EncoderSource(name, config, trained.to(device).eval(), untrained.to(device).eval(), step)
+
+    def match_video(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
+        """What `embed_video` gave, in the common space."""
+        ...
+
+    def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
+        """What `embed_audio` gave, in the common space."""
+        ...

@@ -1,121 +1,274 @@
-"""A manifest's clips to features: the frozen encoders over evenly spread windows, without augmentation."""
+"""A manifest's files to features: frozen encoders over evenly spread windows, without augmentation.
 
+Features are extracted once: `embed` keeps them under a hash of weights, settings, files and windows, so that a second
+protocol on the same features, or a run that was stopped, does not decode anything again.
+"""
+
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
 
-from cmacc.clips import LogMel, Manifest, evaluation_loader, evaluation_requests, grey_video, to_video
-from cmacc.encoders import AudioVisualEncoder
-from cmacc.pretraining import PretrainConfig
+from cmacc.clips import ClipBatch, Manifest, evaluation_loader, evaluation_requests
+from cmacc.clips.plan import ClipRequest
+from cmacc.clips.storage import written_aside
+from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.protocols import unit_rows
 
 Progress = Callable[[int, int], None]
 
+_BATCH_SIZE = 32
+_CACHE_FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n files, a row each, averaged over the file's windows.
+    """Features of n files, W windows each.
 
     Attributes
     ----------
     sample_ids
-        ``(n,)`` int64 rows of the manifest.
+        ``(n,)`` int64 rows of the manifest: the files of which every window decoded.
     start_seconds
         ``(n,)`` start of each file's first window.
-    video, audio
-        ``(n, f)`` backbone features, which probes use.
-    video_embedding, audio_embedding
-        ``(n, d)``, of length one, which retrieval uses.
+    by_modality
+        ``(n, W, f)`` features, which probes use; of the modalities asked for.
+    matched
+        ``(n, d)`` of length one, averaged over windows: in the space in which picture and sound are compared. Empty for
+        encoders without such a space.
+    failures
+        ``{sample id: reason}`` of the other files.
     """
 
     sample_ids: NDArray[np.int64]
     start_seconds: NDArray[np.float64]
-    video: NDArray[np.float32]
-    audio: NDArray[np.float32]
-    video_embedding: NDArray[np.float32]
-    audio_embedding: NDArray[np.float32]
+    by_modality: dict[Modality, NDArray[np.float32]]
+    matched: dict[Modality, NDArray[np.float32]]
+    failures: dict[int, str]
 
 
-@torch.inference_mode()
 def embed(
-    encoder: AudioVisualEncoder,
+    encoder: ClipEncoder,
     manifest: Manifest,
     sample_ids: Sequence[int],
-    config: PretrainConfig,
+    modalities: Sequence[Modality],
     *,
-    windows_per_file: int = 1,
+    windows: int = 1,
     workers: int = 0,
+    cache: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[Features, dict[int, str]]:
-    """Encode files as a run of ``config`` sees them.
+) -> Features:
+    """Encode files.
 
     Parameters
     ----------
     encoder
-        In evaluation mode; its device is where the work is done.
+        Its ``spec`` says which clips are cut; its device is where the work is done.
     manifest, sample_ids
-        Which files.
-    config
-        Gives the size of the clips, the mel bands, and whether pictures are grey.
-    windows_per_file
-        Windows averaged per file.
+        Which files, in which order.
+    modalities
+        What to encode of them.
+    windows
+        W, windows spread evenly over each file. Where a file is no longer than one window they coincide, and are
+        decoded once.
     workers
         Decoding processes.
+    cache
+        Folder in which features are kept and looked for. Only an encoder that is a `torch.nn.Module` has a hash, and
+        only files whose content is known by a hash; others are encoded each time.
     progress
         Called with (windows done, windows in all).
 
-    Returns
-    -------
-    Features, dict
-        Of the files that decode, in the order asked for; and ``{sample id: reason}`` of the others.
+    Raises
+    ------
+    EncoderError
+        The encoder lacks a modality, or gives features of a wrong shape or that are not finite.
     """
-    device = next(encoder.parameters()).device
-    log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(device)
-    requests = evaluation_requests(manifest, sample_ids, config.data.clip.length_seconds, windows_per_file)
-    loader = evaluation_loader(
-        manifest, requests, config.data.clip, batch_size=config.optim.batch_size, workers=workers
-    )
+    for modality in modalities:
+        if modality not in encoder.modalities:
+            raise EncoderError(f"encoder {type(encoder).__name__}: must encode {modality}, got {encoder.modalities}")
+    place = None
+    if cache is not None and isinstance(encoder, nn.Module):
+        key = _cache_key(encoder, manifest, sample_ids, modalities, windows)
+        place = None if key is None else cache / "features" / f"{key}.safetensors"
+    if place is not None and (kept := _read(place)) is not None:
+        return kept
+    features = _embedded(encoder, manifest, sample_ids, modalities, windows, workers, progress)
+    if place is not None and not features.failures:  # a fault of a disk or network must not be kept
+        _write(place, features)
+    return features
+
+
+@torch.inference_mode()
+def _embedded(
+    encoder: ClipEncoder,
+    manifest: Manifest,
+    sample_ids: Sequence[int],
+    modalities: Sequence[Modality],
+    windows: int,
+    workers: int,
+    progress: Progress | None,
+) -> Features:
+    wanted = evaluation_requests(manifest, sample_ids, encoder.spec.length_seconds, windows)
+    requests = list(dict.fromkeys(wanted))
+    loader = evaluation_loader(manifest, requests, encoder.spec, batch_size=_BATCH_SIZE, workers=workers)
     failures: dict[int, str] = {}
     ids: list[int] = []
-    rows: list[list[NDArray[np.float32]]] = [[], [], [], []]
+    features: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in modalities}
+    matched: dict[Modality, list[NDArray[np.float32]]] = {m: [] for m in modalities if _matches(encoder)}
     done = 0
     for batch in loader:
         failures |= batch.failures
         done += len(batch.sample_ids) + len(batch.failures)
         if len(batch.sample_ids):
-            video = to_video(batch.frames.to(device))
-            if config.data.augment.grey_probability == 1:
-                video = grey_video(video)
-            v, a = encoder(video, log_mel(batch.waveforms.to(device)))
-            for collected, tensor in zip(rows, (v.feature, a.feature, v.embedding, a.embedding), strict=True):
-                collected.append(tensor.float().cpu().numpy())
             ids += batch.sample_ids.tolist()
+            for modality in modalities:
+                rows = encode(encoder, modality, batch)
+                features[modality].append(rows.float().cpu().numpy())
+                if modality in matched:
+                    matched[modality].append(_match(encoder, modality, rows).float().cpu().numpy())
         if progress is not None:
             progress(min(done, len(requests)), len(requests))
     # A file of which one window fails is left out whole: an average over fewer windows is another thing.
     kept = [i for i in sample_ids if i not in failures]
-    places: dict[int, list[int]] = {i: [] for i in kept}
-    for place, sample_id in enumerate(ids):
-        if sample_id in places:
-            places[sample_id].append(place)
-    averaged = [_averaged(collected, list(places.values())) for collected in rows]
-    starts = {request.sample_id: request.start_seconds for request in reversed(requests)}
-    features = Features(
+    places = _places(wanted, requests, ids, failures, windows)
+    return Features(
         sample_ids=np.asarray(kept, np.int64),
-        start_seconds=np.asarray([starts[i] for i in kept], np.float64),
-        video=averaged[0],
-        audio=averaged[1],
-        video_embedding=unit_rows(averaged[2]),
-        audio_embedding=unit_rows(averaged[3]),
+        start_seconds=np.asarray(
+            [request.start_seconds for request in wanted[::windows] if request.sample_id not in failures]
+        ),
+        by_modality={
+            modality: _checked(encoder, modality, _gathered(rows, places)) for modality, rows in features.items()
+        },
+        matched={modality: unit_rows(_gathered(rows, places).mean(1)) for modality, rows in matched.items()},
+        failures=failures,
     )
-    return features, failures
 
 
-def _averaged(batches: list[NDArray[np.float32]], places: list[list[int]]) -> NDArray[np.float32]:
-    if not batches or not places:
-        return np.zeros((0, 0), np.float32)
-    rows = np.concatenate(batches)
-    return np.stack([rows[place].mean(0) for place in places])
+def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor:
+    """Features of a batch, ``(M, f)``.
+
+    Raises
+    ------
+    EncoderError
+        The encoder gives another shape.
+    """
+    if modality == "video":
+        rows = encoder.embed_video(batch.frames.to(encoder.device, non_blocking=True))
+    else:
+        rows = encoder.embed_audio(batch.waveforms.to(encoder.device, non_blocking=True))
+    if rows.ndim != 2 or len(rows) != len(batch.sample_ids):
+        raise EncoderError(
+            f"encoder {type(encoder).__name__}: embed_{modality} must give a row for each of {len(batch.sample_ids)} "
+            f"clips, got shape {tuple(rows.shape)}"
+        )
+    return rows
+
+
+def weights_hash(encoder: nn.Module) -> str:
+    """Sixteen hex digits that change when a weight, a statistic or a setting of the encoder changes."""
+    digest = hashlib.sha256()
+    settings = {name: repr(value) for name, value in sorted(vars(encoder).items()) if not name.startswith("_")}
+    settings.pop("training", None)
+    digest.update(json.dumps([repr(encoder), settings]).encode())
+    # Buffers that are not saved count too: filters of a spectrogram, means of pixels.
+    tensors = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def _matches(encoder: ClipEncoder) -> bool:
+    return isinstance(encoder, MatchingEncoder)
+
+
+def _match(encoder: ClipEncoder, modality: Modality, features: Tensor) -> Tensor:
+    assert isinstance(encoder, MatchingEncoder)
+    return encoder.match_video(features) if modality == "video" else encoder.match_audio(features)
+
+
+def _places(
+    wanted: list[ClipRequest], requests: list[ClipRequest], ids: list[int], failures: dict[int, str], windows: int
+) -> NDArray[np.int64]:
+    """``(n, W)``: where the embedded row of every wanted window stands; several where windows coincide."""
+    # The loader keeps the order of requests and leaves failed ones out; of a file that failed some may have decoded.
+    row_of: dict[ClipRequest, int] = {}
+    row = 0
+    for request in requests:
+        if row < len(ids) and ids[row] == request.sample_id:
+            row_of[request] = row
+            row += 1
+    rows = [row_of[request] for request in wanted if request.sample_id not in failures]
+    return np.asarray(rows, np.int64).reshape(-1, windows)
+
+
+def _gathered(batches: list[NDArray[np.float32]], places: NDArray[np.int64]) -> NDArray[np.float32]:
+    if not batches or not len(places):
+        return np.zeros((0, places.shape[1], 0), np.float32)
+    return np.concatenate(batches)[places]
+
+
+def _checked(encoder: ClipEncoder, modality: Modality, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    bad = int((~np.isfinite(rows)).any(axis=(1, 2)).sum())
+    if bad:
+        raise EncoderError(
+            f"encoder {type(encoder).__name__}: features of {modality} must be finite, got NaN or infinity in those of "
+            f"{bad} of {len(rows)} files"
+        )
+    return rows
+
+
+def _cache_key(
+    encoder: nn.Module, manifest: Manifest, sample_ids: Sequence[int], modalities: Sequence[Modality], windows: int
+) -> str | None:
+    names = ("content_hash", "start_seconds", "duration_seconds", "video_offset", "audio_offset")
+    columns = [manifest.column(name) for name in names]
+    files = [[column[i] for column in columns] for i in sample_ids]
+    if any(file[0] is None for file in files):
+        return None
+    spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
+    what = [_CACHE_FORMAT, weights_hash(encoder), spec, list(modalities), windows, files]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _write(path: Path, features: Features) -> None:
+    tensors: dict[str, NDArray[Any]] = {"sample_ids": features.sample_ids, "start_seconds": features.start_seconds}
+    for modality, rows in features.by_modality.items():
+        tensors[f"features.{modality}"] = rows
+    for modality, rows in features.matched.items():
+        tensors[f"matched.{modality}"] = rows
+    with written_aside(path) as aside:
+        save_file(tensors, aside)
+
+
+def _read(path: Path) -> Features | None:
+    """What `_write` wrote; None where there is none, or a broken one, which is then made anew."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Features(
+            tensors["sample_ids"],
+            tensors["start_seconds"],
+            {m: tensors[f"features.{m}"] for m in _MODALITIES if f"features.{m}" in tensors},
+            {m: tensors[f"matched.{m}"] for m in _MODALITIES if f"matched.{m}" in tensors},
+            {},
+        )
+    except (OSError, SafetensorError, KeyError):
+        return None
+
+
+_MODALITIES: tuple[Modality, ...] = ("video", "audio")

@@ -1,138 +1,207 @@
-"""Tasks: which rows of a manifest take part, and which protocols are run on their features."""
+"""Tasks: which files of which data take part, with which labels, and what is held out when.
 
-from collections.abc import Callable
+The official data sets are made into the same thing from their own lists in `cmacc.transfer.official`.
+"""
+
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.clips import Manifest
-from cmacc.transfer.features import Features
-from cmacc.transfer.protocols import Metric, knn, linear_probe, retrieval
+from cmacc.transfer.card import DataFacts
+from cmacc.transfer.encoder import Modality
 
-TaskName = Literal["pairs", "labelled"]
+TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs"]
 
 
 class TaskError(ValueError):
-    """A manifest on which a task cannot be done; the message says what it lacks."""
+    """Data on which a task cannot be done; the message says what they lack."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One metric of a task for one encoder."""
+class Split:
+    """One division into training and held-out files, both as rows of the manifest."""
 
-    protocol: str
-    modality: str
-    metric: Metric
-
-
-@runtime_checkable
-class Task(Protocol):
-    """Chooses files, then measures their features."""
-
-    def sample_ids(self, manifest: Manifest) -> list[int]:
-        """The files that the task needs features of."""
-        ...
-
-    def measure(self, manifest: Manifest, features: Features) -> list[Outcome]:
-        """The task's metrics."""
-        ...
+    name: str
+    train: tuple[int, ...]
+    test: tuple[int, ...]
 
 
-class PairsTask:
-    """Find a held-out picture's own sound among all held-out sounds, and the other way round."""
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is done on.
 
-    def sample_ids(self, manifest: Manifest) -> list[int]:
-        """Files with picture and sound of the split ``test``; of the whole manifest where nothing is in a split."""
-        has_split = any(record.split for record in manifest.records)
-        ids = manifest.ids_where(lambda r: r.has_audio and r.has_picture and (r.split == "test" or not has_split))
-        if len(ids) < 2:
-            raise TaskError(
-                f"task pairs: the manifest must hold at least 2 files with picture and sound in split 'test', "
-                f"got {len(ids)}; `cmacc scan --test-fraction 0.2` puts files there"
-            )
-        return ids
+    Attributes
+    ----------
+    task
+        Its name.
+    manifest
+        The files.
+    class_of
+        ``(N,)`` class index of every row, -1 without a label.
+    splits
+        Over which results are averaged.
+    modalities
+        Which parts of the files the task is about.
+    facts
+        For the card.
+    left_out
+        ``{file: reason}`` of files that the data should hold, but that cannot be used.
+    """
 
-    def measure(self, manifest: Manifest, features: Features) -> list[Outcome]:
-        """Retrieval in both directions."""
-        video, audio = features.video_embedding, features.audio_embedding
-        return [
-            Outcome("retrieval", modality, metric)
-            for modality, metrics in (
-                ("video->audio", retrieval(video, audio)),
-                ("audio->video", retrieval(audio, video)),
-            )
-            for metric in metrics
-        ]
+    task: TaskName
+    manifest: Manifest
+    class_of: NDArray[np.int64]
+    splits: tuple[Split, ...]
+    modalities: tuple[Modality, ...]
+    facts: DataFacts
+    left_out: dict[str, str]
 
+    @property
+    def sample_ids(self) -> list[int]:
+        """The files of all splits, each once, in the manifest's order."""
+        return sorted({i for split in self.splits for i in (*split.train, *split.test)})
 
-class LabelledTask:
-    """Name the class of held-out files from frozen features: linear probe and kNN, for picture, sound and both."""
-
-    def sample_ids(self, manifest: Manifest) -> list[int]:
-        """Labelled files of the splits ``train`` and ``test``."""
-        ids = manifest.ids_where(lambda r: r.label is not None and r.split in ("train", "test"))
-        for split in ("train", "test"):
-            count = sum(manifest.records[i].split == split for i in ids)
-            if count == 0:
-                raise TaskError(
-                    f"task labelled: the manifest must hold labelled files in split {split!r}, got none; "
-                    "`cmacc scan` reads labels from class folders or --labels, "
-                    "splits from --split-column or --test-fraction"
-                )
-        if len({manifest.records[i].label for i in ids if manifest.records[i].split == "train"}) < 2:
-            raise TaskError("task labelled: the training split must hold at least 2 classes, got 1")
-        return ids
-
-    def measure(self, manifest: Manifest, features: Features) -> list[Outcome]:
-        """Accuracy of both protocols per modality, over the files that have it."""
-        records = [manifest.records[i] for i in features.sample_ids]
-        labels = np.asarray(manifest.label_indices(), np.int64)[features.sample_ids]
-        is_test = np.asarray([record.split == "test" for record in records])
-        has_picture = np.asarray([record.has_picture for record in records])
-        has_sound = np.asarray([record.has_audio for record in records])
-        outcomes: list[Outcome] = []
-        for modality, rows, present in (
-            ("video", features.video, has_picture),
-            ("audio", features.audio, has_sound),
-            ("both", np.concatenate([features.video, features.audio], axis=1), has_picture & has_sound),
-        ):
-            train, test = present & ~is_test, present & is_test
-            if len(np.unique(labels[train])) < 2 or not test.any():
-                continue  # silent or sound-only data: that modality has no task here
-            outcomes += _both_protocols(modality, rows, labels, train, test)
-        return outcomes
+    def groups(self, sample_ids: Sequence[int]) -> NDArray[np.int64]:
+        """``(n,)`` number of each file's group: what was cut from one scene; a file without one is its own."""
+        names = self.manifest.column("group")
+        keys = [names[i] if names[i] is not None else i for i in sample_ids]
+        number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        return np.asarray([number[key] for key in keys], np.int64)
 
 
-_Probe = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]], list[Metric]]
-
-
-def _both_protocols(
-    modality: str,
-    rows: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    train: NDArray[np.bool_],
-    test: NDArray[np.bool_],
-) -> list[Outcome]:
-    protocols: tuple[tuple[str, _Probe], ...] = (("linear_probe", linear_probe), ("knn", knn))
-    return [
-        Outcome(name, modality, metric)
-        for name, protocol in protocols
-        for metric in protocol(rows[train], labels[train], rows[test], labels[test])
-    ]
-
-
-def build_task(name: TaskName) -> Task:
-    """The task of that name.
+def pairs_task(path: Path) -> TaskData:
+    """Retrieval between the pictures and sounds of a manifest's split ``test``, of all files where none is in a split.
 
     Raises
     ------
-    ValueError
-        ``name`` is unknown.
+    TaskError
+        There are fewer than two such files with picture and sound.
     """
-    if name == "pairs":
-        return PairsTask()
-    if name == "labelled":
-        return LabelledTask()
-    raise ValueError(f"build_task: name must be pairs or labelled, got {name!r}")
+    manifest = Manifest.read(path)
+    has_split = any(split is not None for split in manifest.column("split"))
+    ids = manifest.ids_where(lambda r: r.has_audio and r.has_picture and (r.split == "test" or not has_split))
+    if len(ids) < 2:
+        raise TaskError(
+            f"task pairs: the manifest must hold at least 2 files with picture and sound in split 'test', "
+            f"got {len(ids)}; `cmacc scan --test-fraction 0.2` puts files there"
+        )
+    facts = DataFacts(str(path.absolute()), manifest.fingerprint(), len(ids), len(ids), 0, 0)
+    return TaskData(
+        "pairs",
+        manifest,
+        np.full(len(manifest), -1, np.int64),
+        (Split("test", (), tuple(ids)),),
+        ("video", "audio"),
+        facts,
+        {},
+    )
+
+
+def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_partial: bool = False) -> TaskData:
+    """The labels of any manifest, by its splits ``train`` and ``test`` or in k folds.
+
+    Parameters
+    ----------
+    path
+        Manifest.
+    folds
+        k: every labelled file is held out once, whatever its split, and files of a group together
+        (`sklearn.model_selection.StratifiedGroupKFold`). None takes the manifest's splits.
+    seed
+        Of the folds.
+    allow_partial
+        Whether held-out files of a class without training files are left out instead of being an error.
+
+    Raises
+    ------
+    TaskError
+        There are no labelled files in a split, fewer than two classes, fewer than k groups, or a class has no training
+        files.
+    """
+    manifest = Manifest.read(path)
+    class_of = np.asarray(manifest.label_indices(), np.int64)
+    if folds is not None:
+        splits = _folds(manifest, class_of, folds, seed)
+    else:
+        of_split: dict[str, list[int]] = {"train": [], "test": []}
+        for i, side in enumerate(manifest.column("split")):
+            if side in of_split and class_of[i] >= 0:
+                of_split[side].append(i)
+        for name, ids in of_split.items():
+            if not ids:
+                raise TaskError(
+                    f"task labelled: the manifest must hold labelled files in split {name!r}, got none; "
+                    "`cmacc scan` reads labels from class folders or --labels, splits from --split-column or "
+                    "--test-fraction; or divide it with --folds"
+                )
+        splits = (Split("test", tuple(of_split["train"]), tuple(of_split["test"])),)
+    splits = tuple(with_trained_classes("labelled", split, class_of, manifest, allow_partial) for split in splits)
+    used = {i for split in splits for i in (*split.train, *split.test)}
+    classes = len({class_of[i] for i in used})
+    listed = int((class_of >= 0).sum()) if folds is not None else len(used)
+    hashed = manifest.fingerprint() if folds is None else fingerprint(manifest, splits)
+    facts = DataFacts(str(path.absolute()), hashed, len(used), listed, classes, classes)
+    return TaskData("labelled", manifest, class_of, splits, ("video", "audio"), facts, {})
+
+
+def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:
+    """Sixteen hex digits of the files, their labels and how they are divided."""
+    digest = hashlib.sha256(manifest.fingerprint().encode())
+    names = [
+        content or Path(path).name
+        for content, path in zip(*map(manifest.column, ("content_hash", "path")), strict=True)
+    ]
+    for split in splits:
+        for ids in (split.train, split.test):
+            digest.update(f"{split.name} {' '.join(sorted(names[i] for i in ids))}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def with_trained_classes(
+    task: str, split: Split, class_of: NDArray[np.int64], manifest: Manifest, allow_partial: bool
+) -> Split:
+    """The split with only such held-out files as can be named at all: those of classes that have training files.
+
+    Raises
+    ------
+    TaskError
+        There are others and ``allow_partial`` is not set; or fewer than two classes, or no held-out file, are left.
+    """
+    trained = {class_of[i] for i in split.train}
+    if len(trained) < 2:
+        raise TaskError(
+            f"task {task}, {split.name}: the training split must hold at least 2 classes, got {len(trained)}"
+        )
+    without = sorted({int(class_of[i]) for i in split.test} - trained)
+    if without and not allow_partial:
+        names = [manifest.classes()[c] for c in without]
+        raise TaskError(
+            f"task {task}, {split.name}: every held-out class must have training files, got none of "
+            f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}; --allow-partial leaves "
+            "their held-out files out"
+        )
+    test = tuple(i for i in split.test if class_of[i] in trained)
+    if not test:
+        raise TaskError(f"task {task}, {split.name}: no file of a class with training files is held out")
+    return Split(split.name, split.train, test)
+
+
+def _folds(manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: int) -> tuple[Split, ...]:
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    ids = np.flatnonzero(class_of >= 0)
+    groups = np.asarray([manifest.column("group")[i] or f"\0{i}" for i in ids])
+    distinct = len(set(groups))
+    if not 2 <= count <= distinct:
+        raise TaskError(f"task labelled: --folds must be in [2, {distinct}], the number of groups, got {count}")
+    divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(ids, class_of[ids], groups)
+    return tuple(
+        Split(f"fold {number}", tuple(ids[train].tolist()), tuple(ids[test].tolist()))
+        for number, (train, test) in enumerate(divided, start=1)
+    )

@@ -90,8 +90,8 @@ def _summary(run: RunFolder) -> str:
         text += f" The loss went from {loss.values[0]:.2f} to {final_mean(loss):.2f}."
     if run.card is None:
         text += " Nothing has been evaluated yet."
-    elif run.card.provenance.checkpoint_step != run.step_count:
-        text += f" The results below are of the checkpoint at step {run.card.provenance.checkpoint_step:,}."
+    elif run.card.encoder.checkpoint_step != run.step_count:
+        text += f" The results below are of the checkpoint at step {run.card.encoder.checkpoint_step:,}."
     return escape(text)
 
 
@@ -108,13 +108,15 @@ def _tiles(run: RunFolder) -> str:
 def _origin_section(run: RunFolder) -> str:
     parts = [f"<details><summary>Config</summary><pre>{escape(run.config_text)}</pre></details>"]
     if run.card is not None:
-        origin = run.card.provenance
+        origin, encoder = run.card.provenance, run.card.encoder
         facts = {
-            "encoder": origin.encoder,
-            "checkpoint": f"step {origin.checkpoint_step:,}",
-            "data": origin.data,
-            "data fingerprint": origin.data_fingerprint,
-            "windows a file": origin.windows_per_file,
+            "encoder": f"{encoder.name} ({encoder.kind})",
+            "weights": encoder.weights,
+            "checkpoint": f"step {encoder.checkpoint_step:,}",
+            **{
+                f"data of {task}": f"{data.path}, {data.files:,} of {data.files_listed:,} files, {data.fingerprint}"
+                for task, data in run.card.data.items()
+            },
             "seed": origin.seed,
             **{f"version of {name}": value for name, value in origin.versions.items()},
             **origin.hardware,

@@ -22,7 +22,13 @@ _TASKS = {
         "files and names those of held-out ones. Chance is always naming the most frequent training class.",
     ),
 }
-_PROTOCOLS = {"retrieval": "Retrieval", "linear_probe": "Linear probe", "knn": "Nearest neighbours"}
+_PROTOCOLS = {
+    "retrieval": "Retrieval",
+    "linear": "Linear probe",
+    "svm": "Linear SVM",
+    "knn": "Nearest neighbours",
+    "finetune": "Fine-tuned",
+}
 _MODALITIES = {
     "video->audio": "picture → sound",
     "audio->video": "sound → picture",
@@ -69,20 +75,24 @@ def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     wanted = (
         ("retrieval", "video->audio", "R@1", "right sound first"),
         ("retrieval", "audio->video", "R@1", "right picture first"),
-        ("linear_probe", "both", "accuracy", "linear probe, picture and sound"),
+        ("linear", "both", "accuracy", "linear probe, picture and sound"),
     )
     return [
         (
             shown(r.metric, r.value),
             what,
-            f"untrained {shown(r.metric, r.untrained)}, chance {shown(r.metric, r.chance)}",
+            f"{_beside(r)}chance {shown(r.metric, r.chance)}",
         )
         for *key, what in wanted
         if (r := found.get((key[0], key[1], key[2]))) is not None
     ]
 
 
-def shown(metric: str, value: float) -> str:
+def _beside(result: Result) -> str:
+    return "" if result.untrained is None else f"untrained {shown(result.metric, result.untrained)}, "
+
+
+def shown(metric: str, value: float | None) -> str:
     """A value in its unit: shares in percent, ranks as ranks.
 
     Examples
@@ -90,27 +100,25 @@ def shown(metric: str, value: float) -> str:
     >>> shown("R@1", 0.235), shown("median_rank", 12.5), shown("accuracy", float("nan"))
     ('23.5 %', '12.5', '–')
     """
-    if not math.isfinite(value):
+    if value is None or not math.isfinite(value):
         return "–"
     return f"{value:g}" if metric == "median_rank" else f"{100 * value:.1f} %"
 
 
-def verdict(result: Result) -> str:
+def verdict(metric: str, value: float, untrained: float | None, count: int) -> str:
     """``up``, ``down`` or ``level`` against the untrained encoders.
 
     Examples
     --------
-    >>> verdict(Result("pairs", "retrieval", "video->audio", "R@1", 0.30, 0.01, 0.005, 200))
-    'up'
-    >>> verdict(Result("pairs", "retrieval", "video->audio", "R@1", 0.02, 0.01, 0.005, 200))
-    'level'
+    >>> verdict("R@1", 0.30, 0.01, 200), verdict("R@1", 0.02, 0.01, 200)
+    ('up', 'level')
     """
-    if not (math.isfinite(result.value) and math.isfinite(result.untrained)):
+    if untrained is None or not (math.isfinite(value) and math.isfinite(untrained)):
         return "level"
-    gain = result.value - result.untrained
-    if result.metric == "median_rank":
+    gain = value - untrained
+    if metric == "median_rank":
         return "up" if gain < 0 else "down" if gain > 0 else "level"
-    variances = [p * (1 - p) / max(1, result.count) for p in (result.value, result.untrained)]
+    variances = [p * (1 - p) / max(1, count) for p in (value, untrained)]
     # Both are measured on the same items, so that the true error is rather smaller: the test errs towards "level".
     if gain == 0 or abs(gain) < 2 * math.sqrt(max(0.0, sum(variances))):
         return "level"
@@ -142,7 +150,7 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def _row(name: str, result: Result) -> str:
-    outcome = verdict(result)
+    outcome = verdict(result.metric, result.value, result.untrained, result.count)
     sign = {"up": "▲", "down": "▼", "level": "="}[outcome]
     reading = {"up": "better than untrained", "down": "worse than untrained", "level": "not clearly different"}[outcome]
     value, untrained, chance = (shown(result.metric, v) for v in (result.value, result.untrained, result.chance))

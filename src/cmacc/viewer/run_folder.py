@@ -174,13 +174,14 @@ def _read_pairs(path: Path) -> Pairs | None:
 def _find_manifest(config: PretrainConfig, card: Card | None, pairs: Pairs) -> tuple[Manifest | None, str]:
     """The manifest that the pairs' sample ids point into; a changed one would put wrong names under the pictures."""
     fault = ""
-    for path in (Path(card.provenance.data), config.data.manifest) if card else (config.data.manifest,):
+    evaluated = card.data.get("pairs") if card else None
+    for path in (Path(evaluated.path), config.data.manifest) if evaluated else (config.data.manifest,):
         try:
             manifest = Manifest.read(path)
         except (ManifestError, OSError) as error:
             fault = fault or str(error)
             continue
-        if card and manifest.fingerprint() != card.provenance.data_fingerprint:
+        if evaluated and manifest.fingerprint() != evaluated.fingerprint:
             fault = fault or f"manifest {path} has changed since the evaluation; run `cmacc evaluate` again"
         elif pairs.sample_ids.min() < 0 or pairs.sample_ids.max() >= len(manifest):
             fault = fault or f"manifest {path} has {len(manifest)} rows, fewer than the embeddings point into"

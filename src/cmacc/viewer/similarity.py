@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip
-from cmacc.transfer import retrieval_ranks
+from cmacc.transfer import ranks
 from cmacc.viewer.figures import map_panel, picture, spectrogram_picture
 from cmacc.viewer.page import escape, figure, note, section
 from cmacc.viewer.run_folder import Pairs, RunFolder
@@ -61,7 +61,7 @@ def queries_section(run: RunFolder) -> str:
     if run.manifest is None:
         return section("queries", heading, note(f"The clips cannot be shown: {escape(run.manifest_fault)}"))
     gallery = _Gallery(run.pairs, run.manifest, run.config.data.clip, run.config.encoder.mel_bins)
-    windows = run.card.provenance.windows_per_file if run.card else 1
+    windows = max((r.windows for r in run.card.results if r.task == "pairs"), default=1) if run.card else 1
     rule = (
         "<p>Chosen by a fixed rule, not by hand: all queries are ordered by the rank of the right answer, and shown "
         "are "
@@ -78,10 +78,10 @@ def queries_section(run: RunFolder) -> str:
         ("Which sound belongs to this picture?", run.pairs.video, run.pairs.audio, gallery.both, gallery.sound),
         ("Which picture belongs to this sound?", run.pairs.audio, run.pairs.video, gallery.sound_alone, gallery.frames),
     ):
-        ranks = retrieval_ranks(queries, keys)
+        found = ranks(queries, keys)
         parts.append(f"<h3>{title}</h3>")
         parts += [
-            _query(gallery, row, int(ranks[row]), keys @ queries[row], ask, answer) for row in chosen_queries(ranks)
+            _query(gallery, row, int(found[row]), keys @ queries[row], ask, answer) for row in chosen_queries(found)
         ]
     return section("queries", heading, *parts)
 

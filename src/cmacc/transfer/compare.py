@@ -1,0 +1,397 @@
+"""Markdown out of result cards: one card, cards side by side, cards beside published numbers.
+
+Numbers stand side by side only where they were measured alike on the same data; `compared` refuses anything else and
+says why. Cards come from files that others wrote: every text of theirs goes through `_plain` before it enters a table.
+"""
+
+import html
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+from cmacc.transfer.card import Card, CardError, DataFacts, Result
+from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult
+
+_ROW = ("task", "protocol", "modality", "metric")
+_RANKS = ("median_rank",)
+_LEFT_OUT_SHOWN = 20
+_NONE = "—"
+_OVERLAPS = "≈"
+_SPLITS_OF = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
+_MODALITY_OF = {"ucf101": "video", "hmdb51": "video", "esc50": "audio"}
+_NOT_STATED = "not stated"
+
+_Row = tuple[str, str, str, str]
+
+
+def markdown(card: Card) -> str:
+    """Text of ``card.md``: everything that the card holds, for people.
+
+    Parameters
+    ----------
+    card
+        Its accuracies and recalls are shown in percent, median ranks as they are.
+    """
+    encoder, made = card.encoder, card.provenance
+    recipes = {
+        (
+            _plain(r.task),
+            _plain(f"{r.protocol}@{r.version}"),
+            _plain(r.modality),
+            f"{r.windows} x {r.crops}",
+            _plain(", ".join(r.settings)) or "none",
+            f"{r.seconds:.1f}",
+        ): None
+        for r in card.results
+    }
+    left_out = [f"{file}: {reason}" for file, reason in card.left_out.items()]
+    unnamed = len(left_out) - _LEFT_OUT_SHOWN
+    sections = [
+        f"# Results of {_plain(encoder.name)}",
+        _table(
+            [*_ROW, "value [95 %]", "spread over splits", "untrained", "chance", "items"],
+            [
+                (
+                    *_row_cells(r),
+                    _with_interval(r),
+                    f"{_number(r.metric, r.spread)} over {len(r.by_split)}" if len(r.by_split) > 1 else "one split",
+                    _NONE if r.untrained is None else _number(r.metric, r.untrained),
+                    _number(r.metric, r.chance),
+                    f"{r.count:,}",
+                )
+                for r in card.results
+            ],
+        ),
+        "## Data",
+        _table(
+            ["task", "path", "fingerprint", "present"],
+            [
+                (_plain(task), _plain(facts.path), _plain(facts.fingerprint), _present(facts))
+                for task, facts in card.data.items()
+            ],
+        ),
+        "## How it was measured",
+        _table(
+            ["task", "protocol", "modality", "windows x crops", "departures from the recipe", "seconds"], list(recipes)
+        ),
+        "## Encoder",
+        _list(
+            [
+                ("kind", encoder.kind),
+                ("weights", encoder.weights),
+                ("training steps", f"{encoder.checkpoint_step:,}"),
+                ("seed of the weights", str(encoder.seed)),
+                ("clip", _pairs(encoder.clip)),
+                ("pretraining data", encoder.pretraining_data or "unknown"),
+            ]
+        ),
+        "## Made with",
+        _list(
+            [
+                ("versions", _pairs(made.versions)),
+                ("hardware", _pairs(made.hardware)),
+                ("created", made.created),
+                ("seed", str(made.seed)),
+                ("command", made.command or "unknown"),
+            ]
+        ),
+        "## Files left out",
+        "\n".join(f"- {_plain(line)}" for line in left_out[:_LEFT_OUT_SHOWN]) or "None.",
+    ]
+    if unnamed > 0:
+        sections.append(f"And {unnamed:,} more.")
+    return "\n\n".join(sections) + "\n"
+
+
+def compared(cards: Sequence[Card], names: Sequence[str]) -> str:
+    """Table with a row for every task, protocol, modality and metric, and a column for every card.
+
+    The best value of a row is bold: the smallest median rank, the largest of anything else. ``≈`` marks values whose
+    interval overlaps that of the best one.
+
+    Parameters
+    ----------
+    cards
+        At least two.
+    names
+        Heading of each card's column, all different.
+
+    Raises
+    ------
+    CardError
+        A row was measured in another way or on other data in one card than in another, no row is in two cards, or there
+        are fewer than two cards or not one name for each.
+    """
+    if len(cards) < 2:
+        raise CardError(f"cards: must be at least 2 to be compared, got {len(cards)}")
+    if len(names) != len(cards) or len(set(names)) != len(names):
+        raise CardError(f"names: must be {len(cards)} different ones, got {', '.join(names)}")
+    found = [_by_row(card, name) for card, name in zip(cards, names, strict=True)]
+    rows = list(dict.fromkeys(row for results in found for row in results))
+    if not any(sum(row in results for results in found) > 1 for row in rows):
+        held = "; ".join(
+            f"{name} {', '.join(' '.join(row) for row in results) or 'nothing'}"
+            for name, results in zip(names, found, strict=True)
+        )
+        raise CardError(f"cards: must share a row to be compared, got {held}")
+    for row in rows:
+        _refuse_unlike(row, cards, names, found)
+
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        results = [of_card.get(row) for of_card in found]
+        present = [r for r in results if r is not None]
+        chance = _number(row[3], present[0].chance)
+        lines.append((*_row_cells(present[0]), chance, *_cells(results)))
+        untrained = [None if r is None else r.untrained for r in results]
+        if any(value is not None for value in untrained):
+            shown = [_NONE if value is None else _number(row[3], value) for value in untrained]
+            lines.append(("", "", "", "untrained", "", *shown))
+    table = _table([*_ROW, "chance", *map(_plain, names)], lines)
+    legend = "Values with their 95 % interval; **bold**: best of its row."
+    if any(_OVERLAPS in cell for line in lines for cell in line[5:]):
+        legend += f" {_OVERLAPS}: its interval overlaps that of the best, so their order is not certain."
+    notes = _differing_notes(cards, names)
+    return "\n\n".join([table, legend, *(["Differences between the cards:", notes] if notes else [])]) + "\n"
+
+
+def beside_published(cards: Sequence[Card], published: Sequence[PublishedResult]) -> str:
+    """Accuracies of cards on UCF101, HMDB51 and ESC-50, above what was published, with what differs between them.
+
+    Parameters
+    ----------
+    cards
+        Their accuracies on those tasks are shown, numbered within each task.
+    published
+        Of `cmacc.transfer.published.published_results`. A difference that holds against some numbered rows only names
+        them.
+
+    Raises
+    ------
+    CardError
+        No card holds an accuracy on one of those tasks.
+    """
+    sections = []
+    for task in PUBLISHED_TASKS:
+        own = [
+            (card, result)
+            for card in cards
+            for result in card.results
+            if result.task == task and result.metric == "accuracy"
+        ]
+        if not own:
+            continue
+        rows: list[tuple[str, ...]] = [
+            (
+                str(number),
+                _plain(card.encoder.name),
+                _plain(card.encoder.kind),
+                _plain(card.encoder.pretraining_data or "unknown"),
+                _with_interval(result),
+                _plain(_own_protocol(task, card, result)),
+                "this card",
+                _NONE,
+            )
+            for number, (card, result) in enumerate(own, 1)
+        ]
+        for row in published:
+            accuracy = row.accuracy(task)
+            if accuracy is not None:
+                words = map(_plain, (row.protocol, row.source, _all_differences(task, row, own)))
+                who = map(_plain, (row.method, row.backbone, row.pretraining))
+                rows.append(("", *who, f"{accuracy:.1f} %", *words))
+        heading = ["row", "encoder", "backbone", "pretraining", "accuracy", "protocol", "source", "differs in"]
+        sections += [f"## {task}", _table(heading, rows)]
+    if not sections:
+        held = sorted({result.task for card in cards for result in card.results})
+        raise CardError(
+            f"cards: must hold accuracy on one of {', '.join(PUBLISHED_TASKS)} to stand beside published results, "
+            f"got {', '.join(held) or 'no results'}"
+        )
+    sections.append(
+        "Numbered rows are measured, with their 95 % interval; the others are published, by other code. By custom, "
+        "published UCF101 and HMDB51 results are fine-tuned and averaged over three splits, and ESC-50 results are of "
+        "a linear classifier, averaged over five folds; a row says where it is otherwise or its source does not say. "
+        "More may differ than the last column knows: these numbers are for orientation and are not a comparison."
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _by_row(card: Card, name: str) -> dict[_Row, Result]:
+    found: dict[_Row, Result] = {}
+    for result in card.results:
+        row = (result.task, result.protocol, result.modality, result.metric)
+        if row in found:
+            raise CardError(f"card {name}: {', '.join(row)}: must be there once, got it twice")
+        if result.task not in card.data:
+            raise CardError(f"card {name}: must tell the data of {result.task}, got {', '.join(card.data) or 'none'}")
+        found[row] = result
+    return found
+
+
+def _refuse_unlike(row: _Row, cards: Sequence[Card], names: Sequence[str], found: Sequence[dict[_Row, Result]]) -> None:
+    """Compare every card that has the row with the first that has it: being alike is transitive."""
+    holders = [
+        (name, _conditions(card.data[row[0]], results[row]))
+        for name, card, results in zip(names, cards, found, strict=True)
+        if row in results
+    ]
+    (first, expected), *others = holders
+    for name, conditions in others:
+        for what, value in conditions.items():
+            if value != expected[what]:
+                raise CardError(
+                    f"cards {first} and {name}: {', '.join(row)}: {what} must be the same to be compared, "
+                    f"got {expected[what]} and {value}"
+                )
+
+
+def _conditions(facts: DataFacts, result: Result) -> dict[str, Hashable]:
+    """What forbids a comparison where it differs, by its name in messages."""
+    return {
+        "protocol version": result.version,
+        "windows": result.windows,
+        "crops": result.crops,
+        "settings": ", ".join(sorted(result.settings)) or "none",
+        "fingerprint of the data": facts.fingerprint,
+        "files present": f"{facts.files:,} of {facts.files_listed:,}",
+        "classes present": f"{facts.classes:,} of {facts.classes_listed:,}",
+        "splits": ", ".join(sorted(result.by_split)) or "none",
+        "number of items": result.count,
+    }
+
+
+def _cells(results: Sequence[Result | None]) -> list[str]:
+    """Values of one row, marked where there is something to choose between."""
+    present = [r for r in results if r is not None]
+    choose = min if present[0].metric in _RANKS else max
+    best = choose(r.value for r in present)
+    winners = [r for r in present if r.value == best]
+    cells = []
+    for result in results:
+        if result is None:
+            cells.append(_NONE)
+        elif len(present) == 1:
+            cells.append(_with_interval(result))
+        elif result.value == best:
+            cells.append(f"**{_with_interval(result)}**")
+        else:
+            overlaps = any(result.low <= w.high and w.low <= result.high for w in winners)
+            cells.append(_with_interval(result) + (f" {_OVERLAPS}" if overlaps else ""))
+    return cells
+
+
+def _differing_notes(cards: Sequence[Card], names: Sequence[str]) -> str:
+    """A line for everything that does not forbid a comparison and yet is not the same in all cards."""
+    facts = [
+        {
+            **{f"clip {key}": str(value) for key, value in card.encoder.clip.items()},
+            "pretraining data": card.encoder.pretraining_data or "unknown",
+            "device": card.provenance.hardware.get("device", _NOT_STATED),
+            **{f"version of {key}": value for key, value in card.provenance.versions.items()},
+        }
+        for card in cards
+    ]
+    lines = []
+    for what in dict.fromkeys(key for of_card in facts for key in of_card):
+        values = [of_card.get(what, _NOT_STATED) for of_card in facts]
+        if len(set(values)) > 1:
+            each = "; ".join(f"{_plain(n)} {_plain(v)}" for n, v in zip(names, values, strict=True))
+            lines.append(f"- {_plain(what)}: {each}")
+    return "\n".join(lines)
+
+
+def _own_protocol(task: str, card: Card, result: Result) -> str:
+    facts = card.data.get(task)
+    parts = [
+        f"{result.protocol}@{result.version}",
+        result.modality,
+        f"{len(result.by_split)} of {_SPLITS_OF[task]} splits",
+        f"data {_NOT_STATED}" if facts is None else _present(facts),
+        *result.settings,
+    ]
+    return "; ".join(parts)
+
+
+def _all_differences(task: str, row: PublishedResult, own: Sequence[tuple[Card, Result]]) -> str:
+    against: dict[str, list[int]] = {}
+    for number, (card, result) in enumerate(own, 1):
+        for difference in _differences(task, row, card, result):
+            against.setdefault(difference, []).append(number)
+    parts = [
+        text if len(numbers) == len(own) else f"{text} (row {', '.join(map(str, numbers))})"
+        for text, numbers in against.items()
+    ]
+    return "; ".join(parts) or "nothing that is known"
+
+
+def _differences(task: str, row: PublishedResult, card: Card, result: Result) -> list[str]:
+    """What is known to differ between a published number and one's own."""
+    facts = card.data.get(task)
+    here = card.encoder
+    found = []
+    if row.kind != result.protocol:
+        found.append(f"protocol: {row.kind} there, {result.protocol} here")
+    if result.settings:
+        found.append(f"departures from the recipe here: {', '.join(result.settings)}")
+    if result.modality != _MODALITY_OF[task]:
+        found.append(f"modality: {_MODALITY_OF[task]} there, {result.modality} here")
+    if facts is None or facts.is_partial:
+        found.append(f"data here {_NOT_STATED if facts is None else _present(facts)}")
+    if len(result.by_split) != _SPLITS_OF[task]:
+        found.append(f"splits: {len(result.by_split)} of {_SPLITS_OF[task]} here")
+    if row.backbone != here.kind:
+        found.append(f"backbone: {row.backbone} there, {here.kind} here")
+    if row.pretraining != here.pretraining_data:
+        found.append(f"pretraining: {row.pretraining} there, {here.pretraining_data or 'unknown'} here")
+    clip = (here.clip.get("frame_count"), here.clip.get("frame_height"))
+    if row.clip is not None and row.clip != clip:
+        found.append(f"clip: {row.clip[0]} frames of {row.clip[1]} px there, {clip[0]} of {clip[1]} px here")
+    return found
+
+
+def _present(facts: DataFacts) -> str:
+    if not facts.is_partial:
+        return f"complete: {facts.files:,} files, {facts.classes:,} classes"
+    return (
+        f"partial: {facts.files:,} of {facts.files_listed:,} files, "
+        f"{facts.classes:,} of {facts.classes_listed:,} classes"
+    )
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric in _RANKS else f"{100 * value:.1f} %"
+
+
+def _with_interval(result: Result) -> str:
+    scale = 1 if result.metric in _RANKS else 100
+    return f"{_number(result.metric, result.value)} [{scale * result.low:.1f}, {scale * result.high:.1f}]"
+
+
+def _pairs(of: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in of.items()) or "unknown"
+
+
+def _list(items: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(f"- {what}: {_plain(value)}" for what, value in items)
+
+
+def _row_cells(result: Result) -> tuple[str, str, str, str]:
+    protocol = f"{result.protocol}@{result.version}"
+    return _plain(result.task), _plain(protocol), _plain(result.modality), _plain(result.metric)
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of GitHub's Markdown; what comes from a card must have been through `_plain`."""
+    if not rows:
+        return "None."
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown shows as it is: no line ends or control characters, and no markup, HTML or cell ends."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    # Underscores within words are no markup, and names are full of them.
+    escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+    # Not a backslash before it: whether that escapes a pipe depends on what stands before the backslash.
+    return escaped.replace("|", "&#124;")

@@ -1,0 +1,496 @@
+"""A run as a folder to hand on: weights, settings, a model card, and if wanted ONNX graphs.
+
+The folder holds the query encoders alone, a fraction of a checkpoint: without optimiser, key encoders and dictionaries
+it cannot be trained on, and knows nothing of the files that it was trained on but a fingerprint. It can be uploaded to
+the Hugging Face hub as it is. Nothing in it is unpickled: safetensors, JSON, Markdown, ONNX.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cmacc.clips import ClipSpec, Manifest, ManifestError
+from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, to_plain
+from cmacc.transfer.adapters import CmaccEncoder
+from cmacc.transfer.encoder import Modality
+from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
+
+__all__ = [
+    "ExportError",
+    "Exported",
+    "ExportedEncoder",
+    "export_run",
+    "fingerprint_of",
+    "is_export",
+    "push",
+    "read_export",
+]
+
+_LIBRARY, _FORMAT = "cmacc", 1
+_GRAPHS: dict[Modality, str] = {"video": "video.onnx", "audio": "audio.onnx"}
+# Nothing else is ever written, read, replaced or uploaded.
+_NAMES = ("config.json", "model.safetensors", "README.md", *_GRAPHS.values())
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes
+    ----------
+    folder
+        The export.
+    step
+        Training steps behind the weights.
+    weights
+        SHA-256 of ``model.safetensors``, 64 hex digits: equal weights give equal files.
+    differences
+        By modality, how far ONNX is from torch (`cmacc.transfer.onnx.largest_difference`); empty without graphs.
+    """
+
+    folder: Path
+    step: int
+    weights: str
+    differences: dict[Modality, float]
+
+
+@dataclass(frozen=True)
+class ExportedEncoder:
+    """What was read; `CmaccEncoder` takes the first three.
+
+    Attributes
+    ----------
+    pair
+        In evaluation mode, on the CPU.
+    clip
+        Size of the clips it was trained on.
+    is_grey
+        Whether it was trained on pictures without colour.
+    step
+        Training steps behind the weights.
+    seed
+        Of the run.
+    weights
+        SHA-256 of ``model.safetensors``.
+    pretraining_data
+        Fingerprint of the manifest it was trained on, None where unknown.
+    """
+
+    pair: AudioVisualEncoder
+    clip: ClipSpec
+    is_grey: bool
+    step: int
+    seed: int
+    weights: str
+    pretraining_data: str | None
+
+
+def export_run(
+    run_dir: Path, out: Path, *, with_onnx: bool = False, overwrite: bool = False, results_markdown: str = ""
+) -> Exported:
+    """Write the encoders of a run's last checkpoint into a folder, which appears whole or not at all.
+
+    Parameters
+    ----------
+    run_dir
+        Run folder with a checkpoint.
+    out
+        Folder that is not there yet, or is empty.
+    with_onnx
+        Whether to add ``video.onnx`` and ``audio.onnx``, checked against torch. Takes the extra ``export`` and half a
+        minute to a minute on two cores.
+    overwrite
+        Whether an export that is at ``out`` may be replaced.
+    results_markdown
+        Results for the model card; the card says that there are none where it is empty.
+
+    Returns
+    -------
+    Exported
+        What was written.
+
+    Raises
+    ------
+    ExportError
+        ``out`` holds something that would be lost, the weights are not finite, the extra is not installed, or an ONNX
+        graph does not give what torch gives.
+    ConfigError, CheckpointError
+        The run folder has no such config or checkpoint.
+    """
+    config = read_config(run_dir / "config.yaml")
+    pair = AudioVisualEncoder(config.encoder)
+    step = load_encoder(pair, last_checkpoint(run_dir))
+    pair.eval()
+    is_grey = config.data.augment.grey_probability == 1
+    with _folder_aside(out, overwrite) as aside:
+        weights = _write_weights(pair, aside / "model.safetensors")
+        differences: dict[Modality, float] = {}
+        if with_onnx:
+            encoder = CmaccEncoder(pair, config.data.clip, is_grey)
+            for modality, name in _GRAPHS.items():
+                differences[modality] = write_graph(EncoderGraph(encoder, modality), aside / name)
+        plain = {
+            "library": _LIBRARY,
+            "format": _FORMAT,
+            "encoder": to_plain(config.encoder),
+            "clip": to_plain(config.data.clip),
+            "is_grey": is_grey,
+            "step": step,
+            "seed": config.seed,
+            "weights": weights,
+            "onnx": {"tolerance": TOLERANCE, "differences": differences} if with_onnx else None,
+            "pretraining": {"data": fingerprint_of(config.data.manifest), "settings": _settings(config)},
+        }
+        (aside / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(_model_card(config, pair, plain, results_markdown), encoding="utf-8")
+        read_export(aside)
+    return Exported(out, step, weights, differences)
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder says that it is an export, of whatever format; `read_export` tells whether it is a sound one."""
+    try:
+        return _read_json(folder / "config.json").get("library") == _LIBRARY
+    except ExportError:
+        return False
+
+
+def read_export(folder: Path) -> ExportedEncoder:
+    """Read what `export_run` wrote.
+
+    Parameters
+    ----------
+    folder
+        An export, or the copy of one that the hub's ``snapshot_download`` made.
+
+    Returns
+    -------
+    ExportedEncoder
+        Everything that `CmaccEncoder` takes.
+
+    Raises
+    ------
+    ExportError
+        A file is missing, cannot be read, or does not fit the others.
+    """
+    path = folder / "config.json"
+    plain = _read_json(path)
+    for name, wanted in (("library", _LIBRARY), ("format", _FORMAT)):
+        if plain.get(name) != wanted:
+            raise ExportError(f"export {path}: {name} must be {wanted}, got {plain.get(name)!r}")
+    encoder = _dataclass_of(EncoderConfig, _value(plain, "encoder", dict, path), "encoder", path)
+    clip = _dataclass_of(ClipSpec, _value(plain, "clip", dict, path), "clip", path)
+    is_grey = _value(plain, "is_grey", bool, path)
+    step, seed = _value(plain, "step", int, path), _value(plain, "seed", int, path)
+    weights = _value(plain, "weights", str, path)
+    pretraining_data = _value(_value(plain, "pretraining", dict, path), "data", str | None, path)
+    pair = _read_weights(folder / "model.safetensors", encoder, weights)
+    return ExportedEncoder(pair, clip, is_grey, step, seed, weights, pretraining_data)
+
+
+def push(folder: Path, repo_id: str) -> str:
+    """Upload an export to the Hugging Face hub, into a repository that is made, private, where it is not there yet.
+
+    Only an export's own files are uploaded. Graphs of an earlier upload go where this one has none: they would be of
+    other weights.
+
+    Parameters
+    ----------
+    folder
+        An export.
+    repo_id
+        ``owner/name``.
+
+    Returns
+    -------
+    str
+        The repository's address.
+
+    Raises
+    ------
+    ExportError
+        The folder is no sound export, or ``huggingface_hub`` is not installed.
+    """
+    hub = from_extra("huggingface_hub")
+    read_export(folder)
+    for name in _NAMES:
+        # What a link points to could be any file of this machine.
+        if (folder / name).is_symlink():
+            raise ExportError(f"export {folder / name}: must be a file to be uploaded, got a symbolic link")
+    api = hub.HfApi()
+    address = str(api.create_repo(repo_id, private=True, exist_ok=True))
+    api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=list(_NAMES),
+        delete_patterns=list(_GRAPHS.values()),
+        commit_message="Upload a cmacc encoder",
+    )
+    return address
+
+
+def fingerprint_of(manifest: Path) -> str | None:
+    """Fingerprint of a manifest as it is now; None where it cannot be read."""
+    try:
+        return Manifest.read(manifest).fingerprint()
+    except (ManifestError, OSError):
+        return None
+
+
+@contextmanager
+def _folder_aside(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its place when the ``with`` ends well, and is gone if it does not."""
+    out = out.absolute()
+    _require_free(out, overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ExportError(f"out {out}: must be where a folder can be made ({error})") from error
+    try:
+        yield aside
+        for file in aside.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        aside.chmod(0o755)
+        _require_free(out, overwrite)  # writing took a while
+        if out.is_dir() and any(out.iterdir()):
+            older = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+            out.replace(older)
+            try:
+                aside.replace(out)
+            except OSError:
+                older.replace(out)
+                raise
+            shutil.rmtree(older)
+        else:
+            aside.replace(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _require_free(out: Path, overwrite: bool) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ExportError(f"out {out}: must be a folder, got {'a symbolic link' if out.is_symlink() else 'a file'}")
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    if not names:
+        return
+    others = [name for name in names if name not in _NAMES]
+    if others or not is_export(out):
+        raise ExportError(f"out {out}: must be new, empty or an export, got a folder with {(others or names)[0]}")
+    if not overwrite:
+        raise ExportError(f"out {out}: must be new or empty, got an export; give --overwrite to replace it")
+
+
+def _write_weights(pair: AudioVisualEncoder, path: Path) -> str:
+    tensors = {
+        name: (value.float() if value.is_floating_point() else value).contiguous()
+        for name, value in pair.state_dict().items()
+    }
+    data = safetensors.torch.save(tensors, {"format": "pt"})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_weights(path: Path, config: EncoderConfig, digest: str) -> AudioVisualEncoder:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"export {path}: cannot be read ({error})") from error
+    got = hashlib.sha256(data).hexdigest()
+    if got != digest:
+        raise ExportError(f"export {path}: must have SHA-256 {digest}, as config.json says, got {got}")
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ExportError(f"export {path}: cannot be read ({error})") from error
+    try:
+        # Without memory at first: a config of absurd sizes must end here, not take the machine's.
+        with torch.device("meta"):
+            own = AudioVisualEncoder(config).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ExportError(f"export {path.with_name('config.json')}: encoder cannot be built ({error})") from error
+    for name in sorted(own.keys() | tensors.keys()):
+        _require_tensor(name, tensors.get(name), own.get(name), path)
+    with torch.random.fork_rng(devices=[]):
+        pair = AudioVisualEncoder(config)
+    pair.load_state_dict(tensors)
+    return pair.eval()
+
+
+def _require_tensor(name: str, tensor: Tensor | None, own: Tensor | None, path: Path) -> None:
+    if tensor is None:
+        raise ExportError(f"export {path}: {name} is missing")
+    if own is None:
+        raise ExportError(f"export {path}: {name} has no place in the encoders of config.json")
+    if tensor.shape != own.shape or tensor.dtype != own.dtype:
+        raise ExportError(
+            f"export {path}: {name} must be {own.dtype} of shape {tuple(own.shape)}, "
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    if not tensor.isfinite().all():
+        raise ExportError(f"export {path}: {name} must be finite, got infinite or NaN values")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"export {path}: cannot be read ({error})") from error
+    if not isinstance(plain, dict):
+        raise ExportError(f"export {path}: must be an object, got {plain!r:.60}")
+    return plain
+
+
+def _dataclass_of(kind: type[Any], plain: dict[str, Any], what: str, path: Path) -> Any:
+    """An `EncoderConfig` or `ClipSpec` of what JSON gave; they check values, but take types on trust."""
+    hints = get_type_hints(kind)
+    for name in plain:
+        if name not in hints:
+            raise ExportError(f"export {path}: {what}.{name} is no setting of {kind.__name__}")
+    values = {name: _value(plain, name, hint, path, f"{what}.") for name, hint in hints.items()}
+    try:
+        # JSON writers other than Python's write 16.0 as 16.
+        return kind(**{name: float(value) if hints[name] is float else value for name, value in values.items()})
+    except (ValueError, OverflowError) as error:
+        raise ExportError(f"export {path}: {error}") from error
+
+
+def _value(plain: dict[str, Any], name: str, hint: Any, path: Path, prefix: str = "") -> Any:
+    if name not in plain:
+        raise ExportError(f"export {path}: {prefix}{name} is missing")
+    value = plain[name]
+    if get_origin(hint) is Literal:
+        fits, wanted = value in get_args(hint), "one of " + ", ".join(get_args(hint))
+    else:
+        # Not isinstance: to it True is an int.
+        kinds = (float, int) if hint is float else (get_args(hint) or (hint,))
+        fits, wanted = type(value) in kinds, getattr(hint, "__name__", str(hint))
+    if not fits:
+        raise ExportError(f"export {path}: {prefix}{name} must be {wanted}, got {value!r:.60}")
+    return value
+
+
+def _settings(config: PretrainConfig) -> dict[str, Any]:
+    """All that shaped the run, without where its files lay."""
+    settings: dict[str, Any] = to_plain(config)
+    del settings["data"]["manifest"]
+    return settings
+
+
+def _model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str, Any], results: str) -> str:
+    clip, encoder, dictionary = config.data.clip, config.encoder, config.dictionary
+    negatives = ["the other clips of the batch"] if config.objective.in_batch else []
+    if dictionary.selector != "none":
+        negatives.append(
+            f"a dictionary of {dictionary.size} keys per modality, filled by the selector `{dictionary.selector}` from "
+            f"a pool of {dictionary.pool_size}"
+        )
+    frames = f"{clip.frame_count}, {clip.frame_height}, {clip.frame_width}, 3"
+    data = plain["pretraining"]["data"]
+    return _CARD.format(
+        tags="".join(f"- {tag}\n" for tag in (*_TAGS, *(["onnx"] if plain["onnx"] else []))),
+        video=encoder.video,
+        audio=encoder.audio,
+        video_size=pair.video.feature_size,
+        audio_size=pair.audio.feature_size,
+        size=encoder.embedding_size,
+        clip=clip,
+        frames=frames,
+        colour=" (made grey inside: it was trained without colour)" if plain["is_grey"] else "",
+        onnx=_CARD_ONNX.format(frames=frames, clip=clip, **plain["onnx"]) if plain["onnx"] else "",
+        step=plain["step"],
+        steps=config.optim.steps,
+        batch_size=config.optim.batch_size,
+        negatives=" and ".join(negatives),
+        seed=config.seed,
+        data=f"of fingerprint `{data}`" if data else "of unknown fingerprint",
+        results=results.strip() or "None were measured before the export.",
+    )
+
+
+_TAGS = ("audio-visual", "contrastive-learning", "self-supervised-learning", "feature-extraction", "video", "audio")
+
+_CARD = """\
+---
+library_name: cmacc
+pipeline_tag: feature-extraction
+# license: which one is for the owner of the weights and of the videos to say
+tags:
+{tags}---
+
+# Video and audio encoders of cmacc
+
+A video encoder (`{video}`) and an audio encoder (`{audio}`) that learned from unlabelled video with sound to recognise
+each other's half of the same clip, by cross-modal active contrastive coding
+([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021). Each gives a `feature`, for probes and fine-tuning,
+and an `embedding` of length one, in a space that pictures and sounds share.
+
+| | picture | sound |
+|---|---|---|
+| input | `frames`, uint8 RGB 0..255{colour} | `waveforms`, float32 mono in [-1, 1] |
+| shape | `(B, {frames})` | `(B, {clip.sample_count})` |
+| a clip is | {clip.frame_count} frames, {clip.frame_rate_hz:g} per second | {clip.audio_seconds:g} s at \
+{clip.sample_rate_hz} Hz |
+| `feature` | `(B, {video_size})` | `(B, {audio_size})` |
+| `embedding` | `(B, {size})` | `(B, {size})` |
+
+Picture and sound of a clip share their middle. Pixels are normalised, and the log-mel spectrogram is made, inside.
+
+## Use
+
+With the Python package `cmacc`:
+
+```python
+from pathlib import Path
+
+import torch
+from cmacc.transfer import CmaccEncoder
+from cmacc.transfer.export import read_export
+
+export = read_export(Path("."))  # this folder, or what huggingface_hub.snapshot_download gives
+encoder = CmaccEncoder(export.pair, export.clip, export.is_grey)
+with torch.inference_mode():
+    video_feature = encoder.embed_video(torch.zeros(2, {frames}, dtype=torch.uint8))
+    audio_feature = encoder.embed_audio(torch.zeros(2, {clip.sample_count}))
+    similarity = encoder.match_video(video_feature) @ encoder.match_audio(audio_feature).T
+```
+{onnx}
+## Training
+
+{step} of {steps} steps of {batch_size} clips; negatives were {negatives}. Seed {seed}; a manifest {data}.
+Every setting is in `config.json`. The data is not part of this folder.
+
+## Results
+
+{results}
+"""
+
+_CARD_ONNX = """
+With onnxruntime alone, for batches of any size:
+
+```python
+import numpy as np
+import onnxruntime
+
+video, audio = (onnxruntime.InferenceSession(name) for name in ("video.onnx", "audio.onnx"))
+video_feature, video_embedding = video.run(None, {{"frames": np.zeros((2, {frames}), np.uint8)}})
+audio_feature, audio_embedding = audio.run(None, {{"waveforms": np.zeros((2, {clip.sample_count}), np.float32)}})
+```
+
+On random inputs the results differ from torch's by {differences[video]:.1e} (video) and {differences[audio]:.1e}
+(audio) at most, features in relation to the largest; above {tolerance:g} there would be no export.
+"""

@@ -1,0 +1,498 @@
+"""The protocol `finetune`: the whole network is trained on a split's training files and tested with many views.
+
+The recipe is fixed (`FinetuneSettings`, version 1) and is the same for every encoder and data set: nothing is searched,
+nothing is chosen on the test files, and the network of the last step is the one tested. It is our choice within what
+the field does; published numbers were made with schedules of their own, often longer and tuned, and are comparable only
+as far as these agree:
+
+* Fine-tuning the whole network with a new linear layer: AVID-CMA (Morgado et al., CVPR 2021) and XDC (Alwassel et al.,
+  NeurIPS 2020), among many. AVID-CMA's published UCF101 configuration has Adam at 1e-4, dropout 0.5 before the linear
+  layer, random crops, colour changes of 0.4, and 16 epochs in which every file gives 10 windows; here it gives one.
+* Warm-up (Goyal et al., 2017), then a cosine to zero (Loshchilov and Hutter, ICLR 2017); label smoothing of 0.1
+  (Szegedy et al., CVPR 2016).
+* 10 windows x 3 crops, scores averaged: SlowFast (Feichtenhofer et al., ICCV 2019). Its crops are square ones along a
+  picture whose shorter side has the crop's size; so they are here for pictures of 4:3 (UCF101's, among others). Of
+  wider ones the margins, and of narrower ones the top and bottom, are in no crop.
+
+Trade-offs: an encoder takes whole pixels and waveforms, not normalised tensors, so that augmented pixels are rounded
+back to 0..255 (an error below half a grey level) and spectrograms cannot be masked. In return every `ClipEncoder` that
+is an `nn.Module` can be fine-tuned, with its own normalisation.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cmacc.clips import (
+    AugmentConfig,
+    ClipBatch,
+    ClipSpec,
+    Manifest,
+    TrainingPlan,
+    View,
+    augment_video,
+    augment_waveforms,
+    draw_view,
+    evaluation_loader,
+    evaluation_requests,
+    seeds,
+    to_video,
+    training_loader,
+)
+from cmacc.clips.seeds import seeded_rng
+from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype
+from cmacc.pretraining.loop import learning_rate
+from cmacc.transfer.encoder import ClipEncoder, Modality
+
+Progress = Callable[[str, int, int], None]
+
+# Purposes beside those of `cmacc.clips.seeds`: the new layer's weights, and what a step's dropout draws.
+_HEAD, _DROPOUT = 100, 101
+
+
+class FinetuneError(ValueError):
+    """Fine-tuning that cannot begin or go on; the message says what must be and what is."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The recipe, version 1; the defaults are what is compared, other values are for tests and studies.
+
+    Parameters
+    ----------
+    epochs
+        Visits to every training file, one random window each.
+    batch_size
+        Clips a step; fewer where there are fewer files. An epoch's remainder that fills no batch is dropped.
+    head_learning_rate, learning_rate
+        AdamW's, at the end of the warm-up: of the new linear layer, which begins at random, and of the encoder.
+    warmup_share
+        Share of the steps in which the rates rise linearly, in [0, 1); then they follow half a cosine down to zero.
+    weight_decay
+        On matrices and kernels; norms and biases have none.
+    dropout
+        Share of the features that is dropped before the linear layer, in [0, 1).
+    label_smoothing
+        Share of the target that is spread over all classes, in [0, 1).
+    augment
+        Of training views. Its masks must be zero: there is no spectrogram to mask.
+
+    Raises
+    ------
+    FinetuneError
+        A value is out of its range.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    head_learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
+    warmup_share: float = 0.1
+    weight_decay: float = 0.05
+    dropout: float = 0.5
+    label_smoothing: float = 0.1
+    augment: AugmentConfig = field(
+        default_factory=lambda: AugmentConfig(grey_probability=0.0, time_mask=0.0, frequency_mask=0.0)
+    )
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 2), ("weight_decay", 0)):
+            value = getattr(self, name)
+            _require(least <= value < math.inf, f"FinetuneSettings: {name}", f"at least {least} and finite", value)
+        for name in ("head_learning_rate", "learning_rate"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"FinetuneSettings: {name}", "positive and finite", value)
+        for name in ("warmup_share", "dropout", "label_smoothing"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"FinetuneSettings: {name}", "in [0, 1)", value)
+        for name in ("time_mask", "frequency_mask"):
+            value = getattr(self.augment, name)
+            _require(value == 0, f"FinetuneSettings: augment.{name}", "0 (encoders take waveforms)", value)
+
+
+class Classifier(nn.Module):
+    """An encoder, dropout, and a new linear layer: raw clips of one modality to logits.
+
+    Parameters
+    ----------
+    encoder
+        Also an `nn.Module`; it is held, not copied.
+    modality
+        Which of its functions is used.
+    feature_size, class_count
+        Of the linear layer, which works in float32 also where the encoder is autocast.
+    dropout
+        Before it, in training mode only.
+    """
+
+    def __init__(
+        self, encoder: ClipEncoder, modality: Modality, feature_size: int, class_count: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.modality = modality
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(feature_size, class_count)
+        self.autocast_dtype = autocast_dtype(PretrainConfig(), encoder.device)  # "auto", as pretraining
+
+    def forward(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
+        """Logits of frames ``(B, T, H, W, 3)`` uint8 or of waveforms ``(B, S)``, as the encoder takes them."""
+        lower = self.autocast_dtype
+        with torch.autocast(self.encoder.device.type, lower, enabled=lower is not None):
+            features = _embed(self.encoder, self.modality, inputs)
+        logits: Tensor = self.linear(self.dropout(features.float()))
+        return logits
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came of it.
+
+    Attributes
+    ----------
+    scores
+        ``(n, classes)`` float32: softmax averaged over a file's views; rows sum to one.
+    sample_ids
+        ``(n,)`` int64: the test files that decoded, in the order asked for.
+    failures
+        ``{sample id: reason}`` of training files, which others replaced, and of test files, which are left out whole.
+    epoch_losses
+        Mean training loss of every epoch, in nats; with label smoothing it does not fall to zero.
+    classifier
+        The tuned network, in evaluation mode.
+    """
+
+    scores: NDArray[np.float32]
+    sample_ids: NDArray[np.int64]
+    failures: dict[int, str]
+    epoch_losses: tuple[float, ...]
+    classifier: Classifier
+
+
+def finetune(
+    encoder: ClipEncoder,
+    modality: Modality,
+    manifest: Manifest,
+    class_of: NDArray[np.int64],
+    train_ids: Sequence[int],
+    test_ids: Sequence[int],
+    *,
+    settings: FinetuneSettings | None = None,
+    windows: int = 10,
+    crops: int = 3,
+    seed: int = 0,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Finetuned:
+    """Train a copy of an encoder with a linear layer on top, end to end, and score the test files.
+
+    The outcome depends on the arguments alone (on a GPU up to the order of its sums), not on ``workers``; torch's
+    global generators are left as they were.
+
+    Parameters
+    ----------
+    encoder
+        An `nn.Module`, differentiable in its parameters. It is never changed: a copy is trained, all of it.
+    modality
+        Which of its functions is used; every file must have that medium.
+    manifest
+        The files.
+    class_of
+        ``(len(manifest),)``: class index of every row, -1 where it has none.
+    train_ids, test_ids
+        Rows of the manifest, none in both.
+    settings
+        The recipe; None is version 1.
+    windows
+        Evenly spread windows of a test file. Of one no longer than a window they coincide and are encoded once.
+    crops
+        Crops of each window, evenly spread from left to right, of a picture 4/3 as wide as the encoder's; 1 takes the
+        encoder's size as it is. Without meaning for sound.
+    seed
+        Of the new layer's weights, the order of the files, windows, augmentation and dropout; at least 0.
+    workers
+        Decoding processes; 0 decodes in this one.
+    progress
+        Called with ("fine-tune", steps done, steps in all), then ("test", windows done, windows in all).
+
+    Raises
+    ------
+    FinetuneError
+        The encoder cannot be trained or lacks the modality; the files, their classes or a number are not as above; or
+        the loss is no longer finite.
+    MediaError
+        A training file and all that are tried in its place do not decode.
+    """
+    settings = settings or FinetuneSettings()
+    _check_numbers(windows, crops, seed, workers)
+    _check_encoder(encoder, modality)
+    class_count = _check_files(manifest, modality, class_of, train_ids, test_ids)
+    classifier = _new_classifier(encoder, modality, class_count, settings.dropout, seed)
+    losses, train_failures = _train(classifier, manifest, class_of, train_ids, settings, seed, workers, progress)
+    scores, scored_ids, test_failures = _score(
+        classifier, manifest, test_ids, windows, crops, settings.batch_size, workers, progress
+    )
+    return Finetuned(scores, scored_ids, train_failures | test_failures, losses, classifier)
+
+
+def _new_classifier(
+    encoder: ClipEncoder, modality: Modality, class_count: int, dropout: float, seed: int
+) -> Classifier:
+    """A copy of the encoder below a new linear layer, on the encoder's device, ready to be trained whole."""
+    encoder = copy.deepcopy(encoder)
+    assert isinstance(encoder, nn.Module)
+    encoder.requires_grad_(True).eval()
+    # A batch of one, with gradients: it tells the width, and whether there is anything to train.
+    features = _embed(encoder, modality, _blank(encoder.spec, modality, encoder.device))
+    _require(features.ndim == 2, "finetune: features", "of shape (batch, features)", tuple(features.shape))
+    _require(
+        features.requires_grad,
+        f"finetune: embed_{modality}",
+        "differentiable in the encoder's parameters",
+        "features without a gradient",
+    )
+    with _seeded(encoder.device, _HEAD, seed):
+        classifier = Classifier(encoder, modality, features.shape[1], class_count, dropout)
+    return classifier.to(encoder.device)
+
+
+def _train(
+    classifier: Classifier,
+    manifest: Manifest,
+    class_of: NDArray[np.int64],
+    train_ids: Sequence[int],
+    settings: FinetuneSettings,
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+) -> tuple[tuple[float, ...], dict[int, str]]:
+    """Train to the end of the schedule; the mean loss of every epoch, and the files that did not decode."""
+    device, spec = classifier.encoder.device, classifier.encoder.spec
+    plan = TrainingPlan(manifest, tuple(train_ids), spec.length_seconds, min(settings.batch_size, len(train_ids)), seed)
+    steps = plan.steps_per_epoch * settings.epochs
+    schedule = OptimConfig(steps=steps, warmup_steps=round(settings.warmup_share * steps), learning_rate=1.0)
+    optimizer = _optimizer(classifier, settings)
+    classes = torch.from_numpy(class_of)
+    losses: list[float] = []
+    failures: dict[int, str] = {}
+    loader = training_loader(
+        plan,
+        _decoded_spec(spec, classifier.modality),
+        first_step=0,
+        last_step=steps,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    classifier.train()
+    for step, batch in enumerate(loader):
+        failures |= batch.failures
+        # By the ids, not by the wish list: a file that did not decode was replaced by another.
+        targets = classes[batch.sample_ids].to(device)
+        views = [
+            draw_view(settings.augment, seeded_rng(seeds.AUGMENTATION, seed, plan.visit(step), sample_id))
+            for sample_id in batch.sample_ids.tolist()
+        ]
+        inputs = _augmented(batch.to(device), classifier.modality, views)
+        with _seeded(device, _DROPOUT, seed, step):
+            logits = classifier(inputs)
+        loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+        losses.append(loss.item())
+        _require(math.isfinite(losses[-1]), f"finetune: the loss at step {step}", "finite", losses[-1])
+        share = learning_rate(schedule, step)
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if progress is not None:
+            progress("fine-tune", step + 1, steps)
+    classifier.eval()
+    epoch_losses = np.reshape(losses, (settings.epochs, -1)).mean(1)
+    return tuple(epoch_losses.tolist()), failures
+
+
+@torch.inference_mode()
+def _score(
+    classifier: Classifier,
+    manifest: Manifest,
+    test_ids: Sequence[int],
+    windows: int,
+    crops: int,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[int, str]]:
+    """Softmax averaged over windows and crops, ``(n, classes)``; ids of the n files that decoded; the other files."""
+    spec, modality = classifier.encoder.spec, classifier.modality
+    crops = crops if modality == "video" else 1
+    wanted = evaluation_requests(manifest, test_ids, spec.length_seconds, windows)
+    # The windows of a short file are all the same one, and equal shares of one view are that view.
+    requests = list(dict.fromkeys(wanted))
+    loader = evaluation_loader(
+        manifest, requests, _decoded_spec(spec, modality, crops), batch_size=batch_size, workers=workers
+    )
+    place_of = {sample_id: place for place, sample_id in enumerate(test_ids)}
+    sums = np.zeros((len(test_ids), classifier.linear.out_features))
+    counts = np.zeros(len(test_ids))
+    failures: dict[int, str] = {}
+    done = 0
+    for batch in loader:
+        failures |= batch.failures
+        done = min(done + batch_size, len(requests))
+        if len(batch.sample_ids):
+            places = [place_of[sample_id] for sample_id in batch.sample_ids.tolist()]
+            for view in _views(batch.to(classifier.encoder.device), spec, modality, crops):
+                np.add.at(sums, places, classifier(view).softmax(1).double().cpu().numpy())
+                np.add.at(counts, places, 1)
+        if progress is not None:
+            progress("test", done, len(requests))
+    # A file of which one window fails is left out whole: an average over fewer windows is another thing.
+    kept = [sample_id for sample_id in test_ids if sample_id not in failures]
+    places = [place_of[sample_id] for sample_id in kept]
+    scores = np.asarray(sums[places] / counts[places][:, None], np.float32)
+    return scores, np.asarray(kept, np.int64), failures
+
+
+def _embed(encoder: ClipEncoder, modality: Modality, inputs: Tensor) -> Tensor:
+    return encoder.embed_video(inputs) if modality == "video" else encoder.embed_audio(inputs)
+
+
+def _blank(spec: ClipSpec, modality: Modality, device: torch.device) -> Tensor:
+    """A batch of one black clip, or of silence."""
+    if modality == "video":
+        shape = (1, spec.frame_count, spec.frame_height, spec.frame_width, 3)
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+    return torch.zeros((1, spec.sample_count), device=device)
+
+
+def _decoded_spec(spec: ClipSpec, modality: Modality, crops: int = 1) -> ClipSpec:
+    """What is decoded of a window: for crops a wider picture, for sound a single frame instead of all."""
+    if modality == "audio":
+        # The window stays as long as it was, and decoding a picture nobody sees costs more than the sound.
+        return dataclasses.replace(spec, frame_count=1, frame_rate_hz=spec.frame_rate_hz / spec.frame_count)
+    return spec if crops == 1 else dataclasses.replace(spec, frame_width=round(spec.frame_width * 4 / 3))
+
+
+def _views(batch: ClipBatch, spec: ClipSpec, modality: Modality, crops: int) -> Iterator[Tensor]:
+    """What the classifier sees of a batch: its sounds, or its pictures' crops from left to right."""
+    if modality == "audio":
+        yield batch.waveforms
+        return
+    slack = batch.frames.shape[3] - spec.frame_width
+    for number in range(crops):
+        left = round(slack * number / max(1, crops - 1))
+        yield batch.frames[:, :, :, left : left + spec.frame_width].contiguous()
+
+
+def _augmented(batch: ClipBatch, modality: Modality, views: Sequence[View]) -> Tensor:
+    """Training views of a batch, of the kind that the encoder takes."""
+    if modality == "video":
+        return _to_frames(augment_video(batch.frames, views))
+    waveforms = augment_waveforms(batch.waveforms, views)
+    # A gain must not leave [-1, 1], which is promised to the encoder; clipping would add harmonics to loud sounds.
+    return waveforms / waveforms.abs().amax(1, keepdim=True).clamp_min(1.0)
+
+
+def _to_frames(video: Float[Tensor, "batch 3 time height width"]) -> UInt8[Tensor, "batch time height width 3"]:
+    """The inverse of `to_video`: the nearest whole pixels."""
+    ends = torch.tensor([0, 255], dtype=torch.uint8, device=video.device)
+    black, white = to_video(ends.view(2, 1, 1, 1, 1).expand(2, 1, 1, 1, 3)).unbind()
+    pixels = (video - black) / (white - black) * 255
+    return pixels.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _optimizer(classifier: Classifier, settings: FinetuneSettings) -> torch.optim.AdamW:
+    """AdamW with a group for each of (encoder, new layer) x (decayed, not decayed); ``peak`` is its highest rate."""
+    parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in classifier.named_parameters():
+        peak = settings.head_learning_rate if name.startswith("linear.") else settings.learning_rate
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        parts.setdefault((peak, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": part, "peak": peak, "weight_decay": decay} for (peak, decay), part in parts.items()]
+    )
+
+
+@contextmanager
+def _seeded(device: torch.device, *identity: int) -> Iterator[None]:
+    """Torch's global generators of the CPU and of ``device``, seeded by what is drawn, and afterwards as before."""
+    seed = int(seeded_rng(*identity).integers(2**63))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Not torch.manual_seed: it would also seed the other GPUs, which are not put back.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _check_numbers(windows: int, crops: int, seed: int, workers: int) -> None:
+    for name, value, least in (
+        ("windows", windows, 1),
+        ("crops", crops, 1),
+        ("seed", seed, 0),
+        ("workers", workers, 0),
+    ):
+        _require(value >= least, f"finetune: {name}", f"at least {least}", value)
+
+
+def _check_encoder(encoder: ClipEncoder, modality: Modality) -> None:
+    _require(
+        modality in encoder.modalities,
+        "finetune: modality",
+        f"one that the encoder has ({', '.join(encoder.modalities)})",
+        modality,
+    )
+    if not isinstance(encoder, nn.Module):
+        raise FinetuneError(f"finetune: encoder must be an nn.Module, got {type(encoder).__name__}")
+    if next(encoder.parameters(), None) is None:
+        raise FinetuneError(
+            f"finetune: encoder must have parameters to train, got {type(encoder).__name__} without any"
+        )
+
+
+def _check_files(
+    manifest: Manifest,
+    modality: Modality,
+    class_of: NDArray[np.int64],
+    train_ids: Sequence[int],
+    test_ids: Sequence[int],
+) -> int:
+    """The number of classes, if the files are as they must be."""
+    _require(class_of.shape == (len(manifest),), "finetune: class_of", f"of shape ({len(manifest)},)", class_of.shape)
+    if modality == "video":
+        medium, has_medium = "a picture", manifest.table.column("width").to_numpy() > 0
+    else:
+        medium, has_medium = "sound", manifest.table.column("has_audio").to_numpy()
+    for name, ids, least in (("train_ids", train_ids, 2), ("test_ids", test_ids, 1)):
+        what = f"finetune: {name}"
+        _require(len(ids) >= least, what, f"at least {least} files", len(ids))
+        _require(len(set(ids)) == len(ids), what, "different files", f"{len(ids) - len(set(ids))} repeated")
+        outside = [i for i in ids if not 0 <= i < len(manifest)]
+        _require(not outside, what, f"rows of the manifest, in [0, {len(manifest)})", outside[:1])
+        unlabelled = [i for i in ids if class_of[i] < 0]
+        _require(not unlabelled, what, "files with a class", f"{len(unlabelled)} without, among them {unlabelled[:1]}")
+        lacking = [i for i in ids if not has_medium[i]]
+        _require(not lacking, what, f"files with {medium}", f"{len(lacking)} without, among them {lacking[:1]}")
+    common = set(train_ids) & set(test_ids)
+    _require(not common, "finetune: test_ids", "other files than train_ids", f"{len(common)} that are in both")
+    classes = {int(class_of[i]) for i in train_ids}
+    _require(len(classes) >= 2, "finetune: train_ids", "of at least 2 classes", len(classes))
+    unseen = {int(class_of[i]) for i in test_ids} - classes
+    _require(not unseen, "finetune: test_ids", "of classes that train_ids have", f"class {min(unseen, default=-1)}")
+    return max(classes) + 1
+
+
+def _require(holds: bool, what: str, wanted: str, got: object) -> None:
+    if not holds:
+        raise FinetuneError(f"{what} must be {wanted}, got {got}")

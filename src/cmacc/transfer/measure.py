@@ -1,0 +1,221 @@
+"""One protocol of one encoder on one task: metrics of every split, from frozen features or from fine-tuned networks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmacc.transfer import protocols as recipes
+from cmacc.transfer.encoder import ClipEncoder, MatchingEncoder, Modality
+from cmacc.transfer.features import Features, embed
+from cmacc.transfer.finetune import FinetuneSettings, finetune
+from cmacc.transfer.protocols import RECIPES, Metric, ProtocolName, Rows
+from cmacc.transfer.tasks import TaskData, TaskError, TaskName
+
+Progress = Callable[[str, int, int], None]
+
+_PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
+    "linear": recipes.linear,
+    "svm": recipes.svm,
+    "knn": recipes.knn,
+    "retrieval": recipes.class_retrieval,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric of one modality: a `Metric`, and the groups of its items, for every split."""
+
+    modality: str
+    splits: list[Metric]
+    groups: list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a protocol came to: its metrics, ``{sample id: reason}`` of files that did not decode, and the features."""
+
+    metrics: list[Measured]
+    failures: dict[int, str]
+    features: Features | None
+
+
+def able_modalities(encoder: ClipEncoder, task: TaskName, wanted: Sequence[Modality]) -> tuple[Modality, ...]:
+    """What the encoder can do of a task."""
+    able = tuple(modality for modality in wanted if modality in encoder.modalities)
+    if task == "pairs" and not (len(able) == 2 and isinstance(encoder, MatchingEncoder)):
+        raise TaskError(
+            f"task pairs: the encoder must compare pictures with sounds, got {type(encoder).__name__}, which does not"
+        )
+    if not able:
+        raise TaskError(
+            f"task {task}: the encoder must encode {' or '.join(wanted)}, got {type(encoder).__name__}, which encodes "
+            f"{', '.join(encoder.modalities)}"
+        )
+    return able
+
+
+def measure(
+    encoder: ClipEncoder,
+    data: TaskData,
+    protocol: ProtocolName,
+    *,
+    windows: int | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Measure.
+
+    Parameters
+    ----------
+    encoder
+        In evaluation mode; it stays as it is.
+    data
+        Made by `labelled_task`, `pairs_task` or `official_task`.
+    protocol
+        One that suits the task.
+    windows, epochs
+        Instead of the recipe's own.
+    seed
+        Of fine-tuning.
+    workers, cache
+        See `embed`.
+    progress
+        Called with (what, done, total).
+
+    Raises
+    ------
+    TaskError
+        The encoder cannot do the task, or hardly any file decodes.
+    """
+    modalities = able_modalities(encoder, data.task, data.modalities)
+    windows = windows or RECIPES[protocol].windows
+    if protocol == "finetune":
+        return _finetuned(encoder, data, modalities, windows, epochs, seed, workers, progress)
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress("embed", done, total)
+
+    features = embed(
+        encoder,
+        data.manifest,
+        data.sample_ids,
+        modalities,
+        windows=windows,
+        workers=workers,
+        cache=cache,
+        progress=report,
+    )
+    if len(features.sample_ids) < 2:
+        raise TaskError(
+            f"task {data.task}: at least 2 of the {len(data.sample_ids)} files of {data.facts.path} must decode, "
+            f"got {len(features.sample_ids)}; the first fault is {next(iter(features.failures.values()))}"
+        )
+    metrics = _paired(features, data) if data.task == "pairs" else _probed(features, data, protocol)
+    return Outcome(metrics, features.failures, features)
+
+
+def _paired(features: Features, data: TaskData) -> list[Measured]:
+    video, audio = features.matched["video"], features.matched["audio"]
+    groups = data.groups(features.sample_ids.tolist())
+    return [
+        Measured(modality, [metric], [groups])
+        for modality, metrics in (
+            ("video->audio", recipes.pair_retrieval(video, audio)),
+            ("audio->video", recipes.pair_retrieval(audio, video)),
+        )
+        for metric in metrics
+    ]
+
+
+def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> list[Measured]:
+    """A probe on every modality that the files have, and on both together where the task is about both."""
+    rows = dict(features.by_modality)
+    records = [data.manifest.records[i] for i in features.sample_ids.tolist()]
+    present: dict[str, NDArray[np.bool_]] = {
+        "video": np.asarray([record.has_picture for record in records]),
+        "audio": np.asarray([record.has_audio for record in records]),
+    }
+    sides: dict[str, NDArray[np.float32]] = {modality: rows[modality] for modality in rows}
+    if len(rows) == 2:
+        sides["both"] = np.concatenate([rows["video"], rows["audio"]], axis=2)
+        present["both"] = present["video"] & present["audio"]
+    measured: list[Measured] = []
+    place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
+    for modality, side in sides.items():
+        by_split: list[list[Metric]] = []
+        groups: list[NDArray[np.int64]] = []
+        for split in data.splits:
+            train, test = (
+                [i for i in ids if i in place_of and present[modality][place_of[i]]]
+                for ids in (split.train, split.test)
+            )
+            if len({data.class_of[i] for i in train}) < 2 or not test:
+                break  # silent or sound-only data: that modality has no task here
+            chosen = [
+                Rows(side[[place_of[i] for i in ids]], data.class_of[ids], data.groups(ids)) for ids in (train, test)
+            ]
+            by_split.append(_PROBES[protocol](*chosen))
+            groups.append(chosen[1].groups)
+        else:
+            measured += [Measured(modality, list(metrics), groups) for metrics in zip(*by_split, strict=True)]
+    if not measured:
+        raise TaskError(f"task {data.task}: no modality of the encoder has training and held-out files with labels")
+    return measured
+
+
+def _finetuned(
+    encoder: ClipEncoder,
+    data: TaskData,
+    modalities: Sequence[Modality],
+    windows: int,
+    epochs: int | None,
+    seed: int,
+    workers: int,
+    progress: Progress | None,
+) -> Outcome:
+    settings = FinetuneSettings() if epochs is None else FinetuneSettings(epochs=epochs)
+    measured: list[Measured] = []
+    failures: dict[int, str] = {}
+    for modality in modalities:
+        metrics: list[Metric] = []
+        groups: list[NDArray[np.int64]] = []
+        for split in data.splits:
+
+            def report(what: str, done: int, total: int, where: str = f"{modality}, {split.name}") -> None:
+                if progress is not None:
+                    progress(f"{where}: {what}", done, total)
+
+            train, test = (_with(modality, data, ids) for ids in (split.train, split.test))
+            tuned = finetune(
+                encoder,
+                modality,
+                data.manifest,
+                data.class_of,
+                train,
+                test,
+                settings=settings,
+                windows=windows,
+                crops=recipes.crops_of("finetune", modality),
+                seed=seed,
+                workers=workers,
+                progress=report,
+            )
+            failures |= tuned.failures
+            labels = data.class_of[tuned.sample_ids]
+            metrics += recipes.scores_accuracy(tuned.scores, labels, data.class_of[train])
+            groups.append(data.groups(tuned.sample_ids.tolist()))
+        measured.append(Measured(modality, metrics, groups))
+    return Outcome(measured, failures, None)
+
+
+def _with(modality: Modality, data: TaskData, sample_ids: Sequence[int]) -> list[int]:
+    """The files that have that modality."""
+    has = data.manifest.column("has_audio") if modality == "audio" else [w > 0 for w in data.manifest.column("width")]
+    return [i for i in sample_ids if has[i]]

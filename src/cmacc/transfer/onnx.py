@@ -1,0 +1,154 @@
+"""Trained encoders as ONNX graphs that take what users have, uint8 frames or float32 sound, and were checked.
+
+What stands before the encoders (normalised pixels, log-mel) is inside the graph, so that nobody has to write it anew in
+another language and get it slightly wrong. The packages for it are heavy and wanted by few: the extra ``export``.
+"""
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cmacc.transfer.adapters import CmaccEncoder
+from cmacc.transfer.encoder import Modality
+
+INPUT_NAMES: dict[Modality, str] = {"video": "frames", "audio": "waveforms"}
+OUTPUT_NAMES = ("feature", "embedding")
+# Float32 in another order of summation: about 1e-7 is seen, and a graph that is wrong differs by 1e-2 and more.
+TOLERANCE = 1e-4
+_CHECKED_BATCH_SIZES = (1, 3)
+
+
+class ExportError(ValueError):
+    """An export that cannot be written, or is broken; the message names the file, and the tensor or setting."""
+
+
+def from_extra(name: str) -> Any:
+    """A module of the extra ``export``.
+
+    Raises
+    ------
+    ExportError
+        It is not installed.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(f"{name} needs the extra `export`: pip install 'cmacc[export]' ({error})") from error
+
+
+class EncoderGraph(nn.Module):
+    """One modality of an encoder, from input to ``(feature, embedding)``.
+
+    Parameters
+    ----------
+    encoder
+        In evaluation mode, on the CPU.
+    modality
+        Which half.
+    """
+
+    def __init__(self, encoder: CmaccEncoder, modality: Modality) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.modality = modality
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames ``(B, T, height, width, 3)`` uint8, or waveforms ``(B, S)`` float32."""
+        if self.modality == "video":
+            feature = self.encoder.embed_video(inputs)
+            return feature, self.encoder.match_video(feature)
+        feature = self.encoder.embed_audio(inputs)
+        return feature, self.encoder.match_audio(feature)
+
+    def random_inputs(self, batch_size: int, seed: int = 0) -> Tensor:
+        """Noise, every next clip a tenth as strong: the logarithm of quiet sound shows errors that loud sound hides."""
+        generator = torch.Generator().manual_seed(seed)
+        clip = self.encoder.spec
+        strengths = 0.1 ** torch.arange(batch_size)
+        if self.modality == "video":
+            shape = (batch_size, clip.frame_count, clip.frame_height, clip.frame_width, 3)
+            return (torch.rand(shape, generator=generator) * 256 * strengths.view(-1, 1, 1, 1, 1)).to(torch.uint8)
+        return (torch.rand(batch_size, clip.sample_count, generator=generator) * 2 - 1) * strengths[:, None]
+
+
+def write_graph(graph: EncoderGraph, path: Path) -> float:
+    """Write an ONNX file and run it beside torch, on random inputs of several batch sizes.
+
+    Parameters
+    ----------
+    graph
+        Of one modality.
+    path
+        New file.
+
+    Returns
+    -------
+    float
+        The largest difference of `largest_difference`; at most `TOLERANCE`.
+
+    Raises
+    ------
+    ExportError
+        The extra ``export`` is not installed, or the graph does not give what torch gives. The file may then be there.
+    """
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        from_extra(name)
+    # The exporter warns about its own inner workings; whether the graph is right is measured below.
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+        program = torch.onnx.export(
+            graph,
+            (graph.random_inputs(2),),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=[INPUT_NAMES[graph.modality]],
+            output_names=list(OUTPUT_NAMES),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _forget_source_lines(model)
+    path.write_bytes(model.SerializeToString())
+    difference = max(largest_difference(graph, path, graph.random_inputs(size, size)) for size in _CHECKED_BATCH_SIZES)
+    if not difference <= TOLERANCE:  # also where it is NaN
+        raise ExportError(f"{path.name}: must differ from torch by at most {TOLERANCE:g}, got {difference:.3g}")
+    return difference
+
+
+def largest_difference(graph: EncoderGraph, path: Path, inputs: Tensor) -> float:
+    """How far onnxruntime's results are from torch's.
+
+    Returns
+    -------
+    float
+        Largest absolute difference of the embeddings, or, where that is larger, of the features; the features' is taken
+        relative to the largest of them where that is above one.
+
+    Raises
+    ------
+    ExportError
+        The extra ``export`` is not installed.
+    """
+    onnxruntime = from_extra("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    results = session.run(list(OUTPUT_NAMES), {INPUT_NAMES[graph.modality]: inputs.numpy()})
+    with torch.no_grad():
+        wanted = graph(inputs)
+    differences = [
+        (torch.from_numpy(got) - want).abs().max() / want.abs().max().clamp_min(1)
+        for got, want in zip(results, wanted, strict=True)
+    ]
+    return float(torch.stack(differences).max())
+
+
+def _forget_source_lines(model: Any) -> None:
+    # The exporter notes the source line of every operation, with the path on the machine that it ran on.
+    for graph in (model.graph, *model.functions):
+        for part in (*graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")

@@ -1,0 +1,185 @@
+"""The ENCODER argument made into an encoder that is ready to be used, the same untrained beside it."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cmacc.encoders import AudioVisualEncoder
+from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, untrained_encoder
+from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
+from cmacc.transfer.card import EncoderFacts
+from cmacc.transfer.encoder import ClipEncoder, EncoderError
+from cmacc.transfer.export import fingerprint_of, is_export, read_export
+from cmacc.transfer.features import weights_hash
+
+_Made = TypeVar("_Made")
+
+
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An encoder, and what the card says of it.
+
+    Attributes
+    ----------
+    encoder
+        In evaluation mode.
+    untrained
+        Of the same kind with its first weights; None where nothing in it is trained, or where it was handed over as an
+        object of the caller's own. The very same object where ``encoder`` is untrained itself.
+    facts
+        For the card.
+    """
+
+    encoder: ClipEncoder
+    untrained: ClipEncoder | None
+    facts: EncoderFacts
+
+
+def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0) -> OpenedEncoder:
+    """An encoder by its name.
+
+    Parameters
+    ----------
+    name
+        A run or export folder; ``random``, cmacc's default encoders untrained; ``statistics``, of log-mel spectrograms;
+        or ``torchvision:r3d_18[=WEIGHTS]`` with a local file of weights (.safetensors, or a state dict in .pth, read
+        with ``weights_only``), untrained without.
+    device
+        Where it is to work; the CPU by default.
+    seed
+        Of untrained weights, but for a run's, which come from the run's own seed.
+
+    Raises
+    ------
+    EncoderError, ConfigError, CheckpointError, ExportError
+        The name stands for nothing, or what it names is broken.
+    """
+    device = device or torch.device("cpu")
+    if name == "random":
+        config = PretrainConfig(seed=seed)
+        encoder = _with_clip(config, untrained_encoder(config)).to(device).eval()
+        return _opened(name, encoder, None, _kind(config), seed=seed, is_untrained=True)
+    if name == "statistics":
+        statistics = LogMelStatistics().to(device).eval()
+        return _opened(name, statistics, None, "mean, deviation and maximum of log-mel bands")
+    if name.startswith("torchvision:"):
+        return _open_torchvision(name, device, seed)
+    folder = Path(name)
+    if is_export(folder):
+        exported = read_export(folder)
+        config = PretrainConfig(encoder=exported.pair.config, seed=exported.seed)
+        untrained = CmaccEncoder(untrained_encoder(config), exported.clip, exported.is_grey)
+        trained = CmaccEncoder(exported.pair, exported.clip, exported.is_grey)
+        step, data = exported.step, exported.pretraining_data
+    elif folder.is_dir():
+        config = read_config(folder / "config.yaml")
+        pair, step = _read_run(folder, config)
+        trained, untrained = _with_clip(config, pair), _with_clip(config, untrained_encoder(config))
+        data = fingerprint_of(config.data.manifest)
+    else:
+        raise EncoderError(
+            f"encoder {name}: must be a run or export folder, random, statistics or torchvision:MODEL[=WEIGHTS], got "
+            f"{'a file' if folder.exists() else 'nothing there'}"
+        )
+    return _opened(
+        name,
+        trained.to(device).eval(),
+        untrained.to(device).eval(),
+        _kind(config),
+        step=step,
+        seed=config.seed,
+        data=data,
+    )
+
+
+def load_pair(folder: Path) -> AudioVisualEncoder:
+    """The trained encoders of a run or export folder, on the CPU and in evaluation mode.
+
+    Raises
+    ------
+    ConfigError, CheckpointError, ExportError
+        The folder holds neither, or something broken.
+    """
+    if is_export(folder):
+        return read_export(folder).pair
+    pair, _ = _read_run(folder, read_config(folder / "config.yaml"))
+    return pair.eval()
+
+
+def _read_run(folder: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
+    pair = untrained_encoder(config)
+    return pair, load_encoder(pair, last_checkpoint(folder))
+
+
+def _opened(
+    name: str,
+    encoder: "CmaccEncoder | TorchvisionVideo | LogMelStatistics",
+    untrained: ClipEncoder | None,
+    kind: str,
+    *,
+    step: int = 0,
+    seed: int = 0,
+    data: str | None = None,
+    is_untrained: bool = False,
+) -> OpenedEncoder:
+    facts = EncoderFacts(name, kind, weights_hash(encoder), step, seed, dataclasses.asdict(encoder.spec), data)
+    return OpenedEncoder(encoder, encoder if is_untrained else untrained, facts)
+
+
+def opened_object(encoder: ClipEncoder) -> OpenedEncoder:
+    """An encoder of the caller's own, under the name of its class.
+
+    Raises
+    ------
+    EncoderError
+        It lacks a part of `ClipEncoder`.
+    """
+    name = type(encoder).__name__
+    if not isinstance(encoder, ClipEncoder):
+        raise EncoderError(f"encoder {name}: must have modalities, spec, device, embed_video and embed_audio")
+    weights = weights_hash(encoder) if isinstance(encoder, nn.Module) else "unknown"
+    facts = EncoderFacts(name, "an object of the caller's", weights, 0, 0, dataclasses.asdict(encoder.spec))
+    return OpenedEncoder(encoder, None, facts)
+
+
+def _with_clip(config: PretrainConfig, pair: AudioVisualEncoder) -> CmaccEncoder:
+    return CmaccEncoder(pair, config.data.clip, config.data.augment.grey_probability == 1)
+
+
+def _kind(config: PretrainConfig) -> str:
+    return f"cmacc, video {config.encoder.video}, audio {config.encoder.audio}"
+
+
+def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncoder:
+    model, _, file = name.removeprefix("torchvision:").partition("=")
+    untrained = _seeded(seed, lambda: TorchvisionVideo(model)).to(device).eval()
+    kind = f"torchvision's {model}"
+    if not file:
+        return _opened(name, untrained, None, f"{kind}, untrained", seed=seed, is_untrained=True)
+    trained = TorchvisionVideo(model, _read_weights(name, Path(file))).to(device).eval()
+    return _opened(name, trained, untrained, f"{kind}, weights {Path(file).name}", seed=seed)
+
+
+def _seeded(seed: int, make: Callable[[], _Made]) -> _Made:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def _read_weights(name: str, file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise EncoderError(f"encoder {name}: {file} must be a file of weights, got nothing there")
+    try:
+        # weights_only: a .pth is a pickle, and may otherwise run whatever its maker liked.
+        plain = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a broken file
+        raise EncoderError(f"encoder {name}: {file} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(plain, dict) or not all(isinstance(value, Tensor) for value in plain.values()):
+        raise EncoderError(f"encoder {name}: {file} must hold a state dict of tensors alone")
+    return plain

@@ -1,0 +1,129 @@
+"""Published results on UCF101, HMDB51 and ESC-50, read from ``docs/published.csv``.
+
+They are for orientation. Each row says where its numbers were seen; what the source does not say, the row does not say
+either. Whether a number may stand beside one's own is for `cmacc.transfer.compare.beside_published` to tell.
+"""
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from cmacc.transfer.card import CardError
+
+PUBLISHED_TASKS = ("ucf101", "hmdb51", "esc50")
+_KINDS = ("linear", "svm", "knn", "finetune", "other")
+_COLUMNS = ["method", "backbone", "pretraining", *PUBLISHED_TASKS, "protocol", "source"]
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """What one source says of one encoder; accuracies in percent, None where it says nothing.
+
+    Parameters
+    ----------
+    method, backbone, pretraining
+        In the words of the source; ``not stated`` where it has none.
+    ucf101, hmdb51, esc50
+        Accuracy on that task.
+    protocol
+        One of ``linear``, ``svm``, ``knn``, ``finetune``, ``other``, then after a semicolon what else is known of it:
+        splits, and the clip as ``30 frames of 112 px``.
+    source
+        Where the numbers were seen.
+
+    Raises
+    ------
+    CardError
+        Method or source is empty, the protocol is none of those, or there is no number in [0, 100].
+    """
+
+    method: str
+    backbone: str
+    pretraining: str
+    ucf101: float | None
+    hmdb51: float | None
+    esc50: float | None
+    protocol: str
+    source: str
+
+    def __post_init__(self) -> None:
+        where = f"published result {self.method!r}"
+        for name in ("method", "source"):
+            if not getattr(self, name).strip():
+                raise CardError(f"{where}: {name} must not be empty, got {getattr(self, name)!r}")
+        if self.kind not in _KINDS:
+            raise CardError(f"{where}: protocol must begin with one of {', '.join(_KINDS)}, got {self.protocol!r}")
+        accuracies = {task: self.accuracy(task) for task in PUBLISHED_TASKS}
+        if all(value is None for value in accuracies.values()):
+            raise CardError(f"{where}: must have an accuracy on one of {', '.join(PUBLISHED_TASKS)}, got none")
+        for task, value in accuracies.items():
+            if value is not None and not 0 <= value <= 100:
+                raise CardError(f"{where}: {task} must be in [0, 100], got {value}")
+
+    def accuracy(self, task: str) -> float | None:
+        """Accuracy in percent on one of `PUBLISHED_TASKS`."""
+        return {"ucf101": self.ucf101, "hmdb51": self.hmdb51, "esc50": self.esc50}[task]
+
+    @property
+    def kind(self) -> str:
+        """The protocol's first word."""
+        return self.protocol.partition(";")[0].strip()
+
+    @property
+    def clip(self) -> tuple[int, int] | None:
+        """Frames, and their height and width in pixels; None where the source does not say."""
+        found = re.search(r"(\d+) frames of (\d+) px", self.protocol)
+        return (int(found[1]), int(found[2])) if found else None
+
+
+def published_results() -> tuple[PublishedResult, ...]:
+    """All rows of the file, in its order.
+
+    Raises
+    ------
+    CardError
+        The file is missing or not as `parse_published` wants it.
+    """
+    in_wheel = files("cmacc.transfer").joinpath("published.csv")
+    in_checkout = Path(__file__).parents[3] / "docs" / "published.csv"
+    for file in (in_wheel, in_checkout):
+        if file.is_file():
+            return parse_published(file.read_text(encoding="utf-8"))
+    raise CardError(f"published results: must be at {in_wheel} or {in_checkout}, got neither")
+
+
+def parse_published(text: str) -> tuple[PublishedResult, ...]:
+    """Rows of a CSV file with a column for every field of `PublishedResult`, empty where a number is not known.
+
+    Raises
+    ------
+    CardError
+        Naming the line that is wrong.
+    """
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    rows = []
+    try:
+        if reader.fieldnames != _COLUMNS:
+            raise CardError(f"columns must be {', '.join(_COLUMNS)}, got {reader.fieldnames}")
+        for row in reader:
+            if None in row or None in row.values():
+                raise CardError(f"must have {len(_COLUMNS)} columns, got {list(row.values())}")
+            ucf101, hmdb51, esc50 = (float(row[task]) if row[task] else None for task in PUBLISHED_TASKS)
+            rows.append(
+                PublishedResult(
+                    method=row["method"],
+                    backbone=row["backbone"],
+                    pretraining=row["pretraining"],
+                    ucf101=ucf101,
+                    hmdb51=hmdb51,
+                    esc50=esc50,
+                    protocol=row["protocol"],
+                    source=row["source"],
+                )
+            )
+    except (csv.Error, ValueError) as error:
+        raise CardError(f"published results, line {reader.line_num}: {error}") from error
+    return tuple(rows)

@@ -1,7 +1,6 @@
 """Shared by all tests: shapes are checked at run time, randomness is left as found, real data has one way in."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +8,6 @@ from typing import TYPE_CHECKING
 # CI has two cores and many small tests: one thread a process is faster, and results do not depend on it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Features that commands keep belong to the tests alone.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cmacc-tests-")
 
 from jaxtyping import install_import_hook
 

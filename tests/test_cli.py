@@ -20,6 +20,12 @@ TINY_CLIP = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that commands keep are no part of the home of who runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest, run = str(tmp_path / "m.parquet"), str(tmp_path / "run")
     assert main(["scan", str(small_world.parent / "world"), "--out", manifest, "--test-fraction", "0.25"]) == 0
@@ -37,6 +43,14 @@ def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, caps
         "pairs",
         "labelled",
     }
+    assert main(["export", run, "--out", str(tmp_path / "export")]) == 0
+    again = ["evaluate", str(tmp_path / "export"), *evaluate[2:-4], "--out", str(tmp_path / "card"), "--workers", "0"]
+    assert main(again) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--compare", run, str(tmp_path / "card" / "card.json")]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| labelled")]
+    assert len(table) == 6
+    assert all(line.split("|")[6].strip("* ≈") == line.split("|")[7].strip("* ≈") for line in table)
     assert main(["pretrain", "--resume", run]) == 0  # a finished run is left as it is
     assert main(evaluate) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -52,7 +66,11 @@ def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, caps
         ),
         (["pretrain", "--resume", "no-run"], "no-run/config.yaml: no such file"),
         (["pretrain", "--out", "RUN", "--optim.batch_size=1"], "optim.batch_size must be at least 2, got 1"),
-        (["evaluate", "no-run", "--data", "WORLD", "--out", "RUN"], "no-run/config.yaml: no such file"),
+        (["evaluate", "no-run", "--data", "WORLD", "--out", "RUN"], "encoder no-run: must be a run or export folder"),
+        (["evaluate", "random", "--data", "WORLD"], "ENCODER, --data ROOT and --out DIR must be given, or --compare"),
+        (["evaluate", "--compare", "no.json", "no.json"], "card no.json: cannot be read"),
+        (["evaluate", "random", "--task", "esc50", "--data", ".", "--out", "RUN"], "esc50.csv, must lie beneath ."),
+        (["export", "no-run", "--out", "RUN"], "no-run/config.yaml: no such file"),
         (["evaluate", "random", "--data", "no.csv", "--out", "RUN"], "no.csv: no such file"),
         (["report", "no-run"], "no-run"),
     ],
@@ -81,7 +99,7 @@ def test_unknown_commands_and_settings_leave_with_2(capsys: pytest.CaptureFixtur
         assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["scan", "pretrain", "evaluate", "report", "demo"])
+@pytest.mark.parametrize("command", ["scan", "pack", "pretrain", "evaluate", "export", "report", "demo"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

@@ -292,11 +292,12 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace results that are in --out")
     options = parser.parse_args(arguments)
     if options.compare:
-        from cmacc.transfer import Card, beside_published, compared, published_results
+        from cmacc.transfer import PUBLISHED_TASKS, Card, beside_published, compared, published_results
 
         cards = [Card.read(path / "card.json" if path.is_dir() else path) for path in options.compare]
         print(compared(cards, [str(path) for path in options.compare]))
-        print(beside_published(cards, published_results()))
+        if any(row.task in PUBLISHED_TASKS and row.metric == "accuracy" for card in cards for row in card.results):
+            print(beside_published(cards, published_results()))
         return 0
     if options.encoder is None or options.data is None or options.out is None:
         raise ValueError("ENCODER, --data ROOT and --out DIR must be given, or --compare CARD...")

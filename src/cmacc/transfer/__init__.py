@@ -10,11 +10,12 @@ from cmacc.transfer.features import Features, embed, weights_hash
 from cmacc.transfer.finetune import Finetuned, FinetuneError, FinetuneSettings, finetune
 from cmacc.transfer.open import OpenedEncoder, load_pair, open_encoder
 from cmacc.transfer.protocols import RECIPES, Metric, ProtocolError, ProtocolName, Recipe, Rows, ranks
-from cmacc.transfer.published import PublishedResult, published_results
+from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
 from cmacc.transfer.tasks import TaskError, TaskName
 
 __all__ = [
     "DEFAULT_PROTOCOLS",
+    "PUBLISHED_TASKS",
     "RECIPES",
     "Card",
     "CardError",

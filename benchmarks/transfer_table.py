@@ -1,0 +1,130 @@
+"""Writes docs/results.md out of the cards that `transfer.sh` made.
+
+    python benchmarks/transfer_table.py CARDS docs/results.md
+
+A card lies in a folder ``{encoder}-{seed}-{what}``, or ``statistics-{what}``; seeds of one encoder are averaged.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+
+from cmacc.clips.storage import written_aside
+from cmacc.transfer import Card, Result
+
+_TITLES = {
+    "esc10": "ESC-10: sounds of ten classes, five official folds",
+    "ucf101": "UCF101: six of its 101 classes, split 1, pictures alone",
+    "finetune": "UCF101, the same six classes: the whole network fine-tuned",
+    "pairs-ucf101": "Picture and sound of UCF101's three classes with sound, held-out clips of split 1",
+    "digit": "GRID: which digit is said, from 200 held-out clips of one speaker",
+    "color": "GRID: which colour is said, from the same clips",
+    "pairs-grid": "Picture and sound of GRID, 200 held-out clips of one speaker",
+}
+_NAME = re.compile(r"(?:(?P<encoder>[a-z]+)-(?P<seed>\d+)|statistics)-(?P<what>.+)")
+_INTRODUCTION = """# Transfer on real clips
+
+Every figure here is written by `benchmarks/transfer.sh` out of result cards, from `../shared/data/real`.
+
+Encoders are cmacc's small ones for CPUs (`tiny`). *real* is pretrained by `recipes/real.yaml` on GRID's training part,
+UCF101's training files of split 1 in its three classes with sound, assorted clips and 640 rendered ones together; *grid*
+by `recipes/grid.yaml` on GRID's training part alone. Nothing of ESC-50 was trained on, and nothing that is held out here.
+*untrained* is the same network with its first weights; *statistics* are mean, deviation and maximum of log-mel bands.
+
+A value is the mean over the seeds of pretraining (± their standard deviation, where there are several); in brackets the
+mean 95 % interval of a seed, by bootstrap over held-out items or, where clips were cut from one scene, over scenes;
+"folds ±" is the standard deviation over folds, averaged over seeds. Shares are in percent. Probes are on frozen
+features, ten windows a file (`cmacc.transfer.RECIPES` says exactly what is done).
+"""
+
+
+def main(cards: Path, out: Path) -> None:
+    """Write the page."""
+    found: dict[str, dict[str, list[Card]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(cards.glob("*/card.json")):
+        match = _NAME.fullmatch(path.parent.name)
+        if match is None:
+            raise ValueError(f"{path}: its folder must be named encoder-seed-what or statistics-what")
+        found[match["what"]][match["encoder"] or "statistics"].append(Card.read(path))
+    parts = [_INTRODUCTION]
+    for what, title in _TITLES.items():
+        if what in found:
+            parts.append(_section(title, found[what]))
+    with written_aside(out) as aside:
+        aside.write_text("\n".join(parts))
+    print(out)
+
+
+def _section(title: str, by_encoder: dict[str, list[Card]]) -> str:
+    (encoder,) = (name for name in by_encoder if name != "statistics")
+    cards, baseline = by_encoder[encoder], by_encoder.get("statistics", [])
+    lines = [
+        f"## {title}\n",
+        f"| protocol | modality | metric | chance | statistics | untrained | {encoder} | folds ± | items |",
+        "|" + "---|" * 9,
+    ]
+    for row in cards[0].results:
+        rows = [_of(card, row) for card in cards]
+        untrained = [r.untrained for r in rows if r.untrained is not None]
+        compared = [r for card in baseline if (r := _found(card, row)) is not None]
+        spread = f"{_shown(row.metric, mean(r.spread for r in rows))}" if len(row.by_split) > 1 else ""
+        low, high = (mean(getattr(r, end) for r in rows) for end in ("low", "high"))
+        interval = f"[{_shown(row.metric, low)}, {_shown(row.metric, high)}]"
+        cells = [
+            f"{row.protocol}@{row.version}",
+            row.modality,
+            row.metric,
+            _shown(row.metric, row.chance),
+            _shown(row.metric, compared[0].value) if compared else "",
+            _over_seeds(row.metric, untrained),
+            f"**{_over_seeds(row.metric, [r.value for r in rows])}** {interval}",
+            spread,
+            f"{row.count:,}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("\n" + _facts(cards))
+    return "\n".join(lines) + "\n"
+
+
+def _facts(cards: list[Card]) -> str:
+    (data,) = cards[0].data.values()
+    made, clip = cards[0].provenance, cards[0].encoder.clip
+    share = f"{data.files:,} of {data.files_listed:,} files"
+    if data.classes_listed:
+        share += f" of {data.classes} of {data.classes_listed} classes"
+    return (
+        f"Data {data.fingerprint}, {share}; {len(cards)} seed{'s' if len(cards) > 1 else ''} "
+        f"({', '.join(str(card.encoder.seed) for card in cards)}); {clip['frame_count']} frames of "
+        f"{clip['frame_height']} x {clip['frame_width']} at {clip['frame_rate_hz']:g} Hz, "
+        f"{clip['audio_seconds']:g} s of sound; torch {made.versions['torch'].partition('+')[0]}, "
+        f"{made.hardware['device']}."
+    )
+
+
+def _found(card: Card, row: Result) -> Result | None:
+    key = (row.task, row.protocol, row.modality, row.metric)
+    return next((r for r in card.results if (r.task, r.protocol, r.modality, r.metric) == key), None)
+
+
+def _of(card: Card, row: Result) -> Result:
+    found = _found(card, row)
+    if found is None:
+        raise ValueError(f"card of {card.encoder.name}: lacks {row.protocol} of {row.modality} on {row.task}")
+    return found
+
+
+def _over_seeds(metric: str, values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {_shown(metric, stdev(values))}" if len(values) > 1 else ""
+    return _shown(metric, mean(values)) + spread
+
+
+def _shown(metric: str, value: float) -> str:
+    return f"{value:.1f}" if metric == "median_rank" else f"{100 * value:.1f}"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

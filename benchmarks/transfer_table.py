@@ -29,8 +29,8 @@ _INTRODUCTION = """# Transfer on real clips
 Every figure here is written by `benchmarks/transfer.sh` out of result cards, from `../shared/data/real`.
 
 Encoders are cmacc's small ones for CPUs (`tiny`). *real* is pretrained by `recipes/real.yaml` on GRID's training part,
-UCF101's training files of split 1 in its three classes with sound, assorted clips and 640 rendered ones together; *grid*
-by `recipes/grid.yaml` on GRID's training part alone. Nothing of ESC-50 was trained on, and nothing that is held out here.
+UCF101's training files of split 1 in its three classes with sound, assorted clips and 640 rendered ones together;
+*grid* by `recipes/grid.yaml` on GRID's training part alone. Nothing of ESC-50 was trained on, nothing held out here.
 *untrained* is the same network with its first weights; *statistics* are mean, deviation and maximum of log-mel bands.
 
 A value is the mean over the seeds of pretraining (± their standard deviation, where there are several); in brackets the

@@ -1,0 +1,247 @@
+"""Files to manifests and shards: ``cmacc scan`` and ``cmacc pack``."""
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmacc.cli.terminal import BAD_INPUT, command_parser, print_refused, progress_bars, refuse_existing
+
+if TYPE_CHECKING:
+    from cmacc.clips import Listing, ScanResult
+
+_LAYOUTS = ("folders", "kinetics", "audioset", "vggsound", "ucf101", "hmdb51", "esc50")
+
+
+def scan_command(arguments: Sequence[str]) -> int:
+    """Folders to a manifest."""
+    parser = command_parser(
+        "scan",
+        "Look every media file over, and write a manifest of those that can be used, with a page that tells what is\n"
+        "wrong with which. A scan that was stopped goes on where it was; a later one looks at changed files only.",
+        "cmacc scan videos/ --out videos.parquet --test-fraction 0.2\n"
+        "         cmacc scan UCF-101/ --layout ucf101 --list ucfTrainTestlist/ --split-number 1 --out ucf1.parquet",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("manifest.parquet"),
+        help="manifest to write, .parquet or .csv; the page goes beside it (.html), and the journal (.scan/)",
+    )
+    parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="what lies in the folder")
+    parser.add_argument("--list", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder")
+    parser.add_argument("--names", type=Path, metavar="CSV", help="audioset: class_labels_indices.csv")
+    parser.add_argument("--split-number", type=int, default=1, help="ucf101, hmdb51: split 1 to 3; esc50: test fold")
+    parser.add_argument(
+        "--ids-are-cut", action="store_true", help="files named by their id alone hold the segment only"
+    )
+    parser.add_argument("--labels", type=Path, metavar="TABLE", help="CSV or JSON of labels instead of class folders")
+    parser.add_argument("--path-column", help="column of --labels that names the file (path, file, filename or video)")
+    parser.add_argument("--label-column", default="label", help="column of --labels with the label")
+    parser.add_argument("--split-column", help="column of --labels with the split (train, test)")
+    parser.add_argument("--group-column", help="column of --labels: files of a group stay in one split")
+    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of files to hold out as split test")
+    parser.add_argument("--seed", type=int, default=0, help="of that split")
+    parser.add_argument("--min-seconds", type=float, default=0.5, help="shorter files are too_short")
+    parser.add_argument(
+        "--refuse",
+        nargs="*",
+        metavar="FINDING",
+        help="what keeps a file out of the manifest: unreadable, corrupt and too_short by default; also no_audio, "
+        "silent, black, still, duplicate, near_duplicate...",
+    )
+    _add_task_arguments(parser, limit_seconds=60.0)
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
+    options = parser.parse_args(arguments)
+    from cmacc.clips import examine_files, scan, workers_of
+    from cmacc.clips.scan import REFUSED
+    from cmacc.viewer import write_scan_page
+
+    # All that can be wrong is found out before the work. The page and the journal bear the manifest's whole name, so
+    # that two manifests never share them; they are made anew.
+    page, journal = (options.out.with_name(f"{options.out.name}.{ending}") for ending in ("html", "scan"))
+    part = _part(options.part)
+    if options.out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"--out must end in .parquet or .csv, got {options.out}")
+    if not 0 <= options.test_fraction < 1:
+        raise ValueError(f"--test-fraction must be in [0, 1), got {options.test_fraction}")
+    if part[1] == 1:
+        refuse_existing(options.out, options.overwrite)
+    listing = _listing(options)
+    with workers_of(options.workers, options.cluster) as executor, progress_bars("scan") as advance:
+
+        def report(done: int, total: int) -> None:
+            advance("files", done, total)
+
+        if part[1] > 1:
+            done = examine_files(
+                listing,
+                part=part,
+                executor=executor,
+                limit_seconds=options.limit_seconds,
+                journal=journal,
+                progress=report,
+            )
+            print(f"part {options.part}: {len(done)} files looked over; run it without --part when all parts are done")
+            return 0
+        result = scan(
+            listing,
+            refuse=REFUSED if options.refuse is None else options.refuse,
+            min_seconds=options.min_seconds,
+            test_fraction=options.test_fraction,
+            seed=options.seed,
+            executor=executor,
+            limit_seconds=options.limit_seconds,
+            journal=journal,
+            progress=report,
+        )
+    write_scan_page(result, page, overwrite=True)
+    result.manifest.write(options.out)  # last: where it stands, the scan is done
+    _print_scan(result)
+    print(f"manifest: {options.out}\npage: {page}")
+    return 0
+
+
+def pack_command(arguments: Sequence[str]) -> int:
+    """A manifest to packed shards."""
+    parser = command_parser(
+        "pack",
+        "Transcode a manifest's samples into tar shards that are quick to read at random (WebDataset naming).\n"
+        "A pack that was stopped goes on where it was. Its index.parquet is a manifest to train with.",
+        "cmacc pack videos.parquet --out packed/\n         cmacc pack --verify packed/",
+    )
+    parser.add_argument("manifest", metavar="MANIFEST", help="made by cmacc scan; with --verify, the DIR")
+    parser.add_argument("--out", metavar="DIR", help="folder, or URL that fsspec opens")
+    parser.add_argument("--verify", action="store_true", help="only compare the shards in DIR with their index")
+    parser.add_argument("--short-side", type=int, default=128, help="pixels of the picture's shorter side")
+    parser.add_argument("--keyframe-every", type=int, default=16, help="frames from keyframe to keyframe")
+    parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 to 51; lower is better and larger")
+    parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
+    parser.add_argument("--samples-per-shard", type=int, default=256)
+    _add_task_arguments(parser, limit_seconds=600.0)
+    parser.add_argument("--overwrite", action="store_true", help="lose another pack that is in DIR")
+    options = parser.parse_args(arguments)
+    from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
+
+    with progress_bars("verify" if options.verify else "pack") as advance:
+
+        def report(done: int, total: int) -> None:
+            advance("shards", done, total)
+
+        if options.verify:
+            problems = verify(options.manifest, report)
+        elif options.out is None:
+            raise ValueError("--out DIR must be given")
+        else:
+            settings = PackSettings(
+                options.short_side,
+                options.keyframe_every,
+                options.crf,
+                options.sample_rate_hz,
+                options.samples_per_shard,
+            )
+            manifest, part = Manifest.read(options.manifest), _part(options.part)
+            with workers_of(options.workers, options.cluster) as executor:
+                result = pack(
+                    manifest,
+                    options.out,
+                    settings,
+                    part=part,
+                    executor=executor,
+                    limit_seconds=options.limit_seconds,
+                    overwrite=options.overwrite,
+                    progress=report,
+                )
+    if options.verify:
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: as its index says")
+        return BAD_INPUT if problems else 0
+    print_refused(result.refused)
+    print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.refused)} files left out")
+    if part[1] > 1:
+        print(f"part {options.part} is done; run it without --part when all parts are, to write the index")
+    else:
+        print(f"manifest: {options.out.rstrip('/')}/index.parquet")
+    return 0
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser, limit_seconds: float) -> None:
+    """Where the tasks of `scan` and `pack` run."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at work")
+    parser.add_argument(
+        "--limit-seconds", type=_positive_seconds, default=limit_seconds, help="a file that takes longer is left out"
+    )
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="only this part, for batch schedulers")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers see the same files")
+
+
+def _positive_seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return seconds
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``2/5`` as (2, 5)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 2/5, got {text!r}")
+    return int(number), int(count)
+
+
+def _listing(options: argparse.Namespace) -> "Listing":
+    """The files that `scan` is to look over."""
+    from cmacc.clips import LabelTable, layouts, list_folders
+
+    if options.layout == "folders":
+        table = None
+        if options.labels is not None:
+            table = LabelTable(
+                options.labels,
+                options.label_column,
+                options.split_column,
+                options.group_column,
+                options.path_column,
+            )
+        return list_folders(options.folders, table)
+    if len(options.folders) != 1 or options.list is None:
+        raise ValueError(f"--layout {options.layout} must have one folder and --list, the official list")
+    (folder,) = options.folders
+    match options.layout:
+        case "kinetics":
+            return layouts.list_kinetics(folder, options.list, ids_are_cut=options.ids_are_cut)
+        case "audioset":
+            return layouts.list_audioset(folder, options.list, options.names, ids_are_cut=options.ids_are_cut)
+        case "vggsound":
+            return layouts.list_vggsound(folder, options.list, ids_are_cut=options.ids_are_cut)
+        case "ucf101":
+            return layouts.list_ucf101(folder, options.list, options.split_number)
+        case "hmdb51":
+            return layouts.list_hmdb51(folder, options.list, options.split_number)
+        case _:
+            return layouts.list_esc50(folder, options.list, options.split_number)
+
+
+def _print_scan(result: "ScanResult") -> None:
+    print_refused({str(path): reason for path, reason in result.refused.items()})
+    records = list(result.manifest.records)
+    hours = sum(record.duration_seconds for record in records) / 3600
+    print(
+        f"{len(records)} samples ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with picture "
+        f"and sound, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
+        f"{len(result.refused)} files left out; fingerprint {result.manifest.fingerprint()}"
+    )
+    counts = Counter(name for record in records for name in record.findings)
+    if counts:
+        print("noted: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    if result.listing.missing:
+        missing, listed = len(result.listing.missing), result.listing.listed_count
+        print(f"{missing} of {listed} in the list are not there", file=sys.stderr)
+    if result.listing.unmatched_count:
+        print(f"{result.listing.unmatched_count} media files are not in the list", file=sys.stderr)

@@ -1,0 +1,168 @@
+"""Encoders to results: ``cmacc evaluate``, ``cmacc export`` and ``cmacc report``."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cmacc.cli.terminal import command_parser, print_refused, progress_bars
+
+if TYPE_CHECKING:
+    from cmacc.transfer import Card, EvaluateOptions
+
+
+def evaluate_command(arguments: Sequence[str]) -> int:
+    """An encoder and data to a result card, or cards side by side."""
+    from typing import get_args
+
+    from cmacc.transfer.protocols import ProtocolName
+    from cmacc.transfer.tasks import TaskName
+
+    parser = command_parser(
+        "evaluate",
+        "Measure an encoder by the field's protocols, beside the same untrained; writes card.json and card.md.\n"
+        "ENCODER is a run or export folder, `random`, `statistics` (of log-mel spectrograms) or\n"
+        "`torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be complete, or --allow-partial be "
+        "given.",
+        "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
+        "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
+        "         cmacc evaluate --compare cards/*/card.json",
+    )
+    parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="what to measure")
+    parser.add_argument("--task", nargs="+", choices=get_args(TaskName), default=["pairs"])
+    parser.add_argument(
+        "--protocol", nargs="+", choices=get_args(ProtocolName), default=[], help="each task's own else"
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder; labelled, pairs: a manifest")
+    parser.add_argument("--list", type=Path, metavar="PATH", help="official lists, where they are not beneath ROOT")
+    parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="only these splits or folds")
+    parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, not the manifest's splits")
+    parser.add_argument("--allow-partial", action="store_true", help="files may be missing; the card says what share")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the card")
+    parser.add_argument("--windows", type=int, help="windows averaged per file, instead of the protocol's number")
+    parser.add_argument("--epochs", type=int, help="of fine-tuning, instead of the protocol's number")
+    parser.add_argument("--no-untrained", action="store_true", help="do not measure the untrained encoder too")
+    parser.add_argument("--seed", type=int, default=0, help="of folds, fine-tuning and untrained weights")
+    parser.add_argument("--workers", type=int, default=1, help="decoding processes")
+    parser.add_argument("--cache", type=Path, default=_cache_folder(), metavar="DIR", help="for features (%(default)s)")
+    parser.add_argument("--compare", nargs="+", type=Path, metavar="CARD", help="only print these cards side by side")
+    parser.add_argument("--overwrite", action="store_true", help="replace results that are in --out")
+    options = parser.parse_args(arguments)
+    if options.compare:
+        from cmacc.transfer import PUBLISHED_TASKS, Card, beside_published, compared, published_results
+
+        cards = [Card.read(path / "card.json" if path.is_dir() else path) for path in options.compare]
+        print(compared(cards, [str(path) for path in options.compare]))
+        if any(row.task in PUBLISHED_TASKS and row.metric == "accuracy" for card in cards for row in card.results):
+            print(beside_published(cards, published_results()))
+        return 0
+    if options.encoder is None or options.data is None or options.out is None:
+        raise ValueError("ENCODER, --data ROOT and --out DIR must be given, or --compare CARD...")
+    from cmacc.transfer import EvaluateOptions
+
+    how = EvaluateOptions(
+        windows=options.windows,
+        lists=options.list,
+        parts=tuple(options.splits),
+        folds=options.folds,
+        allow_partial=options.allow_partial,
+        with_untrained=not options.no_untrained,
+        epochs=options.epochs,
+        seed=options.seed,
+        workers=options.workers,
+        cache=options.cache,
+    )
+    card = evaluate_with_progress(
+        options.encoder, options.task, options.data, options.out, options.protocol, how, options.overwrite
+    )
+    print_card(card)
+    print(f"card: {options.out / 'card.json'}, {options.out / 'card.md'}")
+    return 0
+
+
+def export_command(arguments: Sequence[str]) -> int:
+    """A run to a folder of weights that others can load."""
+    parser = command_parser(
+        "export",
+        "Write a run's query encoders as safetensors with their config and a model card, for cmacc.load and for a\n"
+        "model hub; with --onnx also as ONNX graphs from frames and waveforms to embeddings, checked against torch.",
+        "cmacc export runs/first --out first-export --onnx",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--onnx", action="store_true", help="also video.onnx and audio.onnx (extra `export`)")
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="upload the folder to the Hugging Face hub (extra `export`)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is in --out")
+    options = parser.parse_args(arguments)
+    from cmacc.transfer import export_run, push
+
+    exported = export_run(options.run, options.out, with_onnx=options.onnx, overwrite=options.overwrite)
+    files = "".join(f", {name}.onnx (within {gap:.1e} of torch)" for name, gap in exported.differences.items())
+    print(f"export: {exported.folder}, weights of step {exported.step}{files}")
+    if options.push:
+        print(f"pushed: {push(options.out, options.push)}")
+    return 0
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """A run folder to a page."""
+    parser = command_parser("report", "Write a run's report as one HTML file.", "cmacc report runs/first")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--out", type=Path, help="file to write; RUN/report.html by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
+    options = parser.parse_args(arguments)
+    from cmacc.viewer import write_report
+
+    print(f"report: {write_report(options.run, options.out, overwrite=options.overwrite)}")
+    return 0
+
+
+def evaluate_with_progress(
+    encoder: str,
+    tasks: list[Any],
+    data: Path,
+    out: Path,
+    protocols: Sequence[Any],
+    options: "EvaluateOptions",
+    overwrite: bool,
+) -> "Card":
+    from cmacc.transfer import evaluate
+
+    with progress_bars("evaluate") as advance:
+        card = evaluate(
+            encoder, tasks, data, out, protocols=protocols, options=options, overwrite=overwrite, progress=advance
+        )
+    print_refused(card.left_out)
+    return card
+
+
+def _cache_folder() -> Path:
+    """Where features are kept, by the XDG rules."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmacc"
+
+
+def print_card(card: "Card") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{card.encoder.name} after {card.encoder.checkpoint_step} steps")
+    for heading in ("task", "protocol", "modality", "metric"):
+        table.add_column(heading)
+    for heading in ("value", "95 % interval", "spread", "untrained", "chance", "held out"):
+        table.add_column(heading, justify="right")
+    for row in card.results:
+
+        def shown(value: float | None, digits: int = 1 if row.metric == "median_rank" else 3) -> str:
+            return "" if value is None else f"{value:.{digits}f}"
+
+        interval, spread = (
+            f"{shown(row.low)} .. {shown(row.high)}",
+            shown(row.spread if len(row.by_split) > 1 else None),
+        )
+        numbers = [shown(row.value), interval, spread, shown(row.untrained), shown(row.chance), str(row.count)]
+        table.add_row(row.task, row.protocol, row.modality, row.metric, *numbers)
+    # Written to a file or a pipe, the table must not be cut to a terminal's 80 columns.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -28,7 +28,7 @@ from cmacc.clips import (
 )
 from cmacc.clips.synthetic import WorldConfig, mux
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
-from cmacc.transfer import CmaccEncoder, LogMelStatistics
+from cmacc.transfer import RECIPES, CmaccEncoder, LogMelStatistics
 from cmacc.transfer.finetune import (
     Classifier,
     Finetuned,
@@ -566,3 +566,10 @@ def test_files_without_the_medium(told: Told) -> None:
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FinetuneError, match=f"FinetuneSettings: {message}"):
         FinetuneSettings(**changes)
+
+
+def test_the_recipes_text_says_what_is_done() -> None:
+    settings, text = FinetuneSettings(), RECIPES["finetune"].summary
+    assert f"{settings.epochs} epochs" in text
+    assert f"{settings.learning_rate:.0e}".replace("e-0", "e-") in text
+    assert f"{settings.head_learning_rate:.0e}".replace("e-0", "e-") in text

@@ -17,7 +17,8 @@ pretrained() { # RECIPE MANIFEST SEED: a run, unless it is there
   if [ -d "$run/checkpoints" ]; then
     "$bin/cmacc" pretrain --resume "$run"
   else
-    "$bin/cmacc" pretrain --config "recipes/$1.yaml" --data.manifest "$out/data/$2.parquet" --seed "$3" --out "$run"
+    "$bin/cmacc" pretrain --config "recipes/$1.yaml" --data.manifest "$out/data/$2.parquet" --seed "$3" --out "$run" \
+      --overwrite # of a run that was stopped before its first checkpoint
   fi
 }
 

@@ -12,16 +12,16 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from cmacc.clips.storage import written_aside
-from cmacc.transfer import Card, Result
+from cmacc.transfer import Card, Result, compared
 
 _TITLES = {
     "esc10": "ESC-10: sounds of ten classes, five official folds",
     "ucf101": "UCF101: six of its 101 classes, split 1, pictures alone",
     "finetune": "UCF101, the same six classes: the whole network fine-tuned",
     "pairs-ucf101": "Picture and sound of UCF101's three classes with sound, held-out clips of split 1",
-    "digit": "GRID: which digit is said, from 200 held-out clips of one speaker",
+    "digit": "GRID: which digit is said, from held-out clips of one speaker",
     "color": "GRID: which colour is said, from the same clips",
-    "pairs-grid": "Picture and sound of GRID, 200 held-out clips of one speaker",
+    "pairs-grid": "Picture and sound of GRID, held-out clips of one speaker",
 }
 _NAME = re.compile(r"(?:(?P<encoder>[a-z]+)-(?P<seed>\d+)|statistics)-(?P<what>.+)")
 _INTRODUCTION = """# Transfer on real clips
@@ -53,13 +53,16 @@ def main(cards: Path, out: Path) -> None:
         if what in found:
             parts.append(_section(title, found[what]))
     with written_aside(out) as aside:
-        aside.write_text("\n".join(parts))
+        aside.write_text("\n".join(parts), encoding="utf-8")
     print(out)
 
 
 def _section(title: str, by_encoder: dict[str, list[Card]]) -> str:
     (encoder,) = (name for name in by_encoder if name != "statistics")
     cards, baseline = by_encoder[encoder], by_encoder.get("statistics", [])
+    everything = [*cards, *baseline]
+    if len(everything) > 1:  # refuses what was not measured alike, on the same data
+        compared(everything, [str(number) for number in range(len(everything))])
     lines = [
         f"## {title}\n",
         f"| protocol | modality | metric | chance | statistics | untrained | {encoder} | folds ± | items |",
@@ -68,7 +71,7 @@ def _section(title: str, by_encoder: dict[str, list[Card]]) -> str:
     for row in cards[0].results:
         rows = [_of(card, row) for card in cards]
         untrained = [r.untrained for r in rows if r.untrained is not None]
-        compared = [r for card in baseline if (r := _found(card, row)) is not None]
+        beside = [r for card in baseline if (r := _found(card, row)) is not None]
         spread = f"{_shown(row.metric, mean(r.spread for r in rows))}" if len(row.by_split) > 1 else ""
         low, high = (mean(getattr(r, end) for r in rows) for end in ("low", "high"))
         interval = f"[{_shown(row.metric, low)}, {_shown(row.metric, high)}]"
@@ -77,7 +80,7 @@ def _section(title: str, by_encoder: dict[str, list[Card]]) -> str:
             row.modality,
             row.metric,
             _shown(row.metric, row.chance),
-            _shown(row.metric, compared[0].value) if compared else "",
+            _shown(row.metric, beside[0].value) if beside else "",
             _over_seeds(row.metric, untrained),
             f"**{_over_seeds(row.metric, [r.value for r in rows])}** {interval}",
             spread,

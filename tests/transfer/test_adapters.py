@@ -3,6 +3,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 
 from cmacc.clips import ClipSpec, LogMel
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
@@ -120,6 +121,7 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
     [
         ("nowhere", "nowhere: must be a run or export folder, random, statistics or torchvision:.*, got nothing there"),
         ("torchvision:vgg", "torchvision:vgg: must be one of r3d_18"),
+        ("torchvision:r3d_18=", "WEIGHTS must be a file of weights, got nothing there"),
         ("torchvision:r3d_18=no.pth", "no.pth must be a file of weights, got nothing there"),
     ],
 )
@@ -140,6 +142,19 @@ def test_the_hash_tells_weights_and_settings_apart() -> None:
     changed = small_encoder()
     changed.log_mel.bands[3, 3] += 1  # a filter that is saved nowhere
     assert base != weights_hash(changed)
+
+
+def test_the_hash_sees_settings_of_inner_modules() -> None:
+    def scaled(constant: float, tensor: float = 1.0) -> nn.Sequential:
+        inner = nn.Linear(2, 2)
+        torch.nn.init.zeros_(inner.weight)
+        torch.nn.init.zeros_(inner.bias)
+        inner.constant, inner.scale = constant, torch.tensor([tensor])  # type: ignore[assignment]
+        return nn.Sequential(inner)
+
+    assert weights_hash(scaled(0.0)) == weights_hash(scaled(0.0))
+    assert weights_hash(scaled(0.0)) != weights_hash(scaled(5.0))
+    assert weights_hash(scaled(0.0, 1.00001)) != weights_hash(scaled(0.0, 1.00004))
 
 
 def test_random_depends_on_the_seed_alone() -> None:

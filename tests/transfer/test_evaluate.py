@@ -26,6 +26,7 @@ from cmacc.transfer import (
     open_encoder,
 )
 from cmacc.transfer.protocols import pair_retrieval
+from cmacc.transfer.tasks import labelled_task
 
 ONE_WINDOW = EvaluateOptions(windows=1, workers=0)
 
@@ -81,8 +82,10 @@ def test_a_file_that_does_not_decode_is_left_out_and_named(run_dir: Path, small_
     test = [i for i, record in enumerate(records) if record.split == "test"][2]
     records[test] = dataclasses.replace(records[test], path=tmp_path / "gone.mp4")
     card = evaluate(str(run_dir), ["pairs"], written(tmp_path, records), tmp_path, options=ONE_WINDOW)
-    assert list(card.left_out) == [str(tmp_path / "gone.mp4")]
+    assert list(card.left_out["pairs"]) == [str(tmp_path / "gone.mp4")]
     assert all(row.count == 11 for row in card.results)
+    assert (card.data["pairs"].files, card.data["pairs"].files_listed) == (11, 12)
+    assert card.data["pairs"].is_partial
 
 
 def test_results_are_joined_and_never_lost_unasked(run_dir: Path, small_world: Path, tmp_path: Path) -> None:
@@ -99,7 +102,9 @@ def test_results_are_joined_and_never_lost_unasked(run_dir: Path, small_world: P
     before = (tmp_path / "card.json").read_bytes()
     with pytest.raises(CardError, match="holds retrieval of task pairs already"):
         run(str(run_dir), "pairs")
-    with pytest.raises(CardError, match=r"holds results of .*run at step 12, of other weights than random"):
+    with pytest.raises(
+        CardError, match=r"holds results of .*run at step 12, which may be of other weights than random"
+    ):
         run("random", "pairs")
     records = Manifest.read(small_world).records
     fewer = written(tmp_path, records[1:])
@@ -180,7 +185,7 @@ class Memory(Planted):
 
 def test_a_planted_encoder_gets_exactly_what_it_must(small_world: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(small_world)
-    memory = Memory()
+    memory = Memory().eval()
     evaluate(memory, ["labelled"], small_world, tmp_path / "m", protocols=["knn"], options=ONE_WINDOW)
     assert len(set(memory.heard)) == 48
     labels = manifest.label_indices()
@@ -191,7 +196,7 @@ def test_a_planted_encoder_gets_exactly_what_it_must(small_world: Path, tmp_path
         for i in held_out[:wrong]:
             answers[memory.heard[i]] = (labels[i] + 1) % 4
         card = evaluate(
-            Planted(answers), ["labelled"], small_world, tmp_path / str(wrong),
+            Planted(answers).eval(), ["labelled"], small_world, tmp_path / str(wrong),
             protocols=["linear", "svm", "knn", "retrieval"], options=ONE_WINDOW,
         )  # fmt: skip
         found = {(r.protocol, r.metric): r.value for r in card.results}
@@ -222,7 +227,9 @@ def test_what_encoders_must_not_give(small_world: Path, tmp_path: Path) -> None:
         (lambda count: torch.rand(count), r"embed_audio must give a row for each of 32 clips, got shape \(32,\)"),
     ):
         with pytest.raises(EncoderError, match=reason):
-            evaluate(Bad(rows), ["labelled"], small_world, tmp_path, options=ONE_WINDOW)
+            evaluate(Bad(rows).eval(), ["labelled"], small_world, tmp_path, options=ONE_WINDOW)
+    with pytest.raises(EncoderError, match=r"encoder Memory: must be in evaluation mode \(\.eval\(\)\), got training"):
+        evaluate(Memory(), ["labelled"], small_world, tmp_path, options=ONE_WINDOW)
     with pytest.raises(EncoderError, match="encoder object: must have modalities, spec, device, embed_video and emb"):
         evaluate(object(), ["labelled"], small_world, tmp_path, options=ONE_WINDOW)  # type: ignore[arg-type]
 
@@ -254,7 +261,62 @@ def test_what_data_and_options_must_be(run_dir: Path, small_world: Path, tmp_pat
     fails("at least 2 files with picture and sound in split 'test', got 0", silent, "pairs")
     fails("protocol must be one of retrieval, got knn", records, "pairs", protocols=["knn"])
     fails("windows must be at least 1, got 0", records, windows=0)
+    fails("--splits is for the official data sets alone, got labelled", records, parts=(1,))
+    fails("--folds is for task labelled alone, got pairs", records, "pairs", folds=2)
+    fails("--epochs is for protocol finetune alone, got labelled", records, epochs=3)
     fails("task must be one of ucf101, hmdb51, esc50, esc10, labelled, pairs, got 'x'", records, "x")
+
+
+def test_a_modality_that_files_lack_is_told_and_the_others_measured(small_world: Path, tmp_path: Path) -> None:
+    records = list(Manifest.read(small_world).records)
+    labels = sorted({str(record.label) for record in records})
+    records = [
+        dataclasses.replace(record, has_audio=False)
+        if record.split == "train" and record.label == labels[0]
+        else record
+        for record in records
+    ]
+    card = evaluate("random", ["labelled"], written(tmp_path, records), tmp_path, protocols=["knn"], options=ONE_WINDOW)
+    assert {row.modality for row in card.results} == {"video"}
+    reason = f"test: no training file of {labels[0]} has audio and decodes"
+    assert card.left_out["labelled"]["modality audio"] == reason
+
+
+def test_what_is_left_of_a_partial_manifest_is_told(small_world: Path, tmp_path: Path) -> None:
+    records = list(Manifest.read(small_world).records)
+    for i in [i for i, record in enumerate(records) if record.split == "test"][:3]:
+        records[i] = dataclasses.replace(records[i], label="unseen")
+    options = dataclasses.replace(ONE_WINDOW, allow_partial=True)
+    card = evaluate("random", ["labelled"], written(tmp_path, records), tmp_path, protocols=["knn"], options=options)
+    facts = card.data["labelled"]
+    assert (facts.files, facts.files_listed, facts.classes, facts.classes_listed) == (45, 48, 4, 5)
+    assert len(card.left_out["labelled"]) == 3
+    assert all(row.count == 9 for row in card.results)
+
+
+def test_copies_of_a_file_are_never_on_both_sides_of_a_fold(small_world: Path) -> None:
+    records = Manifest.read(small_world).records
+    twice = [dataclasses.replace(record, group=None) for record in records for _ in range(2)]
+    path = written(small_world.parent, twice)
+    data = labelled_task(path, folds=3)
+    hashes = Manifest.read(path).column("content_hash")
+    for split in data.splits:
+        assert not {hashes[i] for i in split.train} & {hashes[i] for i in split.test}
+
+
+def test_results_are_there_as_soon_as_they_are_made(small_world: Path, tmp_path: Path) -> None:
+    class Fails(Memory):
+        def embed_audio(self, waveforms: Tensor) -> Tensor:
+            if len(self.heard) >= 48:
+                raise EncoderError("worn out")
+            return super().embed_audio(waveforms)
+
+    with pytest.raises(EncoderError, match="worn out"):
+        evaluate(
+            Fails().eval(), ["labelled"], small_world, tmp_path,
+            protocols=["knn", "linear"], options=ONE_WINDOW,
+        )  # fmt: skip
+    assert {row.protocol for row in Card.read(tmp_path / "card.json").results} == {"knn"}
 
 
 @pytest.mark.real_data

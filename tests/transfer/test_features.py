@@ -105,6 +105,9 @@ def test_features_are_kept_by_weights_files_and_windows(manifest: Manifest, tmp_
     weighty = Counting()
     weighty.register_buffer("filters", torch.ones(1), persistent=False)
     assert clips_embedded(weighty) == 3
+    # The same files in other rows: what was kept is found, and given to the right rows.
+    moved = Manifest([manifest.records[40], *manifest.records])
+    assert clips_embedded(Counting(), moved, range(1, 4)) == 0
     # Where the content is not known by a hash, a file may have changed unseen.
     unknown = Manifest([dataclasses.replace(record, content_hash=None) for record in manifest.records])
     assert [clips_embedded(Counting(), unknown) for _ in range(2)] == [3, 3]
@@ -112,3 +115,12 @@ def test_features_are_kept_by_weights_files_and_windows(manifest: Manifest, tmp_
         file.write_bytes(file.read_bytes()[:50])
     assert clips_embedded(Counting()) == 3
     assert clips_embedded(Counting()) == 0
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(
+    manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    features = embed(Counting(), manifest, [0, 1], ["audio"], cache=tmp_path / "file")
+    assert len(features.sample_ids) == 2
+    assert "features are not kept" in caplog.text

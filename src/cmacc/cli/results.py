@@ -53,8 +53,12 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         from cmacc.transfer import PUBLISHED_TASKS, Card, beside_published, compared, published_results
 
         cards = [Card.read(path / "card.json" if path.is_dir() else path) for path in options.compare]
-        print(compared(cards, [str(path) for path in options.compare]))
-        if any(row.task in PUBLISHED_TASKS and row.metric == "accuracy" for card in cards for row in card.results):
+        has_published = any(
+            row.task in PUBLISHED_TASKS and row.metric == "accuracy" for card in cards for row in card.results
+        )
+        if len(cards) > 1 or not has_published:
+            print(compared(cards, [str(path) for path in options.compare]))
+        if has_published:
             print(beside_published(cards, published_results()))
         return 0
     if options.encoder is None or options.data is None or options.out is None:
@@ -97,9 +101,16 @@ def export_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is in --out")
     options = parser.parse_args(arguments)
-    from cmacc.transfer import export_run, push
+    from cmacc.transfer import Card, export_run, push, results_table
 
-    exported = export_run(options.run, options.out, with_onnx=options.onnx, overwrite=options.overwrite)
+    card = options.run / "card.json"
+    exported = export_run(
+        options.run,
+        options.out,
+        with_onnx=options.onnx,
+        overwrite=options.overwrite,
+        results_markdown=results_table(Card.read(card)) if card.exists() else "",
+    )
     files = "".join(f", {name}.onnx (within {gap:.1e} of torch)" for name, gap in exported.differences.items())
     print(f"export: {exported.folder}, weights of step {exported.step}{files}")
     if options.push:
@@ -135,7 +146,7 @@ def evaluate_with_progress(
         card = evaluate(
             encoder, tasks, data, out, protocols=protocols, options=options, overwrite=overwrite, progress=advance
         )
-    print_refused(card.left_out)
+    print_refused({file: why for files in card.left_out.values() for file, why in files.items()})
     return card
 
 

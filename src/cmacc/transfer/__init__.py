@@ -2,7 +2,7 @@
 
 from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Provenance, Result
-from cmacc.transfer.compare import beside_published, compared, markdown
+from cmacc.transfer.compare import beside_published, compared, markdown, results_table
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
 from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
@@ -59,5 +59,6 @@ __all__ = [
     "push",
     "ranks",
     "read_export",
+    "results_table",
     "weights_hash",
 ]

@@ -8,9 +8,16 @@ from cmacc.clips import ClipSpec, LogMel, grey_video, to_video
 from cmacc.encoders import AudioVisualEncoder
 from cmacc.transfer.encoder import EncoderError, Modality
 
-TORCHVISION_MODELS = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "mvit_v1_b", "mvit_v2_s", "swin3d_t")
-# Of torchvision's video models: 16 frames at 15 per second (references/video_classification).
-_TORCHVISION_FRAMES, _TORCHVISION_RATE_HZ = 16, 15.0
+# Frames a clip and their rate, by which each one's Kinetics weights were evaluated (`weights.meta["_docs"]`).
+TORCHVISION_MODELS = {
+    "r3d_18": (16, 15.0),
+    "mc3_18": (16, 15.0),
+    "r2plus1d_18": (16, 15.0),
+    "s3d": (128, 15.0),
+    "mvit_v1_b": (16, 7.5),
+    "mvit_v2_s": (16, 7.5),
+    "swin3d_t": (32, 15.0),
+}
 # librosa's. With the encoders' own of 1e-6, which hides how silent a silence is, ESC-10 comes out 1.3 points lower.
 _STATISTICS_FLOOR = 1e-10
 _CLASSIFIERS = ("fc", "classifier", "head")
@@ -95,7 +102,7 @@ class TorchvisionVideo(nn.Module):
             _load(self.network, weights, name)
         _drop_last_layer(self.network)
         (size,) = presets.crop_size[:1]
-        self.spec = ClipSpec(_TORCHVISION_FRAMES, _TORCHVISION_RATE_HZ, size, size)
+        self.spec = ClipSpec(*TORCHVISION_MODELS[name], size, size)
         self.register_buffer("mean", torch.tensor(presets.mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(presets.std).view(3, 1, 1, 1), persistent=False)
 

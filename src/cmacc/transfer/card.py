@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,8 +16,10 @@ from typing import Any
 import torch
 
 from cmacc.clips.storage import written_aside
+from cmacc.transfer.reading import UnfitError, dataclass_of, value_of
 
 _FORMAT = 2
+UNKNOWN_WEIGHTS = "unknown"
 
 
 class CardError(ValueError):
@@ -49,7 +53,7 @@ class Result:
     settings
         What departs from the recipe, as ``name=value``; empty where it was followed.
     seconds
-        Time that the measurement took, without decoding and embedding where features were frozen.
+        Time that the measurement of the encoder took; short where its features had been kept.
     """
 
     task: str
@@ -127,7 +131,7 @@ class EncoderFacts:
     clip
         Size of its clips: the fields of `ClipSpec`.
     pretraining_data
-        Fingerprint of the manifest it was trained on, None where unknown.
+        Fingerprint of the manifest it was trained on, as that is now; None where it is not to be found.
     """
 
     name: str
@@ -147,10 +151,10 @@ class Provenance:
     hardware: dict[str, str]
     created: str
     seed: int
-    command: str = ""
+    command: str
 
     @classmethod
-    def now(cls, device: torch.device, seed: int, command: str = "") -> "Provenance":
+    def now(cls, device: torch.device, seed: int) -> "Provenance":
         """Provenance of results that are being made."""
         return cls(
             versions={
@@ -164,19 +168,23 @@ class Provenance:
             },
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seed=seed,
-            command=command,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         )
+
+    def same_conditions(self, other: "Provenance") -> bool:
+        """Whether results were made with the same seed, versions and hardware."""
+        return (self.seed, self.versions, self.hardware) == (other.seed, other.versions, other.hardware)
 
 
 @dataclass(frozen=True)
 class Card:
-    """Results of one encoder, the data of each task by its name, and ``{file: reason}`` of files left out."""
+    """Results of one encoder; by task, its data, and ``{file: reason}`` of files (or modalities) left out."""
 
     encoder: EncoderFacts
     data: dict[str, DataFacts]
     results: tuple[Result, ...]
     provenance: Provenance
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Card":
@@ -188,33 +196,36 @@ class Card:
             The file is missing or not a card of this format.
         """
         try:
-            plain: dict[str, Any] = json.loads(path.read_text())
-            if plain["format"] != _FORMAT:
-                raise CardError(f"card {path}: format must be {_FORMAT}, got {plain['format']}; evaluate again")
-            rows = [row | {"settings": tuple(row["settings"])} for row in plain["results"]]
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(plain, dict) or plain.get("format") != _FORMAT:
+                got = plain.get("format") if isinstance(plain, dict) else "no object"
+                raise CardError(f"card {path}: format must be {_FORMAT}, got {got!r:.40}; evaluate again")
+            data = value_of(dict[str, Any], plain, "data")
+            rows = value_of(tuple[Any, ...], plain, "results")
             return cls(
-                encoder=EncoderFacts(**plain["encoder"]),
-                data={task: DataFacts(**facts) for task, facts in plain["data"].items()},
-                results=tuple(Result(**row) for row in rows),
-                provenance=Provenance(**plain["provenance"]),
-                left_out=dict(plain["left_out"]),
+                encoder=dataclass_of(EncoderFacts, plain.get("encoder"), "encoder"),
+                data={task: dataclass_of(DataFacts, facts, f"data.{task}") for task, facts in data.items()},
+                results=tuple(dataclass_of(Result, row, f"results[{place}]") for place, row in enumerate(rows)),
+                provenance=dataclass_of(Provenance, plain.get("provenance"), "provenance"),
+                left_out=value_of(dict[str, dict[str, str]], plain, "left_out"),
             )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-            raise CardError(f"card {path}: cannot be read ({type(error).__name__}: {error})") from error
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError, UnfitError) as error:
+            raise CardError(f"card {path}: cannot be read ({error})") from error
 
     def write(self, path: Path) -> None:
         """Write aside, then rename into place."""
         with written_aside(path) as aside:
-            aside.write_text(json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+            plain = {"format": _FORMAT, **dataclasses.asdict(self)}
+            aside.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
-def joined(path: Path, new: Card, replaces: Collection[tuple[str, str]], *, overwrite: bool) -> Card:
-    """``new`` together with the results of the card at ``path`` that it does not replace.
+def joined(older: Card | None, new: Card, replaces: Collection[tuple[str, str]], *, overwrite: bool) -> Card:
+    """``new`` together with the results of an older card that it does not replace.
 
     Parameters
     ----------
-    path
-        Of the older card; there need not be one.
+    older
+        The card that stands where the new one will; None if there is none.
     new
         Its results may still be to come: then this only asks whether they can be joined.
     replaces
@@ -225,23 +236,21 @@ def joined(path: Path, new: Card, replaces: Collection[tuple[str, str]], *, over
     Raises
     ------
     CardError
-        Without ``overwrite``: the card there is of another encoder or of other data, or holds such results already.
+        Without ``overwrite``: the older card is of another encoder, of other data, or made in other conditions; or it
+        holds such results already.
     """
-    if not path.exists():
+    if older is None:
         return new
-    try:
-        older = Card.read(path)
-    except CardError:
-        if overwrite:
-            return new
-        raise
-    if older.encoder.weights != new.encoder.weights:
-        if overwrite:
-            return new
-        raise CardError(
-            f"card {path}: holds results of {older.encoder.name} at step {older.encoder.checkpoint_step}, of other "
-            f"weights than {new.encoder.name}; choose another --out, or give --overwrite to lose them"
-        )
+    reason = ""
+    if older.encoder.weights != new.encoder.weights or new.encoder.weights == UNKNOWN_WEIGHTS:
+        what = f"{older.encoder.name} at step {older.encoder.checkpoint_step}"
+        reason = f"holds results of {what}, which may be of other weights than {new.encoder.name}"
+    elif not older.provenance.same_conditions(new.provenance):
+        reason = "holds results made with another seed, other versions or other hardware"
+    if reason and not overwrite:
+        raise CardError(f"card in --out: {reason}; choose another --out, or give --overwrite to lose them")
+    if reason:
+        return new
     on_other_data = {
         task
         for task, facts in new.data.items()
@@ -249,14 +258,18 @@ def joined(path: Path, new: Card, replaces: Collection[tuple[str, str]], *, over
     }
     lost = [r for r in older.results if r.task in on_other_data or (r.task, r.protocol) in replaces]
     if lost and not overwrite:
-        what = sorted({f"{r.protocol} of task {r.task}" for r in lost})
+        what = ", ".join(sorted({f"{r.protocol} of task {r.task}" for r in lost}))
         raise CardError(
-            f"card {path}: holds {', '.join(what)} already{' on other data' if on_other_data else ''}; choose another "
-            "--out, or give --overwrite to replace them"
+            f"card in --out: holds {what} already{' on other data' if on_other_data else ''}; choose another --out, or "
+            "give --overwrite to replace them"
         )
+    kept = [r for r in older.results if r not in lost]
+    left_out = {task: files for task, files in older.left_out.items() if task in {r.task for r in kept}}
+    for task, files in new.left_out.items():
+        left_out[task] = left_out.get(task, {}) | files
     return dataclasses.replace(
         new,
-        data={**older.data, **new.data},
-        results=(*(r for r in older.results if r not in lost), *new.results),
-        left_out={**older.left_out, **new.left_out},
+        data={**{task: older.data[task] for task in {r.task for r in kept}}, **new.data},
+        results=(*kept, *new.results),
+        left_out=left_out,
     )

@@ -43,24 +43,11 @@ def markdown(card: Card) -> str:
         ): None
         for r in card.results
     }
-    left_out = [f"{file}: {reason}" for file, reason in card.left_out.items()]
+    left_out = [f"{task}: {file}: {why}" for task, files in card.left_out.items() for file, why in files.items()]
     unnamed = len(left_out) - _LEFT_OUT_SHOWN
     sections = [
         f"# Results of {_plain(encoder.name)}",
-        _table(
-            [*_ROW, "value [95 %]", "spread over splits", "untrained", "chance", "items"],
-            [
-                (
-                    *_row_cells(r),
-                    _with_interval(r),
-                    f"{_number(r.metric, r.spread)} over {len(r.by_split)}" if len(r.by_split) > 1 else "one split",
-                    _NONE if r.untrained is None else _number(r.metric, r.untrained),
-                    _number(r.metric, r.chance),
-                    f"{r.count:,}",
-                )
-                for r in card.results
-            ],
-        ),
+        results_table(card),
         "## Data",
         _table(
             ["task", "path", "fingerprint", "present"],
@@ -100,6 +87,24 @@ def markdown(card: Card) -> str:
     if unnamed > 0:
         sections.append(f"And {unnamed:,} more.")
     return "\n\n".join(sections) + "\n"
+
+
+def results_table(card: Card) -> str:
+    """The results of a card alone, as a table."""
+    return _table(
+        [*_ROW, "value [95 %]", "spread over splits", "untrained", "chance", "items"],
+        [
+            (
+                *_row_cells(r),
+                _with_interval(r),
+                f"{_number(r.metric, r.spread)} over {len(r.by_split)}" if len(r.by_split) > 1 else "one split",
+                _NONE if r.untrained is None else _number(r.metric, r.untrained),
+                _number(r.metric, r.chance),
+                f"{r.count:,}",
+            )
+            for r in card.results
+        ],
+    )
 
 
 def compared(cards: Sequence[Card], names: Sequence[str]) -> str:
@@ -286,6 +291,8 @@ def _differing_notes(cards: Sequence[Card], names: Sequence[str]) -> str:
         {
             **{f"clip {key}": str(value) for key, value in card.encoder.clip.items()},
             "pretraining data": card.encoder.pretraining_data or "unknown",
+            "seed of the weights": str(card.encoder.seed),
+            "seed of the evaluation": str(card.provenance.seed),
             "device": card.provenance.hardware.get("device", _NOT_STATED),
             **{f"version of {key}": value for key, value in card.provenance.versions.items()},
         }

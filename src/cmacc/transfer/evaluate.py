@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 from typing import get_args
 
 import torch
@@ -11,10 +12,11 @@ from safetensors.numpy import save_file
 
 from cmacc.clips.storage import written_aside
 from cmacc.transfer import protocols as recipes
-from cmacc.transfer.card import Card, Provenance, Result, joined
+from cmacc.transfer.card import Card, CardError, Provenance, Result, joined
 from cmacc.transfer.compare import markdown
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import Features
+from cmacc.transfer.finetune import require_trainable
 from cmacc.transfer.measure import Measured, Outcome, Progress, able_modalities, measure
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
@@ -109,45 +111,110 @@ def evaluate(
         The encoder or the data cannot be used so, or ``out`` holds results that would be lost.
     """
     options = options or EvaluateOptions()
-    chosen = {task: _protocols_of(task, protocols) for task in tasks}
-    if options.windows is not None and options.windows < 1:
-        raise TaskError(f"evaluate: windows must be at least 1, got {options.windows}")
+    chosen = _chosen_protocols(tuple(dict.fromkeys(tasks)), protocols)
+    _check_options(options, chosen)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     opened = open_encoder(encoder, device, seed=options.seed) if isinstance(encoder, str) else opened_object(encoder)
-    for task in tasks:
-        able_modalities(opened.encoder, task, _task_modalities(task))
+    for task, names in chosen.items():
+        for modality in able_modalities(opened.encoder, task, _task_modalities(task)):
+            if "finetune" in names:
+                require_trainable(opened.encoder, modality)
+    # What can be refused is refused before the work: an hour of it must not end in "choose another --out".
+    path = out / "card.json"
+    older = _older_card(path, overwrite)
     card = Card(opened.facts, {}, (), Provenance.now(device, options.seed))
-    path, replaces = out / "card.json", {(task, name) for task, names in chosen.items() for name in names}
-    # Asked before the work: an hour of it must not end in "choose another --out".
-    joined(path, card, replaces, overwrite=overwrite)
-    prepared = {task: _task_data(task, data, options, progress) for task in tasks}
-    card = replace(card, data={task: found.facts for task, found in prepared.items()})
-    joined(path, card, replaces, overwrite=overwrite)
-    results: list[Result] = []
-    left_out: dict[str, str] = {}
-    for task, found in prepared.items():
-        left_out |= found.left_out
-        for name in chosen[task]:
-            rows, outcome = _results(opened, found, name, options, progress)
-            results += rows
-            left_out |= {str(found.manifest.records[i].path): why for i, why in outcome.failures.items()}
+    replaces = {(task, name) for task, names in chosen.items() for name in names}
+    joined(older, card, replaces, overwrite=overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    found = {task: _task_data(task, data, options, progress) for task in chosen}
+    joined(older, replace(card, data={t: d.facts for t, d in found.items()}), replaces, overwrite=overwrite)
+    done: set[tuple[str, str]] = set()
+    for task, names in chosen.items():
+        for name in names:
+            rows, outcome = _results(opened, found[task], name, options, progress)
             if task == "pairs" and outcome.features is not None:
                 _write_embeddings(outcome.features, out / "embeddings.safetensors")
-    card = joined(path, replace(card, results=tuple(results), left_out=left_out), replaces, overwrite=overwrite)
-    card.write(path)
+            card = _with_results(card, found[task], rows, outcome)
+            done.add((task, name))
+            # After every protocol: fine-tuning takes hours, and what comes after it may fail.
+            _write(joined(older, card, done, overwrite=overwrite), out)
+    return joined(older, card, done, overwrite=overwrite)
+
+
+def _chosen_protocols(
+    tasks: Sequence[TaskName], asked: Sequence[ProtocolName]
+) -> dict[TaskName, tuple[ProtocolName, ...]]:
+    """The protocols of every task: of those asked for the ones that suit it, or its own."""
+    chosen: dict[TaskName, tuple[ProtocolName, ...]] = {}
+    for task in tasks:
+        if task not in get_args(TaskName):
+            raise TaskError(f"evaluate: task must be one of {', '.join(get_args(TaskName))}, got {task!r}")
+        possible: tuple[ProtocolName, ...] = ("retrieval",) if task == "pairs" else get_args(ProtocolName)
+        suiting = tuple(name for name in dict.fromkeys(asked) if name in possible)
+        if asked and not suiting:
+            raise TaskError(f"task {task}: protocol must be one of {', '.join(possible)}, got {', '.join(asked)}")
+        chosen[task] = suiting or DEFAULT_PROTOCOLS[task]
+    idle = [name for name in asked if not any(name in names for names in chosen.values())]
+    if idle:
+        raise TaskError(f"evaluate: protocol {idle[0]} must suit a task, got {', '.join(tasks)} alone")
+    return chosen
+
+
+def _check_options(options: EvaluateOptions, chosen: dict[TaskName, tuple[ProtocolName, ...]]) -> None:
+    """Refuse numbers out of range, and options that would have no effect."""
+    for name in ("windows", "epochs"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise TaskError(f"evaluate: {name} must be at least 1, got {value}")
+    for name, least in (("workers", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise TaskError(f"evaluate: {name} must be at least {least}, got {getattr(options, name)}")
+    official = any(task in OFFICIAL for task in chosen)
+    for option, given, is_of_use, what in (
+        ("--splits", options.parts, official, "the official data sets"),
+        ("--list", options.lists, official, "the official data sets"),
+        ("--folds", options.folds, "labelled" in chosen, "task labelled"),
+        ("--epochs", options.epochs, any("finetune" in n for n in chosen.values()), "protocol finetune"),
+    ):
+        if given and not is_of_use:
+            raise TaskError(f"evaluate: {option} is for {what} alone, got {', '.join(chosen)}")
+
+
+def _older_card(path: Path, overwrite: bool) -> Card | None:
+    if not path.exists():
+        return None
+    try:
+        return Card.read(path)
+    except CardError:
+        if overwrite:
+            return None
+        raise
+
+
+def _with_results(card: Card, data: TaskData, rows: list[Result], outcome: Outcome) -> Card:
+    """The card with what a protocol came to. Files that did not decode are no part of the data that was there."""
+    records = data.manifest.records
+    left_out = {
+        f"{records[i].path}{f' {records[i].key}' if records[i].key else ''}": why for i, why in outcome.failures.items()
+    }
+    left_out |= {f"modality {name}": why for name, why in outcome.idle_modalities.items()}
+    before = card.left_out.get(data.task, data.left_out)
+    files = data.facts.files - len(outcome.failures)
+    if data.task in card.data:
+        files = min(files, card.data[data.task].files)
+    facts = replace(data.facts, files=files)
+    return replace(
+        card,
+        data={**card.data, data.task: facts},
+        results=(*card.results, *rows),
+        left_out={**card.left_out, data.task: before | left_out} if before | left_out else card.left_out,
+    )
+
+
+def _write(card: Card, out: Path) -> None:
+    card.write(out / "card.json")
     with written_aside(out / "card.md") as aside:
-        aside.write_text(markdown(card))
-    return card
-
-
-def _protocols_of(task: TaskName, asked: Sequence[ProtocolName]) -> tuple[ProtocolName, ...]:
-    if task not in get_args(TaskName):
-        raise TaskError(f"evaluate: task must be one of {', '.join(get_args(TaskName))}, got {task!r}")
-    possible: tuple[ProtocolName, ...] = ("retrieval",) if task == "pairs" else get_args(ProtocolName)
-    chosen = tuple(name for name in asked if name in possible)
-    if asked and not chosen:
-        raise TaskError(f"task {task}: protocol must be one of {', '.join(possible)}, got {', '.join(asked)}")
-    return chosen or DEFAULT_PROTOCOLS[task]
+        aside.write_text(markdown(card), encoding="utf-8")
 
 
 def _task_modalities(task: TaskName) -> tuple[Modality, ...]:
@@ -209,9 +276,7 @@ def _results(
     rows = []
     for place, what in enumerate(outcome.metrics):
         summary = recipes.summarised(what.splits, what.groups)
-        before = None
-        if untrained is not None:
-            before = recipes.summarised(untrained[place].splits, untrained[place].groups).value
+        before = None if untrained is None else mean(metric.value for metric in untrained[place].splits)
         rows.append(
             Result(
                 task=data.task,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,6 +27,7 @@ from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, rea
 from cmacc.transfer.adapters import CmaccEncoder
 from cmacc.transfer.encoder import Modality
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
+from cmacc.transfer.reading import UnfitError, dataclass_of, value_of
 
 __all__ = [
     "ExportError",
@@ -191,12 +192,15 @@ def read_export(folder: Path) -> ExportedEncoder:
     for name, wanted in (("library", _LIBRARY), ("format", _FORMAT)):
         if plain.get(name) != wanted:
             raise ExportError(f"export {path}: {name} must be {wanted}, got {plain.get(name)!r}")
-    encoder = _dataclass_of(EncoderConfig, _value(plain, "encoder", dict, path), "encoder", path)
-    clip = _dataclass_of(ClipSpec, _value(plain, "clip", dict, path), "clip", path)
-    is_grey = _value(plain, "is_grey", bool, path)
-    step, seed = _value(plain, "step", int, path), _value(plain, "seed", int, path)
-    weights = _value(plain, "weights", str, path)
-    pretraining_data = _value(_value(plain, "pretraining", dict, path), "data", str | None, path)
+    try:
+        encoder = dataclass_of(EncoderConfig, plain.get("encoder"), "encoder")
+        clip = dataclass_of(ClipSpec, plain.get("clip"), "clip")
+        is_grey, weights = value_of(bool, plain, "is_grey"), value_of(str, plain, "weights")
+        step, seed = value_of(int, plain, "step"), value_of(int, plain, "seed")
+        pretraining = value_of(dict[str, Any], plain, "pretraining")
+        pretraining_data = value_of(str | None, pretraining, "data", "pretraining.")
+    except UnfitError as error:
+        raise ExportError(f"export {path}: {error}") from error
     pair = _read_weights(folder / "model.safetensors", encoder, weights)
     return ExportedEncoder(pair, clip, is_grey, step, seed, weights, pretraining_data)
 
@@ -353,35 +357,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ExportError(f"export {path}: must be an object, got {plain!r:.60}")
     return plain
-
-
-def _dataclass_of(kind: type[Any], plain: dict[str, Any], what: str, path: Path) -> Any:
-    """An `EncoderConfig` or `ClipSpec` of what JSON gave; they check values, but take types on trust."""
-    hints = get_type_hints(kind)
-    for name in plain:
-        if name not in hints:
-            raise ExportError(f"export {path}: {what}.{name} is no setting of {kind.__name__}")
-    values = {name: _value(plain, name, hint, path, f"{what}.") for name, hint in hints.items()}
-    try:
-        # JSON writers other than Python's write 16.0 as 16.
-        return kind(**{name: float(value) if hints[name] is float else value for name, value in values.items()})
-    except (ValueError, OverflowError) as error:
-        raise ExportError(f"export {path}: {error}") from error
-
-
-def _value(plain: dict[str, Any], name: str, hint: Any, path: Path, prefix: str = "") -> Any:
-    if name not in plain:
-        raise ExportError(f"export {path}: {prefix}{name} is missing")
-    value = plain[name]
-    if get_origin(hint) is Literal:
-        fits, wanted = value in get_args(hint), "one of " + ", ".join(get_args(hint))
-    else:
-        # Not isinstance: to it True is an int.
-        kinds = (float, int) if hint is float else (get_args(hint) or (hint,))
-        fits, wanted = type(value) in kinds, getattr(hint, "__name__", str(hint))
-    if not fits:
-        raise ExportError(f"export {path}: {prefix}{name} must be {wanted}, got {value!r:.60}")
-    return value
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:

@@ -7,8 +7,10 @@ protocol on the same features, or a run that was stopped, does not decode anythi
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from cmacc.clips import ClipBatch, Manifest, evaluation_loader, evaluation_requests
+from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evaluation_requests
 from cmacc.clips.plan import ClipRequest
 from cmacc.clips.storage import written_aside
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.protocols import unit_rows
 
 Progress = Callable[[int, int], None]
+
+log = logging.getLogger("cmacc")
 
 _BATCH_SIZE = 32
 _CACHE_FORMAT = 1
@@ -102,10 +106,14 @@ def embed(
         key = _cache_key(encoder, manifest, sample_ids, modalities, windows)
         place = None if key is None else cache / "features" / f"{key}.safetensors"
     if place is not None and (kept := _read(place)) is not None:
-        return kept
+        # Kept by the files' contents: in another manifest they may stand in other rows.
+        return dataclasses.replace(kept, sample_ids=np.asarray(sample_ids, np.int64))
     features = _embedded(encoder, manifest, sample_ids, modalities, windows, workers, progress)
     if place is not None and not features.failures:  # a fault of a disk or network must not be kept
-        _write(place, features)
+        try:
+            _write(place, features)
+        except OSError as error:
+            log.warning("features are not kept: %s", error)
     return features
 
 
@@ -121,7 +129,8 @@ def _embedded(
 ) -> Features:
     wanted = evaluation_requests(manifest, sample_ids, encoder.spec.length_seconds, windows)
     requests = list(dict.fromkeys(wanted))
-    loader = evaluation_loader(manifest, requests, encoder.spec, batch_size=_BATCH_SIZE, workers=workers)
+    spec = spec_for(encoder.spec, modalities)
+    loader = evaluation_loader(manifest, requests, spec, batch_size=_BATCH_SIZE, workers=workers)
     failures: dict[int, str] = {}
     ids: list[int] = []
     features: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in modalities}
@@ -155,6 +164,16 @@ def _embedded(
     )
 
 
+def spec_for(spec: ClipSpec, modalities: Sequence[Modality]) -> ClipSpec:
+    """The clips to decode for some modalities: for sounds alone one frame, over the same window, instead of all.
+
+    Decoding pictures that nobody looks at costs more than the sound.
+    """
+    if "video" in modalities:
+        return spec
+    return dataclasses.replace(spec, frame_count=1, frame_rate_hz=spec.frame_rate_hz / spec.frame_count)
+
+
 def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor:
     """Features of a batch, ``(M, f)``.
 
@@ -176,17 +195,25 @@ def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor
 
 
 def weights_hash(encoder: nn.Module) -> str:
-    """Sixteen hex digits that change when a weight, a statistic or a setting of the encoder changes."""
+    """Sixteen hex digits that change with every weight and statistic of the encoder, and with its settings.
+
+    Settings are what its modules hold as numbers, texts, dataclasses and the like; code is not seen, nor is what other
+    objects hold.
+    """
     digest = hashlib.sha256()
-    settings = {name: repr(value) for name, value in sorted(vars(encoder).items()) if not name.startswith("_")}
-    settings.pop("training", None)
-    digest.update(json.dumps([repr(encoder), settings]).encode())
-    # Buffers that are not saved count too: filters of a spectrogram, means of pixels.
-    tensors = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
-    for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    for name, module in encoder.named_modules():
+        settings = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
+        # Buffers that are not saved count too: filters of a spectrogram, means of pixels.
+        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        tensors |= {key: value for key, value in settings.items() if isinstance(value, Tensor)}
+        plain = {key: repr(value) for key, value in settings.items() if not isinstance(value, Tensor)}
+        # A repr with an address in it is of an object that says nothing of itself, and another one at each start.
+        plain = {key: text for key, text in sorted(plain.items()) if " at 0x" not in text}
+        digest.update(json.dumps([name, type(module).__qualname__, module.extra_repr(), plain]).encode())
+        for key, tensor in sorted(tensors.items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            values = tensor.detach().cpu().contiguous()
+            digest.update(values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
     return digest.hexdigest()[:16]
 
 
@@ -239,7 +266,8 @@ def _cache_key(
     if any(file[0] is None for file in files):
         return None
     spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
-    what = [_CACHE_FORMAT, weights_hash(encoder), spec, list(modalities), windows, files]
+    versions = [version(name) for name in ("cmacc", "torchvision", "av")]
+    what = [_CACHE_FORMAT, versions, weights_hash(encoder), spec, list(modalities), windows, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 

@@ -53,6 +53,7 @@ from cmacc.clips.seeds import seeded_rng
 from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype
 from cmacc.pretraining.loop import learning_rate
 from cmacc.transfer.encoder import ClipEncoder, Modality
+from cmacc.transfer.features import spec_for
 
 Progress = Callable[[str, int, int], None]
 
@@ -235,7 +236,7 @@ def finetune(
     """
     settings = settings or FinetuneSettings()
     _check_numbers(windows, crops, seed, workers)
-    _check_encoder(encoder, modality)
+    require_trainable(encoder, modality)
     class_count = _check_files(manifest, modality, class_of, train_ids, test_ids)
     classifier = _new_classifier(encoder, modality, class_count, settings.dropout, seed)
     losses, train_failures = _train(classifier, manifest, class_of, train_ids, settings, seed, workers, progress)
@@ -378,8 +379,7 @@ def _blank(spec: ClipSpec, modality: Modality, device: torch.device) -> Tensor:
 def _decoded_spec(spec: ClipSpec, modality: Modality, crops: int = 1) -> ClipSpec:
     """What is decoded of a window: for crops a wider picture, for sound a single frame instead of all."""
     if modality == "audio":
-        # The window stays as long as it was, and decoding a picture nobody sees costs more than the sound.
-        return dataclasses.replace(spec, frame_count=1, frame_rate_hz=spec.frame_rate_hz / spec.frame_count)
+        return spec_for(spec, [modality])
     return spec if crops == 1 else dataclasses.replace(spec, frame_width=round(spec.frame_width * 4 / 3))
 
 
@@ -446,7 +446,8 @@ def _check_numbers(windows: int, crops: int, seed: int, workers: int) -> None:
         _require(value >= least, f"finetune: {name}", f"at least {least}", value)
 
 
-def _check_encoder(encoder: ClipEncoder, modality: Modality) -> None:
+def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
+    """Raise `FinetuneError` where there is nothing of that modality to train."""
     _require(
         modality in encoder.modalities,
         "finetune: modality",

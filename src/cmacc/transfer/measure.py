@@ -1,6 +1,6 @@
 """One protocol of one encoder on one task: metrics of every split, from frozen features or from fine-tuned networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cmacc.transfer.encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.transfer.features import Features, embed
 from cmacc.transfer.finetune import FinetuneSettings, finetune
 from cmacc.transfer.protocols import RECIPES, Metric, ProtocolName, Rows
-from cmacc.transfer.tasks import TaskData, TaskError, TaskName
+from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,10 +35,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a protocol came to: its metrics, ``{sample id: reason}`` of files that did not decode, and the features."""
+    """What a protocol came to.
+
+    Attributes
+    ----------
+    metrics
+        Of all modalities.
+    failures
+        ``{sample id: reason}`` of files that did not decode.
+    idle_modalities
+        ``{modality: reason}`` of those that the encoder has and the files have not.
+    features
+        What was measured, where features were frozen.
+    """
 
     metrics: list[Measured]
     failures: dict[int, str]
+    idle_modalities: dict[str, str]
     features: Features | None
 
 
@@ -117,8 +130,10 @@ def measure(
             f"task {data.task}: at least 2 of the {len(data.sample_ids)} files of {data.facts.path} must decode, "
             f"got {len(features.sample_ids)}; the first fault is {next(iter(features.failures.values()))}"
         )
-    metrics = _paired(features, data) if data.task == "pairs" else _probed(features, data, protocol)
-    return Outcome(metrics, features.failures, features)
+    if data.task == "pairs":
+        return Outcome(_paired(features, data), features.failures, {}, features)
+    metrics, idle = _probed(features, data, protocol)
+    return Outcome(metrics, features.failures, idle, features)
 
 
 def _paired(features: Features, data: TaskData) -> list[Measured]:
@@ -134,40 +149,56 @@ def _paired(features: Features, data: TaskData) -> list[Measured]:
     ]
 
 
-def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> list[Measured]:
-    """A probe on every modality that the files have, and on both together where the task is about both."""
-    rows = dict(features.by_modality)
-    records = [data.manifest.records[i] for i in features.sample_ids.tolist()]
-    present: dict[str, NDArray[np.bool_]] = {
-        "video": np.asarray([record.has_picture for record in records]),
-        "audio": np.asarray([record.has_audio for record in records]),
-    }
-    sides: dict[str, NDArray[np.float32]] = {modality: rows[modality] for modality in rows}
-    if len(rows) == 2:
-        sides["both"] = np.concatenate([rows["video"], rows["audio"]], axis=2)
-        present["both"] = present["video"] & present["audio"]
-    measured: list[Measured] = []
+def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple[list[Measured], dict[str, str]]:
+    """A probe on every modality that the files have, and on both together where the encoder has both."""
+    sides: dict[str, NDArray[np.float32]] = dict(features.by_modality)  # type: ignore[arg-type]
+    if len(sides) == 2:
+        sides["both"] = np.concatenate([sides["video"], sides["audio"]], axis=2)
     place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
+    measured: list[Measured] = []
+    idle: dict[str, str] = {}
     for modality, side in sides.items():
+        splits, reason = _splits_of(modality, data, place_of.keys())
+        if reason:
+            idle[modality] = reason
+            continue
         by_split: list[list[Metric]] = []
         groups: list[NDArray[np.int64]] = []
-        for split in data.splits:
+        for split in splits:
             train, test = (
-                [i for i in ids if i in place_of and present[modality][place_of[i]]]
+                Rows(side[[place_of[i] for i in ids]], data.class_of[list(ids)], data.groups(ids))
                 for ids in (split.train, split.test)
             )
-            if len({data.class_of[i] for i in train}) < 2 or not test:
-                break  # silent or sound-only data: that modality has no task here
-            chosen = [
-                Rows(side[[place_of[i] for i in ids]], data.class_of[ids], data.groups(ids)) for ids in (train, test)
-            ]
-            by_split.append(_PROBES[protocol](*chosen))
-            groups.append(chosen[1].groups)
-        else:
-            measured += [Measured(modality, list(metrics), groups) for metrics in zip(*by_split, strict=True)]
+            by_split.append(_PROBES[protocol](train, test))
+            groups.append(test.groups)
+        measured += [Measured(modality, list(metrics), groups) for metrics in zip(*by_split, strict=True)]
     if not measured:
-        raise TaskError(f"task {data.task}: no modality of the encoder has training and held-out files with labels")
-    return measured
+        raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
+    return measured, idle
+
+
+def _splits_of(modality: str, data: TaskData, usable: Collection[int]) -> tuple[list[Split], str]:
+    """The splits with only such files as have that modality; with a reason instead where it cannot be measured."""
+    columns = {
+        "video": [width > 0 for width in data.manifest.column("width")],
+        "audio": data.manifest.column("has_audio"),
+    }
+    has = [columns[name] for name in (columns if modality == "both" else (modality,))]
+    splits = []
+    for split in data.splits:
+        train, test = (
+            tuple(i for i in ids if i in usable and all(column[i] for column in has))
+            for ids in (split.train, split.test)
+        )
+        trained = {int(data.class_of[i]) for i in train}
+        if len(trained) < 2 or not test:
+            return [], f"{split.name}: too few files with {'both' if modality == 'both' else modality} to probe it"
+        lost = sorted({int(data.class_of[i]) for i in test} - trained)
+        if lost:
+            names = ", ".join(data.manifest.classes()[c] for c in lost[:5])
+            return [], f"{split.name}: no training file of {names} has {modality} and decodes"
+        splits.append(Split(split.name, train, test))
+    return splits, ""
 
 
 def _finetuned(
@@ -183,23 +214,27 @@ def _finetuned(
     settings = FinetuneSettings() if epochs is None else FinetuneSettings(epochs=epochs)
     measured: list[Measured] = []
     failures: dict[int, str] = {}
+    idle: dict[str, str] = {}
     for modality in modalities:
+        splits, reason = _splits_of(modality, data, range(len(data.manifest)))
+        if reason:
+            idle[modality] = reason
+            continue
         metrics: list[Metric] = []
         groups: list[NDArray[np.int64]] = []
-        for split in data.splits:
+        for split in splits:
 
             def report(what: str, done: int, total: int, where: str = f"{modality}, {split.name}") -> None:
                 if progress is not None:
                     progress(f"{where}: {what}", done, total)
 
-            train, test = (_with(modality, data, ids) for ids in (split.train, split.test))
             tuned = finetune(
                 encoder,
                 modality,
                 data.manifest,
                 data.class_of,
-                train,
-                test,
+                split.train,
+                split.test,
                 settings=settings,
                 windows=windows,
                 crops=recipes.crops_of("finetune", modality),
@@ -209,13 +244,9 @@ def _finetuned(
             )
             failures |= tuned.failures
             labels = data.class_of[tuned.sample_ids]
-            metrics += recipes.scores_accuracy(tuned.scores, labels, data.class_of[train])
+            metrics += recipes.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
             groups.append(data.groups(tuned.sample_ids.tolist()))
         measured.append(Measured(modality, metrics, groups))
-    return Outcome(measured, failures, None)
-
-
-def _with(modality: Modality, data: TaskData, sample_ids: Sequence[int]) -> list[int]:
-    """The files that have that modality."""
-    has = data.manifest.column("has_audio") if modality == "audio" else [w > 0 for w in data.manifest.column("width")]
-    return [i for i in sample_ids if has[i]]
+    if not measured:
+        raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
+    return Outcome(measured, failures, idle, None)

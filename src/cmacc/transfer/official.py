@@ -102,7 +102,8 @@ def official_task(
     numbers = sorted(set(parts or range(1, what.parts + 1)))
     if not set(numbers) <= set(range(1, what.parts + 1)):
         raise TaskError(f"task {task}: --splits must be of 1 to {what.parts}, got {', '.join(map(str, numbers))}")
-    listings = {number: _listing(task, root, _lists(task, root, lists), number) for number in numbers}
+    place = _lists(task, root, lists)
+    listings = {number: _listing(task, root, place, number) for number in numbers}
     if not allow_partial:  # asked before hours of looking files over, and again after
         _require_whole(task, root, listings, lambda path: True)
     if journal is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cmacc.encoders import AudioVisualEncoder
 from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, untrained_encoder
 from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
-from cmacc.transfer.card import EncoderFacts
+from cmacc.transfer.card import UNKNOWN_WEIGHTS, EncoderFacts
 from cmacc.transfer.encoder import ClipEncoder, EncoderError
 from cmacc.transfer.export import fingerprint_of, is_export, read_export
 from cmacc.transfer.features import weights_hash
@@ -138,12 +138,14 @@ def opened_object(encoder: ClipEncoder) -> OpenedEncoder:
     Raises
     ------
     EncoderError
-        It lacks a part of `ClipEncoder`.
+        It lacks a part of `ClipEncoder`, or is in training mode: batch norm would learn from what is held out.
     """
     name = type(encoder).__name__
     if not isinstance(encoder, ClipEncoder):
         raise EncoderError(f"encoder {name}: must have modalities, spec, device, embed_video and embed_audio")
-    weights = weights_hash(encoder) if isinstance(encoder, nn.Module) else "unknown"
+    if isinstance(encoder, nn.Module) and any(module.training for module in encoder.modules()):
+        raise EncoderError(f"encoder {name}: must be in evaluation mode (.eval()), got training mode")
+    weights = weights_hash(encoder) if isinstance(encoder, nn.Module) else UNKNOWN_WEIGHTS
     facts = EncoderFacts(name, "an object of the caller's", weights, 0, 0, dataclasses.asdict(encoder.spec))
     return OpenedEncoder(encoder, None, facts)
 
@@ -157,10 +159,10 @@ def _kind(config: PretrainConfig) -> str:
 
 
 def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncoder:
-    model, _, file = name.removeprefix("torchvision:").partition("=")
+    model, has_weights, file = name.removeprefix("torchvision:").partition("=")
     untrained = _seeded(seed, lambda: TorchvisionVideo(model)).to(device).eval()
     kind = f"torchvision's {model}"
-    if not file:
+    if not has_weights:
         return _opened(name, untrained, None, f"{kind}, untrained", seed=seed, is_untrained=True)
     trained = TorchvisionVideo(model, _read_weights(name, Path(file))).to(device).eval()
     return _opened(name, trained, untrained, f"{kind}, weights {Path(file).name}", seed=seed)
@@ -174,7 +176,9 @@ def _seeded(seed: int, make: Callable[[], _Made]) -> _Made:
 
 def _read_weights(name: str, file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise EncoderError(f"encoder {name}: {file} must be a file of weights, got nothing there")
+        raise EncoderError(
+            f"encoder {name}: {str(file) if file.name else 'WEIGHTS'} must be a file of weights, got nothing there"
+        )
     try:
         # weights_only: a .pth is a pickle, and may otherwise run whatever its maker liked.
         plain = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)

@@ -141,13 +141,23 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
                     "--test-fraction; or divide it with --folds"
                 )
         splits = (Split("test", tuple(of_split["train"]), tuple(of_split["test"])),)
-    splits = tuple(with_trained_classes("labelled", split, class_of, manifest, allow_partial) for split in splits)
-    used = {i for split in splits for i in (*split.train, *split.test)}
-    classes = len({class_of[i] for i in used})
-    listed = int((class_of >= 0).sum()) if folds is not None else len(used)
     hashed = manifest.fingerprint() if folds is None else fingerprint(manifest, splits)
-    facts = DataFacts(str(path.absolute()), hashed, len(used), listed, classes, classes)
-    return TaskData("labelled", manifest, class_of, splits, ("video", "audio"), facts, {})
+    kept = tuple(with_trained_classes("labelled", split, class_of, manifest, allow_partial) for split in splits)
+    listed, used = (sorted({i for split in some for i in (*split.train, *split.test)}) for some in (splits, kept))
+    facts = DataFacts(
+        path=str(path.absolute()),
+        fingerprint=hashed,
+        files=len(used),
+        files_listed=len(listed),
+        classes=len(set(class_of[used])),
+        classes_listed=len(set(class_of[listed])),
+    )
+    left_out = {
+        f"{path} in {before.name}": "its class has no training files"
+        for before, after in zip(splits, kept, strict=True)
+        for path in (manifest.records[i].name for i in sorted(set(before.test) - set(after.test)))
+    }
+    return TaskData("labelled", manifest, class_of, kept, ("video", "audio"), facts, left_out)
 
 
 def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:
@@ -196,7 +206,10 @@ def _folds(manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: in
     from sklearn.model_selection import StratifiedGroupKFold
 
     ids = np.flatnonzero(class_of >= 0)
-    groups = np.asarray([manifest.column("group")[i] or f"\0{i}" for i in ids])
+    # Copies of one file are one thing, whatever they are called.
+    keys = zip(manifest.column("group"), manifest.column("content_hash"), range(len(manifest)), strict=True)
+    key_of = [group or content or f"row {row}" for group, content, row in keys]
+    groups = np.asarray([key_of[i] for i in ids])
     distinct = len(set(groups))
     if not 2 <= count <= distinct:
         raise TaskError(f"task labelled: --folds must be in [2, {distinct}], the number of groups, got {count}")

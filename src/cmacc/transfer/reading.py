@@ -35,9 +35,10 @@ def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
     for name in plain:
         if name not in hints:
             raise UnfitError(f"{prefix}{name} is no setting of {kind.__name__}")
-    values = {name: value_of(hint, plain, name, prefix) for name, hint in hints.items()}
     try:
-        return kind(**values)
+        return kind(**{name: value_of(hint, plain, name, prefix) for name, hint in hints.items()})
+    except UnfitError:
+        raise
     except (ValueError, OverflowError) as error:
         raise UnfitError(str(error)) from error
 

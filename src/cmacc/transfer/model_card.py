@@ -1,0 +1,122 @@
+"""The model card of an export, in the form that the Hugging Face hub reads."""
+
+from typing import Any
+
+from cmacc.encoders import AudioVisualEncoder
+from cmacc.pretraining import PretrainConfig
+
+
+def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str, Any], results: str) -> str:
+    """Text of an export's ``README.md``: what its ``config.json`` (``plain``) says, for people and for the hub.
+
+    Parameters
+    ----------
+    config, pair
+        Of the run.
+    plain
+        Contents of ``config.json``.
+    results
+        A Markdown table; empty where nothing was measured.
+    """
+    clip, encoder, dictionary = config.data.clip, config.encoder, config.dictionary
+    negatives = ["the other clips of the batch"] if config.objective.in_batch else []
+    if dictionary.selector != "none":
+        negatives.append(
+            f"a dictionary of {dictionary.size} keys per modality, filled by the selector `{dictionary.selector}` from "
+            f"a pool of {dictionary.pool_size}"
+        )
+    frames = f"{clip.frame_count}, {clip.frame_height}, {clip.frame_width}, 3"
+    data = plain["pretraining"]["data"]
+    return _CARD.format(
+        tags="".join(f"- {tag}\n" for tag in (*_TAGS, *(["onnx"] if plain["onnx"] else []))),
+        video=encoder.video,
+        audio=encoder.audio,
+        video_size=pair.video.feature_size,
+        audio_size=pair.audio.feature_size,
+        size=encoder.embedding_size,
+        clip=clip,
+        frames=frames,
+        colour=" (made grey inside: it was trained without colour)" if plain["is_grey"] else "",
+        onnx=_CARD_ONNX.format(frames=frames, clip=clip, **plain["onnx"]) if plain["onnx"] else "",
+        step=plain["step"],
+        steps=config.optim.steps,
+        batch_size=config.optim.batch_size,
+        negatives=" and ".join(negatives),
+        seed=config.seed,
+        data=f"of fingerprint `{data}`" if data else "of unknown fingerprint",
+        results=results.strip() or "None were measured before the export.",
+    )
+
+
+_TAGS = ("audio-visual", "contrastive-learning", "self-supervised-learning", "feature-extraction", "video", "audio")
+
+_CARD = """\
+---
+library_name: cmacc
+pipeline_tag: feature-extraction
+# license: which one is for the owner of the weights and of the videos to say
+tags:
+{tags}---
+
+# Video and audio encoders of cmacc
+
+A video encoder (`{video}`) and an audio encoder (`{audio}`) that learned from unlabelled video with sound to recognise
+each other's half of the same clip, by cross-modal active contrastive coding
+([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021). Each gives a `feature`, for probes and fine-tuning,
+and an `embedding` of length one, in a space that pictures and sounds share.
+
+| | picture | sound |
+|---|---|---|
+| input | `frames`, uint8 RGB 0..255{colour} | `waveforms`, float32 mono in [-1, 1] |
+| shape | `(B, {frames})` | `(B, {clip.sample_count})` |
+| a clip is | {clip.frame_count} frames, {clip.frame_rate_hz:g} per second | {clip.audio_seconds:g} s at \
+{clip.sample_rate_hz} Hz |
+| `feature` | `(B, {video_size})` | `(B, {audio_size})` |
+| `embedding` | `(B, {size})` | `(B, {size})` |
+
+Picture and sound of a clip share their middle. Pixels are normalised, and the log-mel spectrogram is made, inside.
+
+## Use
+
+With the Python package `cmacc`:
+
+```python
+from pathlib import Path
+
+import torch
+from cmacc.transfer import CmaccEncoder
+from cmacc.transfer.export import read_export
+
+export = read_export(Path("."))  # this folder, or what huggingface_hub.snapshot_download gives
+encoder = CmaccEncoder(export.pair, export.clip, export.is_grey)
+with torch.inference_mode():
+    video_feature = encoder.embed_video(torch.zeros(2, {frames}, dtype=torch.uint8))
+    audio_feature = encoder.embed_audio(torch.zeros(2, {clip.sample_count}))
+    similarity = encoder.match_video(video_feature) @ encoder.match_audio(audio_feature).T
+```
+{onnx}
+## Training
+
+{step} of {steps} steps of {batch_size} clips; negatives were {negatives}. Seed {seed}; a manifest {data}.
+Every setting is in `config.json`. The data is not part of this folder.
+
+## Results
+
+{results}
+"""
+
+_CARD_ONNX = """
+With onnxruntime alone, for batches of any size:
+
+```python
+import numpy as np
+import onnxruntime
+
+video, audio = (onnxruntime.InferenceSession(name) for name in ("video.onnx", "audio.onnx"))
+video_feature, video_embedding = video.run(None, {{"frames": np.zeros((2, {frames}), np.uint8)}})
+audio_feature, audio_embedding = audio.run(None, {{"waveforms": np.zeros((2, {clip.sample_count}), np.float32)}})
+```
+
+On random inputs the results differ from torch's by {differences[video]:.1e} (video) and {differences[audio]:.1e}
+(audio) at most, features in relation to the largest; above {tolerance:g} there would be no export.
+"""

@@ -11,24 +11,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from cmacc.transfer.metrics import Metric, ProtocolError, summarised
 from cmacc.transfer.protocols import (
-    RECIPES,
-    Metric,
-    ProtocolError,
     Rows,
     averaged,
     chosen_c,
     class_retrieval,
-    crops_of,
     knn,
     linear,
     pair_retrieval,
     ranks,
     scores_accuracy,
-    summarised,
     svm,
     unit_rows,
 )
+from cmacc.transfer.recipes import RECIPES, crops_of
 
 CLASSIFIERS: list[Callable[[Rows, Rows], list[Metric]]] = [linear, svm, knn]
 ALL = [*CLASSIFIERS, class_retrieval]

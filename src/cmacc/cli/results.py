@@ -16,7 +16,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     """An encoder and data to a result card, or cards side by side."""
     from typing import get_args
 
-    from cmacc.transfer.protocols import ProtocolName
+    from cmacc.transfer.recipes import ProtocolName
     from cmacc.transfer.tasks import TaskName
 
     parser = command_parser(

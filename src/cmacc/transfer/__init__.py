@@ -8,9 +8,11 @@ from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
 from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
 from cmacc.transfer.features import Features, embed, weights_hash
 from cmacc.transfer.finetune import Finetuned, FinetuneError, FinetuneSettings, finetune
+from cmacc.transfer.metrics import Metric, ProtocolError
 from cmacc.transfer.open import OpenedEncoder, load_pair, open_encoder
-from cmacc.transfer.protocols import RECIPES, Metric, ProtocolError, ProtocolName, Recipe, Rows, ranks
+from cmacc.transfer.protocols import Rows, ranks
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
+from cmacc.transfer.recipes import RECIPES, ProtocolName, Recipe
 from cmacc.transfer.tasks import TaskError, TaskName
 
 __all__ = [

@@ -11,16 +11,16 @@ import torch
 from safetensors.numpy import save_file
 
 from cmacc.clips.storage import written_aside
-from cmacc.transfer import protocols as recipes
 from cmacc.transfer.card import Card, CardError, Provenance, Result, joined
 from cmacc.transfer.compare import markdown
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import Features
 from cmacc.transfer.finetune import require_trainable
 from cmacc.transfer.measure import Measured, Outcome, Progress, able_modalities, measure
+from cmacc.transfer.metrics import summarised
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
-from cmacc.transfer.protocols import RECIPES, ProtocolName
+from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of
 from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task
 
 DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
@@ -275,7 +275,7 @@ def _results(
         untrained = measured_of(opened.untrained, ", untrained").metrics
     rows = []
     for place, what in enumerate(outcome.metrics):
-        summary = recipes.summarised(what.splits, what.groups)
+        summary = summarised(what.splits, what.groups)
         before = None if untrained is None else mean(metric.value for metric in untrained[place].splits)
         rows.append(
             Result(
@@ -289,7 +289,7 @@ def _results(
                 count=summary.count,
                 version=RECIPES[protocol].version,
                 windows=options.windows or RECIPES[protocol].windows,
-                crops=recipes.crops_of(protocol, what.modality),
+                crops=crops_of(protocol, what.modality),
                 low=summary.low,
                 high=summary.high,
                 by_split=dict(zip((split.name for split in data.splits), summary.by_split, strict=True)),

@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.transfer import protocols as recipes
+from cmacc.transfer import protocols
 from cmacc.transfer.encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.transfer.features import Features, embed
 from cmacc.transfer.finetune import FinetuneSettings, finetune
-from cmacc.transfer.protocols import RECIPES, Metric, ProtocolName, Rows
+from cmacc.transfer.metrics import Metric
+from cmacc.transfer.protocols import Rows
+from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
 
 Progress = Callable[[str, int, int], None]
 
 _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
-    "linear": recipes.linear,
-    "svm": recipes.svm,
-    "knn": recipes.knn,
-    "retrieval": recipes.class_retrieval,
+    "linear": protocols.linear,
+    "svm": protocols.svm,
+    "knn": protocols.knn,
+    "retrieval": protocols.class_retrieval,
 }
 
 
@@ -142,8 +144,8 @@ def _paired(features: Features, data: TaskData) -> list[Measured]:
     return [
         Measured(modality, [metric], [groups])
         for modality, metrics in (
-            ("video->audio", recipes.pair_retrieval(video, audio)),
-            ("audio->video", recipes.pair_retrieval(audio, video)),
+            ("video->audio", protocols.pair_retrieval(video, audio)),
+            ("audio->video", protocols.pair_retrieval(audio, video)),
         )
         for metric in metrics
     ]
@@ -237,14 +239,14 @@ def _finetuned(
                 split.test,
                 settings=settings,
                 windows=windows,
-                crops=recipes.crops_of("finetune", modality),
+                crops=crops_of("finetune", modality),
                 seed=seed,
                 workers=workers,
                 progress=report,
             )
             failures |= tuned.failures
             labels = data.class_of[tuned.sample_ids]
-            metrics += recipes.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
+            metrics += protocols.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
             groups.append(data.groups(tuned.sample_ids.tolist()))
         measured.append(Measured(modality, metrics, groups))
     if not measured:

@@ -1,21 +1,20 @@
 """Protocols of the field on frozen features: features and labels in, metrics out.
 
-Nothing here knows of files or encoders. Every protocol is a pure function without settings: what it does is fixed in
-`RECIPES` under a name and a version, so that two results of the same name and version can be compared. Who wants
-another constant changes the code and the version. Randomness (inner folds, solver, bootstrap) has fixed seeds: the same
-features give the same numbers.
+Nothing here knows of files or encoders. Every protocol is a pure function without settings: what it does is fixed
+(`cmacc.transfer.recipes`), and its randomness (inner folds, solver) has fixed seeds: the same features give the same
+numbers.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ProtocolName = Literal["linear", "svm", "knn", "finetune", "retrieval"]
+from cmacc.transfer.metrics import Metric, ProtocolError
 
 _SEED = 0
 _LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest shrinkage first: ties go to it
@@ -27,130 +26,7 @@ _KNN_NEIGHBOURS = 20
 _KNN_TEMPERATURE = 0.07
 _CLASS_RECALLS = (1, 5, 10, 20, 50)
 _PAIR_RECALLS = (1, 5, 10)
-_RESAMPLES = 2000
 _QUERIES_AT_ONCE = 1024  # bounds the memory of cosines: 80 MB for 10,000 training files
-
-
-class ProtocolError(ValueError):
-    """Features, labels or scores that a protocol cannot be run on; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is fixed once and for all under a name and a version.
-
-    Attributes
-    ----------
-    name, version
-        Results are comparable where both are the same.
-    windows
-        Windows of a file, equally spaced, that are averaged.
-    crops
-        Crops of each window that are averaged, of pictures; sounds are never cropped.
-    summary
-        What is done, with the constants.
-    source
-        The papers that it follows.
-    """
-
-    name: ProtocolName
-    version: int
-    windows: int
-    crops: int
-    summary: str
-    source: str
-
-
-RECIPES: dict[ProtocolName, Recipe] = {
-    "linear": Recipe(
-        name="linear",
-        version=1,
-        windows=10,
-        crops=1,
-        summary=(
-            "Multinomial logistic regression (L-BFGS, at most 1,000 iterations) on features averaged over windows and "
-            "standardised by the training part; C out of 1e-4, 1e-3, ..., 10 by 3-fold cross-validation inside the "
-            "training part that parts no group."
-        ),
-        source="Radford et al. 2021 (CLIP), linear probe",
-    ),
-    "svm": Recipe(
-        name="svm",
-        version=1,
-        windows=10,
-        crops=1,
-        summary=(
-            "One-vs-rest linear SVM (squared hinge loss, C = 0.01) trained on every distinct window, a file's windows "
-            "weighing as one, standardised by the training part; decision values are averaged over the windows of a "
-            "test file."
-        ),
-        source="Alwassel et al. 2020 (XDC); Morgado et al. 2021 (AVID-CMA)",
-    ),
-    "knn": Recipe(
-        name="knn",
-        version=1,
-        windows=10,
-        crops=1,
-        summary=(
-            "Vote of the 20 nearest training files by cosine of features averaged over windows, each weighted by "
-            "exp(cosine / 0.07)."
-        ),
-        source="Wu et al. 2018 (instance discrimination); Caron et al. 2021 (DINO)",
-    ),
-    "finetune": Recipe(
-        name="finetune",
-        version=1,
-        windows=10,
-        crops=3,
-        summary=(
-            "The whole encoder and a new linear layer are trained on the labelled training part by a fixed schedule "
-            "(20 epochs; AdamW, 3e-4 and 1e-3 for the new layer); softmax scores are averaged over 10 windows of a "
-            "test file, and over 3 crops of each window of pictures."
-        ),
-        source="Morgado et al. 2021 (AVID-CMA), whole network; Feichtenhofer et al. 2019 (SlowFast), views",
-    ),
-    "retrieval": Recipe(
-        name="retrieval",
-        version=1,
-        windows=10,
-        crops=1,
-        summary=(
-            "Of labelled files, every test file queries the training files by cosine of features averaged over "
-            "windows: R@k is the share with a file of the same class among the k nearest. Of pairs, each row queries "
-            "the other modality for its own partner. An equal score of a wrong row counts as ahead of the right one."
-        ),
-        source="Xu et al. 2019 (clip order prediction); Han et al. 2020 (CoCLR)",
-    ),
-}
-
-
-def crops_of(protocol: ProtocolName, modality: str) -> int:
-    """Crops of each window that are averaged: the recipe's for ``video``, 1 for sounds and pairs."""
-    return RECIPES[protocol].crops if modality == "video" else 1
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """One metric of one split, kept item by item so that an interval can be drawn from it (`summarised`).
-
-    Attributes
-    ----------
-    name
-        ``accuracy``, ``R@1``, ... or ``median_rank``.
-    per_item
-        Shape (n,): 1 where right and 0 where wrong; for ``median_rank`` the rank, from 1.
-    chance
-        What guessing would give.
-    """
-
-    name: str
-    per_item: NDArray[np.float64]
-    chance: float
-
-    @property
-    def value(self) -> float:
-        """Mean over the items; their median for ``median_rank``."""
-        return _value(self.name, self.per_item)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,32 +62,6 @@ class Rows:
             if values.shape != shape[:1]:
                 raise ProtocolError(f"{name}: must have shape ({shape[0]},) as the features, got {values.shape}")
         _check_labels("labels", self.labels)
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One metric over the splits of a task.
-
-    Attributes
-    ----------
-    value
-        Mean over the splits of the split's value.
-    by_split
-        Value of every split.
-    low, high
-        95 % interval of ``value`` (`summarised`).
-    chance
-        Mean over the splits of what guessing would give.
-    count
-        Held-out items of all splits together.
-    """
-
-    value: float
-    by_split: list[float]
-    low: float
-    high: float
-    chance: float
-    count: int
 
 
 def linear(train: Rows, test: Rows) -> list[Metric]:
@@ -419,60 +269,6 @@ def scores_accuracy(
     return [_accuracy(scores.argmax(axis=1), train_labels, labels)]
 
 
-def summarised(metrics: Sequence[Metric], groups: Sequence[NDArray[np.int64]]) -> Summary:
-    """Mean over splits of one metric, with a 95 % percentile bootstrap interval.
-
-    In each of 2,000 resamples, as many groups as a split has are drawn from it with replacement, and all their items
-    enter; the split's value is computed anew and averaged over the splits. Whole groups are drawn because clips cut
-    from one scene are not independent: they succeed and fail together, and drawing them one by one would give too
-    narrow an interval. The price is that a few groups (fewer than about 20) give a coarse interval, mostly too narrow.
-    With groups all unlike this is the bootstrap over items. A split with one group is the same in every resample: if
-    all are such, ``low`` and ``high`` equal ``value``, which says that nothing is known and not that all is.
-
-    The interval is over held-out items only: neither the training part nor the encoder's seed is varied. Splits are
-    resampled apart from each other; where their held-out parts share items, the interval is too narrow.
-
-    Parameters
-    ----------
-    metrics
-        The same metric of each split.
-    groups
-        Of each split, shape (n,): group of each item.
-
-    Raises
-    ------
-    ProtocolError
-        If there is no split or an empty one, the metrics differ in name, or groups do not fit the items.
-
-    References
-    ----------
-    Field and Welsh 2007, "Bootstrapping clustered data" (the cluster bootstrap); Efron and Tibshirani 1993, "An
-    Introduction to the Bootstrap" (the percentile interval).
-    """
-    names = sorted({metric.name for metric in metrics})
-    if len(names) != 1 or len(groups) != len(metrics):
-        raise ProtocolError(
-            f"summarised: must get one metric, and groups, of every split, got {names or 'none'} of {len(metrics)} "
-            f"splits and groups of {len(groups)}"
-        )
-    for metric, of_items in zip(metrics, groups, strict=True):
-        if not metric.per_item.size or metric.per_item.shape != of_items.shape:
-            got = f"{of_items.shape} and {metric.per_item.shape}"
-            raise ProtocolError(f"groups: must have the metric's shape (n,), n at least 1, got {got}")
-    by_split = [metric.value for metric in metrics]
-    generator = np.random.default_rng(_SEED)
-    resampled = np.mean([_resampled(*split, generator) for split in zip(metrics, groups, strict=True)], axis=0)
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Summary(
-        value=float(np.mean(by_split)),
-        by_split=by_split,
-        low=float(low),
-        high=float(high),
-        chance=float(np.mean([metric.chance for metric in metrics])),
-        count=sum(len(metric.per_item) for metric in metrics),
-    )
-
-
 def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean over windows: (n, windows, width) to (n, width)."""
     return np.asarray(features.mean(axis=1, dtype=np.float64), np.float32)
@@ -587,17 +383,3 @@ def _accuracy(predicted: NDArray[np.int64], train_labels: NDArray[np.int64], tes
     most_frequent = np.bincount(train_labels).argmax()
     right = (predicted == test_labels).astype(np.float64)
     return Metric("accuracy", right, float((test_labels == most_frequent).mean()))
-
-
-def _value(name: str, per_item: NDArray[np.float64]) -> float:
-    return float(np.median(per_item) if name == "median_rank" else per_item.mean())
-
-
-def _resampled(metric: Metric, groups: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Value of one split in each bootstrap resample of its groups."""
-    names, group = np.unique(groups, return_inverse=True)
-    values = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        times = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
-        values[i] = _value(metric.name, np.repeat(metric.per_item, times[group]))
-    return values

@@ -31,3 +31,13 @@ def test_badge_example_beats_random_labels(capsys: pytest.CaptureFixture[str]) -
     assert results["badge"][0] == results["random"][0]
     assert results["badge"][-1] > results["random"][-1] + 0.03
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_own_encoder_example_stands_beside_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(EXAMPLES / "03_own_encoder.py"))["main"]
+    loudness, statistics = main()
+    assert loudness.data == statistics.data
+    row = next(row for row in loudness.results if row.protocol == "linear")
+    assert row.low > row.chance
+    assert "| labelled | linear@1 | audio | accuracy |" in capsys.readouterr().out

@@ -483,7 +483,7 @@ def test_a_stop_half_way_leaves_what_was_there(run_dir: Path, copy: Path, monkey
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export_module, "_model_card", stop)
+    monkeypatch.setattr(export_module, "model_card", stop)
     _edit_config(copy, step=1)
     with pytest.raises(KeyboardInterrupt):
         export_run(run_dir, copy, overwrite=True)

@@ -36,7 +36,7 @@ UCF101's training files of split 1 in its three classes with sound, assorted cli
 A value is the mean over the seeds of pretraining (± their standard deviation, where there are several); in brackets the
 mean 95 % interval of a seed, by bootstrap over held-out items or, where clips were cut from one scene, over scenes;
 "folds ±" is the standard deviation over folds, averaged over seeds. Shares are in percent. Probes are on frozen
-features, ten windows a file (`cmacc.transfer.RECIPES` says exactly what is done).
+features, ten windows a file, one for pairs (`cmacc.transfer.RECIPES` says exactly what is done).
 """
 
 

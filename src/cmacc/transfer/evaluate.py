@@ -20,7 +20,7 @@ from cmacc.transfer.measure import Measured, Outcome, Progress, able_modalities,
 from cmacc.transfer.metrics import summarised
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
-from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of
+from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of, windows_of
 from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task
 
 DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
@@ -288,7 +288,7 @@ def _results(
                 chance=summary.chance,
                 count=summary.count,
                 version=RECIPES[protocol].version,
-                windows=options.windows or RECIPES[protocol].windows,
+                windows=options.windows or windows_of(protocol, data.task),
                 crops=crops_of(protocol, what.modality),
                 low=summary.low,
                 high=summary.high,

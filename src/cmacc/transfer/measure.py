@@ -13,7 +13,7 @@ from cmacc.transfer.features import Features, embed
 from cmacc.transfer.finetune import FinetuneSettings, finetune
 from cmacc.transfer.metrics import Metric
 from cmacc.transfer.protocols import Rows
-from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of
+from cmacc.transfer.recipes import ProtocolName, crops_of, windows_of
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
 
 Progress = Callable[[str, int, int], None]
@@ -109,7 +109,7 @@ def measure(
         The encoder cannot do the task, or hardly any file decodes.
     """
     modalities = able_modalities(encoder, data.task, data.modalities)
-    windows = windows or RECIPES[protocol].windows
+    windows = windows or windows_of(protocol, data.task)
     if protocol == "finetune":
         return _finetuned(encoder, data, modalities, windows, epochs, seed, workers, progress)
 

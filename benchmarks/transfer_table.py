@@ -82,7 +82,7 @@ def _section(title: str, by_encoder: dict[str, list[Card]]) -> str:
             _shown(row.metric, row.chance),
             _shown(row.metric, beside[0].value) if beside else "",
             _over_seeds(row.metric, untrained),
-            f"**{_over_seeds(row.metric, [r.value for r in rows])}** {interval}",
+            f"{_over_seeds(row.metric, [r.value for r in rows])} {interval}",
             spread,
             f"{row.count:,}",
         ]

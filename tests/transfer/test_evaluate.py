@@ -115,8 +115,9 @@ def test_results_are_joined_and_never_lost_unasked(run_dir: Path, small_world: P
 
 
 def test_random_is_its_own_untrained_and_statistics_have_none(small_world: Path, tmp_path: Path) -> None:
-    card = evaluate("random", ["pairs"], small_world, tmp_path / "r", options=ONE_WINDOW)
+    card = evaluate("random", ["pairs"], small_world, tmp_path / "r", options=EvaluateOptions(workers=0))
     assert all(row.value == row.untrained for row in card.results)
+    assert {row.windows for row in card.results} == {1}  # a moment is to be found, which an average would blur
     card = evaluate("statistics", ["labelled"], small_world, tmp_path / "s", options=ONE_WINDOW)
     assert {(row.modality, row.untrained) for row in card.results} == {("audio", None)}
     with pytest.raises(TaskError, match="task pairs: the encoder must compare pictures with sounds, got LogMelStat"):
@@ -140,6 +141,7 @@ def test_every_labelled_file_is_held_out_once_in_folds(small_world: Path, tmp_pa
     card = evaluate("random", ["labelled"], small_world, tmp_path, protocols=["knn"], options=options)
     for row in card.results:
         assert row.count == 48
+        assert row.windows == 1
         assert list(row.by_split) == ["fold 1", "fold 2", "fold 3", "fold 4"]
         assert row.value == pytest.approx(np.mean(list(row.by_split.values())))
         assert row.spread == pytest.approx(np.std(list(row.by_split.values()), ddof=1))

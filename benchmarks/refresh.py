@@ -29,7 +29,7 @@ from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.loop import autocast_dtype, learning_rate
 from cmacc.pretraining.step import training_step
-from cmacc.transfer import retrieval_ranks
+from cmacc.transfer import ranks
 
 TRAINING, HELD_OUT = 750, 250
 SPEC = ClipSpec(frame_count=8, frame_rate_hz=8.0, frame_height=40, frame_width=40, audio_seconds=1.0)
@@ -146,8 +146,8 @@ def scores_of(learner: Learner, clips: ClipBatch) -> dict[str, float]:
         probe.fit(features[name][:TRAINING], labels[:TRAINING])
         scores[f"{name} probe"] = float(probe.score(features[name][TRAINING:], labels[TRAINING:]))
     video, audio = features["video_key"][TRAINING:], features["audio_key"][TRAINING:]
-    ranks = np.concatenate([retrieval_ranks(video, audio), retrieval_ranks(audio, video)])
-    return scores | {"R@10": float((ranks <= 10).mean())}
+    both_ways = np.concatenate([ranks(video, audio), ranks(audio, video)])
+    return scores | {"R@10": float((both_ways <= 10).mean())}
 
 
 def step_ratios(clips: ClipBatch, names: list[str], rounds: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from cmacc.clips import AugmentConfig, ClipSpec, Manifest, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import EncoderConfig
 from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, pretrain, start_run
-from cmacc.transfer import PairsTask, embed, open_encoder, retrieval_ranks
+from cmacc.transfer import embed, open_encoder, ranks
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,13 @@ def mean_rank_in_standard_errors(run_dir: Path, config: PretrainConfig) -> tuple
     they were one, so the standard error is that of n independent ranks.
     """
     manifest = Manifest.read(config.data.manifest)
-    features, _ = embed(open_encoder(str(run_dir)).trained, manifest, PairsTask().sample_ids(manifest), config)
-    video, audio = features.video_embedding, features.audio_embedding
+    held_out = manifest.ids_where(lambda record: record.split == "test")
+    matched = embed(open_encoder(str(run_dir)).encoder, manifest, held_out, ["video", "audio"]).matched
+    video, audio = matched["video"], matched["audio"]
     count = len(video)
-    ranks = np.concatenate([retrieval_ranks(video, audio), retrieval_ranks(audio, video)])
+    both_ways = np.concatenate([ranks(video, audio), ranks(audio, video)])
     error = np.sqrt((count**2 - 1) / 12 / count)
-    return float((ranks.mean() - (count + 1) / 2) / error), count
+    return float((both_ways.mean() - (count + 1) / 2) / error), count
 
 
 @pytest.mark.slow

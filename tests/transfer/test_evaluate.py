@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from cmacc.transfer import (
 from cmacc.transfer.protocols import pair_retrieval
 from cmacc.transfer.tasks import labelled_task
 
+measure = sys.modules["cmacc.transfer.measure"]  # apart from the function of that name
 ONE_WINDOW = EvaluateOptions(windows=1, workers=0)
 
 
@@ -306,19 +308,21 @@ def test_copies_of_a_file_are_never_on_both_sides_of_a_fold(small_world: Path) -
         assert not {hashes[i] for i in split.train} & {hashes[i] for i in split.test}
 
 
-def test_results_are_there_as_soon_as_they_are_made(small_world: Path, tmp_path: Path) -> None:
-    class Fails(Memory):
-        def embed_audio(self, waveforms: Tensor) -> Tensor:
-            if len(self.heard) >= 48:
-                raise EncoderError("worn out")
-            return super().embed_audio(waveforms)
+def test_results_are_there_as_soon_as_they_are_made_and_files_are_embedded_once(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise EncoderError("worn out")
 
+    monkeypatch.setitem(measure._PROBES, "linear", fails)
+    memory = Memory().eval()
     with pytest.raises(EncoderError, match="worn out"):
         evaluate(
-            Fails().eval(), ["labelled"], small_world, tmp_path,
-            protocols=["knn", "linear"], options=ONE_WINDOW,
+            memory, ["labelled"], small_world, tmp_path,
+            protocols=["knn", "svm", "linear"], options=ONE_WINDOW,
         )  # fmt: skip
-    assert {row.protocol for row in Card.read(tmp_path / "card.json").results} == {"knn"}
+    assert {row.protocol for row in Card.read(tmp_path / "card.json").results} == {"knn", "svm"}
+    assert len(memory.heard) == 48
 
 
 @pytest.mark.real_data

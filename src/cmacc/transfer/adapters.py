@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, LogMel, grey_video, to_video
 from cmacc.encoders import AudioVisualEncoder
+from cmacc.pretraining import PretrainConfig
 from cmacc.transfer.encoder import EncoderError, Modality
 
 # Frames a clip and their rate, by which each one's Kinetics weights were evaluated (`weights.meta["_docs"]`).
@@ -44,6 +45,11 @@ class CmaccEncoder(nn.Module):
         self.log_mel = LogMel(clip.sample_rate_hz, pair.config.mel_bins)
         self.spec = clip
         self.is_grey = is_grey
+
+    @classmethod
+    def of_run(cls, config: PretrainConfig, pair: AudioVisualEncoder) -> "CmaccEncoder":
+        """Encoders with the clips and colours that a run of ``config`` trains on."""
+        return cls(pair, config.data.clip, config.data.augment.grey_probability == 1)
 
     @property
     def device(self) -> torch.device:

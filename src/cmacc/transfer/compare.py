@@ -9,15 +9,15 @@ import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 from cmacc.transfer.card import Card, CardError, DataFacts, Result
+from cmacc.transfer.official import OFFICIAL
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult
+from cmacc.transfer.tasks import TaskName
 
 _ROW = ("task", "protocol", "modality", "metric")
 _RANKS = ("median_rank",)
 _LEFT_OUT_SHOWN = 20
 _NONE = "—"
 _OVERLAPS = "≈"
-_SPLITS_OF = {"ucf101": 3, "hmdb51": 3, "esc50": 5}
-_MODALITY_OF = {"ucf101": "video", "hmdb51": "video", "esc50": "audio"}
 _NOT_STATED = "not stated"
 
 _Row = tuple[str, str, str, str]
@@ -307,19 +307,19 @@ def _differing_notes(cards: Sequence[Card], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _own_protocol(task: str, card: Card, result: Result) -> str:
+def _own_protocol(task: TaskName, card: Card, result: Result) -> str:
     facts = card.data.get(task)
     parts = [
         f"{result.protocol}@{result.version}",
         result.modality,
-        f"{len(result.by_split)} of {_SPLITS_OF[task]} splits",
+        f"{len(result.by_split)} of {OFFICIAL[task].parts} splits",
         f"data {_NOT_STATED}" if facts is None else _present(facts),
         *result.settings,
     ]
     return "; ".join(parts)
 
 
-def _all_differences(task: str, row: PublishedResult, own: Sequence[tuple[Card, Result]]) -> str:
+def _all_differences(task: TaskName, row: PublishedResult, own: Sequence[tuple[Card, Result]]) -> str:
     against: dict[str, list[int]] = {}
     for number, (card, result) in enumerate(own, 1):
         for difference in _differences(task, row, card, result):
@@ -331,7 +331,7 @@ def _all_differences(task: str, row: PublishedResult, own: Sequence[tuple[Card, 
     return "; ".join(parts) or "nothing that is known"
 
 
-def _differences(task: str, row: PublishedResult, card: Card, result: Result) -> list[str]:
+def _differences(task: TaskName, row: PublishedResult, card: Card, result: Result) -> list[str]:
     """What is known to differ between a published number and one's own."""
     facts = card.data.get(task)
     here = card.encoder
@@ -340,12 +340,12 @@ def _differences(task: str, row: PublishedResult, card: Card, result: Result) ->
         found.append(f"protocol: {row.kind} there, {result.protocol} here")
     if result.settings:
         found.append(f"departures from the recipe here: {', '.join(result.settings)}")
-    if result.modality != _MODALITY_OF[task]:
-        found.append(f"modality: {_MODALITY_OF[task]} there, {result.modality} here")
+    if result.modality != OFFICIAL[task].modality:
+        found.append(f"modality: {OFFICIAL[task].modality} there, {result.modality} here")
     if facts is None or facts.is_partial:
         found.append(f"data here {_NOT_STATED if facts is None else _present(facts)}")
-    if len(result.by_split) != _SPLITS_OF[task]:
-        found.append(f"splits: {len(result.by_split)} of {_SPLITS_OF[task]} here")
+    if len(result.by_split) != OFFICIAL[task].parts:
+        found.append(f"splits: {len(result.by_split)} of {OFFICIAL[task].parts} here")
     if row.backbone != here.kind:
         found.append(f"backbone: {row.backbone} there, {here.kind} here")
     if row.pretraining != here.pretraining_data:

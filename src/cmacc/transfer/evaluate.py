@@ -130,8 +130,9 @@ def evaluate(
     joined(older, replace(card, data={t: d.facts for t, d in found.items()}), replaces, overwrite=overwrite)
     done: set[tuple[str, str]] = set()
     for task, names in chosen.items():
+        extracted: dict[str, Features] = {}
         for name in names:
-            rows, outcome = _results(opened, found[task], name, options, progress)
+            rows, outcome = _results(opened, found[task], name, options, extracted, progress)
             if task == "pairs" and outcome.features is not None:
                 _write_embeddings(outcome.features, out / "embeddings.safetensors")
             card = _with_results(card, found[task], rows, outcome)
@@ -243,12 +244,16 @@ def _results(
     data: TaskData,
     protocol: ProtocolName,
     options: EvaluateOptions,
+    extracted: dict[str, Features],
     progress: Progress | None,
 ) -> tuple[list[Result], Outcome]:
-    """The rows of one protocol on one task, and what they were made of."""
+    """The rows of one protocol on one task, and what they were made of.
+
+    ``extracted`` holds the features of the encoder and of the untrained one from protocol to protocol of a task.
+    """
 
     def measured_of(encoder: ClipEncoder, remark: str) -> Outcome:
-        return measure(
+        outcome = measure(
             encoder,
             data,
             protocol,
@@ -257,8 +262,12 @@ def _results(
             seed=options.seed,
             workers=options.workers,
             cache=options.cache,
+            features=extracted.get(remark),
             progress=lambda what, done, total: _tell(progress, f"{data.task}{remark}, {what}", done, total),
         )
+        if outcome.features is not None:
+            extracted[remark] = outcome.features
+        return outcome
 
     began = time.monotonic()
     outcome = measured_of(opened.encoder, "")

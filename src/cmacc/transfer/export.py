@@ -136,12 +136,11 @@ def export_run(
     pair = AudioVisualEncoder(config.encoder)
     step = load_encoder(pair, last_checkpoint(run_dir))
     pair.eval()
-    is_grey = config.data.augment.grey_probability == 1
+    encoder = CmaccEncoder.of_run(config, pair)
     with _folder_aside(out, overwrite) as aside:
         weights = _write_weights(pair, aside / "model.safetensors")
         differences: dict[Modality, float] = {}
         if with_onnx:
-            encoder = CmaccEncoder(pair, config.data.clip, is_grey)
             for modality, name in _GRAPHS.items():
                 differences[modality] = write_graph(EncoderGraph(encoder, modality), aside / name)
         plain = {
@@ -149,7 +148,7 @@ def export_run(
             "format": _FORMAT,
             "encoder": to_plain(config.encoder),
             "clip": to_plain(config.data.clip),
-            "is_grey": is_grey,
+            "is_grey": encoder.is_grey,
             "step": step,
             "seed": config.seed,
             "weights": weights,

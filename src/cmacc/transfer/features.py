@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -59,6 +59,11 @@ class Features:
     by_modality: dict[Modality, NDArray[np.float32]]
     matched: dict[Modality, NDArray[np.float32]]
     failures: dict[int, str]
+
+    @property
+    def windows(self) -> int:
+        """W."""
+        return int(next(iter(self.by_modality.values())).shape[1])
 
 
 def embed(
@@ -291,12 +296,9 @@ def _read(path: Path) -> Features | None:
         return Features(
             tensors["sample_ids"],
             tensors["start_seconds"],
-            {m: tensors[f"features.{m}"] for m in _MODALITIES if f"features.{m}" in tensors},
-            {m: tensors[f"matched.{m}"] for m in _MODALITIES if f"matched.{m}" in tensors},
+            {m: tensors[f"features.{m}"] for m in get_args(Modality) if f"features.{m}" in tensors},
+            {m: tensors[f"matched.{m}"] for m in get_args(Modality) if f"matched.{m}" in tensors},
             {},
         )
     except (OSError, SafetensorError, KeyError):
         return None
-
-
-_MODALITIES: tuple[Modality, ...] = ("video", "audio")

@@ -82,6 +82,7 @@ def measure(
     seed: int = 0,
     workers: int = 1,
     cache: Path | None = None,
+    features: Features | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Measure.
@@ -100,6 +101,8 @@ def measure(
         Of fine-tuning.
     workers, cache
         See `embed`.
+    features
+        What another protocol on the same encoder and data was measured on; nothing is embedded again.
     progress
         Called with (what, done, total).
 
@@ -117,16 +120,17 @@ def measure(
         if progress is not None:
             progress("embed", done, total)
 
-    features = embed(
-        encoder,
-        data.manifest,
-        data.sample_ids,
-        modalities,
-        windows=windows,
-        workers=workers,
-        cache=cache,
-        progress=report,
-    )
+    if features is None or features.windows != windows:
+        features = embed(
+            encoder,
+            data.manifest,
+            data.sample_ids,
+            modalities,
+            windows=windows,
+            workers=workers,
+            cache=cache,
+            progress=report,
+        )
     if len(features.sample_ids) < 2:
         raise TaskError(
             f"task {data.task}: at least 2 of the {len(data.sample_ids)} files of {data.facts.path} must decode, "

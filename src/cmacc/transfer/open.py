@@ -63,7 +63,7 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
     device = device or torch.device("cpu")
     if name == "random":
         config = PretrainConfig(seed=seed)
-        encoder = _with_clip(config, untrained_encoder(config)).to(device).eval()
+        encoder = CmaccEncoder.of_run(config, untrained_encoder(config)).to(device).eval()
         return _opened(name, encoder, None, _kind(config), seed=seed, is_untrained=True)
     if name == "statistics":
         statistics = LogMelStatistics().to(device).eval()
@@ -80,7 +80,7 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
     elif folder.is_dir():
         config = read_config(folder / "config.yaml")
         pair, step = _read_run(folder, config)
-        trained, untrained = _with_clip(config, pair), _with_clip(config, untrained_encoder(config))
+        trained, untrained = CmaccEncoder.of_run(config, pair), CmaccEncoder.of_run(config, untrained_encoder(config))
         data = fingerprint_of(config.data.manifest)
     else:
         raise EncoderError(
@@ -148,10 +148,6 @@ def opened_object(encoder: ClipEncoder) -> OpenedEncoder:
     weights = weights_hash(encoder) if isinstance(encoder, nn.Module) else UNKNOWN_WEIGHTS
     facts = EncoderFacts(name, "an object of the caller's", weights, 0, 0, dataclasses.asdict(encoder.spec))
     return OpenedEncoder(encoder, None, facts)
-
-
-def _with_clip(config: PretrainConfig, pair: AudioVisualEncoder) -> CmaccEncoder:
-    return CmaccEncoder(pair, config.data.clip, config.data.augment.grey_probability == 1)
 
 
 def _kind(config: PretrainConfig) -> str:

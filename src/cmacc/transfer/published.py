@@ -12,8 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from cmacc.transfer.card import CardError
+from cmacc.transfer.tasks import TaskName
 
-PUBLISHED_TASKS = ("ucf101", "hmdb51", "esc50")
+PUBLISHED_TASKS: tuple[TaskName, ...] = ("ucf101", "hmdb51", "esc50")
 _KINDS = ("linear", "svm", "knn", "finetune", "other")
 _COLUMNS = ["method", "backbone", "pretraining", *PUBLISHED_TASKS, "protocol", "source"]
 

@@ -109,8 +109,23 @@ class Encoder(nn.Module):
             return Encoding(projected / length[:, None], length, penultimate, feature)
 
 
-class AudioVisualEncoder(nn.Module):
-    """Both encoders; one ``forward`` for both, so that wrappers such as DistributedDataParallel see every parameter.
+class EncoderPair(nn.Module):
+    """Both encoders; one ``forward`` for both, so that wrappers such as DistributedDataParallel see every parameter."""
+
+    def __init__(self, video: Encoder, audio: Encoder) -> None:
+        super().__init__()
+        self.video = video
+        self.audio = audio
+
+    def forward(
+        self, video: Float[Tensor, "batch *video_axes"], audio: Float[Tensor, "batch *audio_axes"]
+    ) -> tuple[Encoding, Encoding]:
+        """Encode pairs: ``(video encoding, audio encoding)``."""
+        return self.video(video), self.audio(audio)
+
+
+class AudioVisualEncoder(EncoderPair):
+    """The pair for clips: pictures ``(M, 3, T, H, W)`` and log-mel spectrograms ``(M, mels, time)``.
 
     Examples
     --------
@@ -122,17 +137,11 @@ class AudioVisualEncoder(nn.Module):
     """
 
     def __init__(self, config: EncoderConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or EncoderConfig()
+        config = config or EncoderConfig()
         video, video_size = build_video_backbone(config.video)
         audio, audio_size = build_audio_backbone(config.audio, config.mel_bins)
-        self.video = Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size)
-        self.audio = Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size)
-
-    def forward(
-        self,
-        video: Float[Tensor, "batch 3 time height width"],
-        spectrograms: Float[Tensor, "batch mels frames"],
-    ) -> tuple[Encoding, Encoding]:
-        """Encode pairs: ``(video encoding, audio encoding)``."""
-        return self.video(video), self.audio(spectrograms)
+        super().__init__(
+            Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size),
+            Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size),
+        )
+        self.config = config

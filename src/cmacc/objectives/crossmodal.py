@@ -10,10 +10,28 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class DirectionLoss:
-    """One direction's outcome: the mean loss, and the share of queries whose positive scores above every negative."""
+    """One direction's outcome, all means over the queries; only the loss has a gradient.
+
+    Attributes
+    ----------
+    loss
+        Cross entropy of the positive among itself and all negatives, in nats.
+    top1
+        Share of queries whose positive scores above every negative.
+    ceiling
+        log of how many keys a query's positive stands among, itself included; a query's own sample is not counted.
+        ``ceiling - loss`` is the InfoNCE estimate of the mutual information between the modalities, which can never be
+        above ``ceiling`` (van den Oord et al., 2018, eq. 9; Poole et al., 2019, section 2.2). It is a lower bound only
+        for negatives that are drawn at random: chosen ones are harder than that, and the estimate then lower.
+    batch_loss
+        The same loss among the batch's keys alone; NaN where they are no negatives. At ``log`` of the batch's size
+        nothing within the batch is told apart, whatever the dictionary does to ``loss``.
+    """
 
     loss: Float[Tensor, ""]
     top1: Float[Tensor, ""]
+    ceiling: Float[Tensor, ""]
+    batch_loss: Float[Tensor, ""]
 
 
 class CrossModalContrast(nn.Module):
@@ -90,8 +108,13 @@ class CrossModalContrast(nn.Module):
                 logits.append(_masked(queries @ negatives.to(dtype).T, query_ids[:, None] == negative_ids[None]))
             scores = torch.cat(logits, dim=1) / self.temperature
         loss = functional.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=scores.device))
-        top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
-        return DirectionLoss(loss, top1)
+        with torch.no_grad():
+            top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
+            ceiling = scores.isfinite().sum(1).to(dtype).log().mean()
+            # Of the columns the first is the positive, then come the batch's keys.
+            among = scores[:, : 1 + len(keys)] if self.in_batch else scores.new_full((len(queries), 1), torch.nan)
+            batch_loss = (among.logsumexp(1) - among[:, 0]).mean()
+        return DirectionLoss(loss, top1, ceiling, batch_loss)
 
 
 def _masked(scores: Float[Tensor, "batch others"], own: Bool[Tensor, "batch others"]) -> Float[Tensor, "batch others"]:

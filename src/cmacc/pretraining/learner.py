@@ -1,27 +1,15 @@
-"""What a step works on: encoders, their momentum copies, dictionaries, the optimizer; and how a batch becomes views."""
+"""What a step works on: encoders, their momentum copies, dictionaries, the optimizer."""
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from cmacc.clips import (
-    ClipBatch,
-    LogMel,
-    View,
-    augment_waveforms,
-    draw_view,
-    mask_spectrograms,
-    seeds,
-)
-from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import AudioVisualEncoder, momentum_copy
+from cmacc.encoders import AudioVisualEncoder, EncoderPair, momentum_copy
 from cmacc.negatives import ActiveDictionary, InputRing
 from cmacc.objectives import CrossModalContrast
 from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.views import ClipViews, Views
 
 
 @dataclass
@@ -32,13 +20,13 @@ class Learner:
     """
 
     config: PretrainConfig
-    encoder: nn.Module  # an AudioVisualEncoder, or a wrapper with the same forward
-    twin: AudioVisualEncoder
+    encoder: nn.Module  # an EncoderPair, or a wrapper with the same forward
+    twin: EncoderPair
+    views: Views
     video_dictionary: ActiveDictionary | None
     audio_dictionary: ActiveDictionary | None
     inputs: InputRing | None
     objective: CrossModalContrast
-    log_mel: LogMel
     optimizer: torch.optim.Optimizer
     autocast_dtype: torch.dtype | None
     device: torch.device
@@ -47,16 +35,28 @@ class Learner:
     @classmethod
     def build(cls, config: PretrainConfig, device: torch.device, autocast_dtype: torch.dtype | None) -> "Learner":
         """A learner at step 0; its weights depend on ``config.seed`` alone, the global generator is left as it was."""
-        encoder = untrained_encoder(config).to(device)
+        return cls.around(untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype)
+
+    @classmethod
+    def around(
+        cls,
+        encoder: EncoderPair,
+        views: Views,
+        config: PretrainConfig,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+    ) -> "Learner":
+        """A learner at step 0 of encoders and inputs of any kind, not only of clips."""
+        encoder = encoder.to(device)
         return cls(
             config=config,
             encoder=encoder,
             twin=momentum_copy(encoder),
+            views=views,
             video_dictionary=_dictionary(config, encoder.video.penultimate_size, device),
             audio_dictionary=_dictionary(config, encoder.audio.penultimate_size, device),
             inputs=input_ring(config, device),
             objective=CrossModalContrast(config.objective.temperature, config.objective.in_batch),
-            log_mel=LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(device),
             optimizer=torch.optim.AdamW(_decayed(encoder, config.optim.weight_decay), lr=config.optim.learning_rate),
             autocast_dtype=autocast_dtype,
             device=device,
@@ -83,29 +83,6 @@ def input_ring(config: PretrainConfig, device: torch.device, first_ticket: int =
     stays = config.dictionary.size if config.dictionary.refresh == "dictionary" else 0
     store = device if config.dictionary.refresh_store == "device" else torch.device("cpu")
     return InputRing(config.dictionary.pool_size + stays, store, first_ticket)
-
-
-def pairing(config: PretrainConfig, batch: ClipBatch) -> ClipBatch:
-    """The batch as it is trained on: with its own sounds or, as a control, with those of other files of the batch."""
-    if not config.data.shuffle_pairs:
-        return batch
-    # A cyclic shift gives every picture the sound of another file.
-    return dataclasses.replace(batch, waveforms=batch.waveforms.roll(1, dims=0))
-
-
-def drawn_views(config: PretrainConfig, sample_ids: Sequence[int], visits: Sequence[int]) -> list[View]:
-    """How each sample of a batch is augmented: depends on (seed, visit, sample id) alone."""
-    return [
-        draw_view(config.data.augment, seeded_rng(seeds.AUGMENTATION, config.seed, visit, sample_id))
-        for sample_id, visit in zip(sample_ids, visits, strict=True)
-    ]
-
-
-def audio_views(
-    learner: Learner, waveforms: Float[Tensor, "batch samples"], views: list[View]
-) -> Float[Tensor, "batch mels frames"]:
-    """Augmented log-mel spectrograms."""
-    return mask_spectrograms(learner.log_mel(augment_waveforms(waveforms, views)), views)
 
 
 def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:

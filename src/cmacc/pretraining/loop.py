@@ -19,8 +19,7 @@ from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.config import OptimConfig, PretrainConfig, read_config, write_config
 from cmacc.pretraining.health import dictionary_health
-from cmacc.pretraining.learner import Learner, input_ring, pairing
-from cmacc.pretraining.refresh import store_inputs
+from cmacc.pretraining.learner import Learner, input_ring
 from cmacc.pretraining.step import training_step
 
 log = logging.getLogger("cmacc")
@@ -147,14 +146,7 @@ def pretrain(
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate(config.optim, step)
                 result = training_step(learner, batch.to(accelerator.device), step, plan.visit(step), clock)
-                row: dict[str, float] = {
-                    "loss": float(result.video_to_audio.loss + result.audio_to_video.loss),
-                    "loss_v2a": float(result.video_to_audio.loss),
-                    "loss_a2v": float(result.audio_to_video.loss),
-                    "top1_v2a": float(result.video_to_audio.top1),
-                    "top1_a2v": float(result.audio_to_video.top1),
-                    "learning_rate": learning_rate(config.optim, step),
-                }
+                row = result.metrics() | {"learning_rate": learning_rate(config.optim, step)}
                 if learner.inputs is not None:
                     row |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.inputs.byte_count}
                 if not math.isfinite(row["loss"]):
@@ -276,7 +268,7 @@ def _refill_inputs(learner: Learner, plan: TrainingPlan, step: int) -> None:
         start_method=config.data.start_method,
     )
     for number, batch in enumerate(loader, start=first):
-        store_inputs(learner.inputs, pairing(config, batch), plan.visit(number))
+        learner.inputs.push(learner.views.kept(batch, plan.visit(number)))
 
 
 def _health(learner: Learner, query_labels: torch.Tensor, labels_by_id: torch.Tensor, step: int) -> dict[str, float]:

@@ -1,25 +1,13 @@
 """Keys encoded anew: a pool's key is as old as the pool is deep, unless the sample's input was kept."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from cmacc.clips import ClipBatch, augment_video
 from cmacc.encoders import Encoding
-from cmacc.negatives import ActiveDictionary, InputRing, Keys
-from cmacc.pretraining.learner import Learner, audio_views, drawn_views
-
-
-def store_inputs(inputs: InputRing, batch: ClipBatch, visit: int) -> Tensor:
-    """Keep what it takes to make a batch's views again; a ticket for each sample."""
-    return inputs.push(
-        {
-            "frames": batch.frames,
-            # float16 steps by 2^-11 of a sample's size: 66 dB below it.
-            "waveforms": batch.waveforms.half(),
-            "sample_ids": batch.sample_ids,
-            "visits": torch.full_like(batch.sample_ids, visit),
-        }
-    )
+from cmacc.negatives import ActiveDictionary, Keys
+from cmacc.pretraining.learner import Learner
 
 
 @torch.no_grad()
@@ -58,15 +46,11 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
 
 def _encode(learner: Learner, dictionary: ActiveDictionary, tickets: Tensor) -> Encoding:
     assert learner.inputs is not None
-    ids, visits = (learner.inputs.take(tickets, name).tolist() for name in ("sample_ids", "visits"))
-    views = drawn_views(learner.config, ids, visits)
+    kept = partial(learner.inputs.take, tickets)
     if dictionary is learner.video_dictionary:
-        video = augment_video(learner.inputs.take(tickets, "frames").to(learner.device), views)
-        with learner.autocast():
-            encoding: Encoding = learner.twin.video(video)
+        encoder, inputs = learner.twin.video, learner.views.video_again(kept)
     else:
-        waveforms = learner.inputs.take(tickets, "waveforms").to(learner.device)
-        spectrograms = audio_views(learner, waveforms.float(), views)
-        with learner.autocast():
-            encoding = learner.twin.audio(spectrograms)
+        encoder, inputs = learner.twin.audio, learner.views.audio_again(kept)
+    with learner.autocast():
+        encoding: Encoding = encoder(inputs)
     return encoding

@@ -1,18 +1,31 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page (`training_step`)."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from cmacc.clips import ClipBatch, augment_video, seeds
+from cmacc.clips import seeds
 from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders import Encoding, update_momentum
 from cmacc.negatives import ActiveDictionary, Keys
 from cmacc.objectives import DirectionLoss
 from cmacc.pretraining.clock import PhaseClock
-from cmacc.pretraining.learner import Learner, audio_views, drawn_views, pairing
-from cmacc.pretraining.refresh import refresh_newest, store_inputs
+from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.refresh import refresh_newest
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """M samples, of a kind that the learner's `Views` know: clips, or pairs of anything."""
+
+    @property
+    def sample_ids(self) -> Tensor:
+        """``(M,)`` int64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,25 +36,39 @@ class StepResult:
     audio_to_video: DirectionLoss
     refreshed: int
 
+    def metrics(self) -> dict[str, float]:
+        """The figures that are logged at every step; waits for the device.
 
-def training_step(learner: Learner, batch: ClipBatch, step: int, visit: int, clock: PhaseClock) -> StepResult:
+        ``mi_*`` is the InfoNCE estimate of the mutual information, and ``mi_ceiling`` what it cannot exceed
+        (`DirectionLoss.ceiling`), in nats; ``batch_loss_*`` is there where the batch's keys are negatives.
+        """
+        row = {"loss": float(self.video_to_audio.loss + self.audio_to_video.loss)}
+        for name, direction in (("v2a", self.video_to_audio), ("a2v", self.audio_to_video)):
+            loss, top1, ceiling, batch_loss = torch.stack(
+                [direction.loss, direction.top1, direction.ceiling, direction.batch_loss]
+            ).tolist()
+            row |= {f"loss_{name}": loss, f"top1_{name}": top1, f"mi_{name}": ceiling - loss}
+            row |= {} if math.isnan(batch_loss) else {f"batch_loss_{name}": batch_loss}
+        ceilings = self.video_to_audio.ceiling + self.audio_to_video.ceiling
+        return row | {"mi_ceiling": float(ceilings) / 2}
+
+
+def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: PhaseClock) -> StepResult:
     """Encode a batch, renew both dictionaries, contrast, update, and let the pools take the batch's keys in.
 
-    ``visit``, how often the batch's files were due before, seeds their augmentation.
+    ``visit``, how often the batch's samples were due before, seeds their augmentation.
     """
     config = learner.config
-    batch = pairing(config, batch)
     with clock.phase("transform"):
-        views = drawn_views(config, batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
-        video, spectrograms = augment_video(batch.frames, views), audio_views(learner, batch.waveforms, views)
+        video, audio = learner.views.of(batch, visit)
 
     with clock.phase("encode"), learner.autocast():
-        video_queries, audio_queries = learner.encoder(video, spectrograms)
+        video_queries, audio_queries = learner.encoder(video, audio)
 
     # Selection needs the queries alone, and on a GPU runs beside the momentum encoders, on a stream of its own.
     selecting = _behind_the_rest(learner)
     with clock.phase("keys"), learner.autocast(), torch.no_grad():
-        twins: tuple[Encoding, Encoding] | None = learner.twin(video, spectrograms) if learner.needs_twins else None
+        twins: tuple[Encoding, Encoding] | None = learner.twin(video, audio) if learner.needs_twins else None
 
     chosen: list[tuple[ActiveDictionary, int]] = []
     with torch.cuda.stream(selecting), clock.phase("select"):
@@ -92,7 +119,7 @@ def training_step(learner: Learner, batch: ClipBatch, step: int, visit: int, clo
     tickets: torch.Tensor | None = None
     if learner.inputs is not None:
         with clock.phase("refresh"):
-            tickets = store_inputs(learner.inputs, batch, visit)
+            tickets = learner.inputs.push(learner.views.kept(batch, visit))
 
     with clock.phase("update"):
         learner.optimizer.step()
@@ -121,7 +148,7 @@ def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:
 
 
 def _contrast(
-    learner: Learner, batch: ClipBatch, queries: Encoding, keys: Encoding, dictionary: ActiveDictionary | None
+    learner: Learner, batch: Batch, queries: Encoding, keys: Encoding, dictionary: ActiveDictionary | None
 ) -> DirectionLoss:
     negatives = dictionary.negatives() if dictionary is not None else None
     result: DirectionLoss = learner.objective(

@@ -70,24 +70,8 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("keys"), learner.autocast(), torch.no_grad():
         twins: tuple[Encoding, Encoding] | None = learner.twin(video, audio) if learner.needs_twins else None
 
-    chosen: list[tuple[ActiveDictionary, int]] = []
     with torch.cuda.stream(selecting), clock.phase("select"):
-        crosswise = config.dictionary.pseudo_labels == "cross_modal"
-        for number, (dictionary, own, other) in enumerate(
-            (
-                (learner.audio_dictionary, audio_queries, video_queries),
-                (learner.video_dictionary, video_queries, audio_queries),
-            )
-        ):
-            if dictionary is not None and step % config.dictionary.select_every == 0:
-                seed = int(seeded_rng(seeds.SELECTION, config.seed, step, number).integers(2**63))
-                count = dictionary.select(
-                    (other if crosswise else own).embedding,
-                    config.optim.batch_size * config.dictionary.select_every,
-                    torch.Generator().manual_seed(seed),
-                    query_ids=batch.sample_ids,
-                )
-                chosen.append((dictionary, count))
+        chosen = select_negatives(learner, video_queries, audio_queries, batch.sample_ids, step)
     if selecting is not None:
         torch.cuda.current_stream(learner.device).wait_stream(selecting)
 
@@ -138,6 +122,37 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                     )
                 )
     return StepResult(_detached(video_to_audio), _detached(audio_to_video), refreshed)
+
+
+def select_negatives(
+    learner: Learner, video_queries: Encoding, audio_queries: Encoding, sample_ids: Tensor, step: int
+) -> list[tuple[ActiveDictionary, int]]:
+    """Renew the dictionaries that are due at this step; the choice depends on the arguments and the seed alone.
+
+    Returns
+    -------
+    list
+        Each dictionary that was renewed, with the number of keys that it took in: its newest.
+    """
+    config = learner.config
+    chosen: list[tuple[ActiveDictionary, int]] = []
+    crosswise = config.dictionary.pseudo_labels == "cross_modal"
+    for number, (dictionary, own, other) in enumerate(
+        (
+            (learner.audio_dictionary, audio_queries, video_queries),
+            (learner.video_dictionary, video_queries, audio_queries),
+        )
+    ):
+        if dictionary is not None and step % config.dictionary.select_every == 0:
+            seed = int(seeded_rng(seeds.SELECTION, config.seed, step, number).integers(2**63))
+            count = dictionary.select(
+                (other if crosswise else own).embedding,
+                config.optim.batch_size * config.dictionary.select_every,
+                torch.Generator().manual_seed(seed),
+                query_ids=sample_ids,
+            )
+            chosen.append((dictionary, count))
+    return chosen
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:

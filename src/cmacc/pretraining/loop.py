@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +107,7 @@ def pretrain(
         accelerator = Accelerator(log_with="tensorboard", project_dir=str(run_dir))
         learner = Learner.build(config, accelerator.device, autocast_dtype(config, accelerator.device))
         first_step = _resume(learner, run_dir)
-        plan = TrainingPlan(
-            manifest,
-            tuple(sample_ids),
-            config.data.clip.length_seconds,
-            config.optim.batch_size,
-            config.seed,
-            config.data.clips_per_video,
-        )
+        plan = training_plan(manifest, sample_ids, config)
         log.info(
             "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s",
             len(sample_ids), config.optim.steps, config.optim.batch_size, config.optim.steps / plan.steps_per_epoch,
@@ -213,6 +206,18 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
             "it, or set dictionary.allow_repeats=true"
         )
     return usable, bad_files
+
+
+def training_plan(manifest: Manifest, sample_ids: Sequence[int], config: PretrainConfig) -> TrainingPlan:
+    """Which clips each step of a run takes, of the files that `usable_files` found."""
+    return TrainingPlan(
+        manifest,
+        tuple(sample_ids),
+        config.data.clip.length_seconds,
+        config.optim.batch_size,
+        config.seed,
+        config.data.clips_per_video,
+    )
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:

@@ -162,8 +162,12 @@ def test_duplicates_are_of_different_samples() -> None:
         torch.tensor([5, 6, 7, 8, 7]),
         0,
     )
-    assert [(p.first, p.second) for p in near_duplicates(keys)] == [(0, 1), (1, 3), (0, 3)]
-    assert [(p.first, p.second) for p in near_duplicates(keys, 0.999)] == [(0, 1)]
+    found, count = near_duplicates(keys)
+    assert [(pair.first, pair.second) for pair in found] == [(0, 1), (1, 3), (0, 3)]
+    assert count == 3
+    assert found[0].cosine == pytest.approx(1 / math.sqrt(1.0001))
+    assert near_duplicates(keys, most=1) == (found[:1], 3)
+    assert near_duplicates(keys, 0.999)[1] == 1
     assert repeated_samples(keys) == 1
 
 

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from cmacc.cli.ablation import ablate_command
 from cmacc.cli.data import pack_command, scan_command
-from cmacc.cli.results import evaluate_command, export_command, report_command
+from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
 from cmacc.cli.training import demo_command, pretrain_command
 
@@ -20,6 +21,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "pretrain": ("a manifest to trained encoders", pretrain_command),
     "evaluate": ("encoders and data to a result card; cards side by side", evaluate_command),
     "report": ("a run to an HTML page", report_command),
+    "inspect": ("which negatives a run chose, beside random ones", inspect_command),
+    "ablate": ("a plan of runs to a comparison of its variants", ablate_command),
     "export": ("a run to weights that others can load", export_command),
     "demo": ("all of these, on a synthetic world", demo_command),
 }

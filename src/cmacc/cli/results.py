@@ -1,4 +1,4 @@
-"""Encoders to results: ``cmacc evaluate``, ``cmacc export`` and ``cmacc report``."""
+"""Encoders to results: ``cmacc evaluate``, ``cmacc export``, ``cmacc report`` and ``cmacc inspect``."""
 
 import os
 import sys
@@ -128,6 +128,36 @@ def report_command(arguments: Sequence[str]) -> int:
     from cmacc.viewer import write_report
 
     print(f"report: {write_report(options.run, options.out, overwrite=options.overwrite)}")
+    return 0
+
+
+def inspect_command(arguments: Sequence[str]) -> int:
+    """A run's negatives to a page."""
+    parser = command_parser(
+        "inspect",
+        "Write one HTML file that shows which negatives a run chose at a few steps, beside as many random ones.\n"
+        "The choices are replayed from the run's checkpoints: keep some of them (pretrain --keep_every 100).",
+        "cmacc inspect runs/first --steps 100 400",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[], metavar="STEP",
+        help="steps of kept checkpoints; the last one and up to three evenly spaced before it else",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="file to write; RUN/inspect.html by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    options = parser.parse_args(arguments)
+    from cmacc.viewer import write_inspection
+
+    with progress_bars("inspect") as advance:
+        page = write_inspection(
+            options.run,
+            options.out,
+            steps=options.steps,
+            overwrite=options.overwrite,
+            on_step=lambda done, total: advance("steps", done, total),
+        )
+    print(f"inspect: {page}")
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
 from torch import Tensor
 
 from cmacc.clips import Manifest, training_loader
@@ -62,7 +63,7 @@ class Selection:
         ``(M, d)``: the queries that the dictionary's keys are negatives of, those of the other modality. The same as
         ``queries`` unless pseudo-labels are ``within_modal``.
     positives
-        ``(M, d)``: the right key of each of ``contrasted``.
+        ``(M, d)``: the right key of each of ``contrasted``, of the encoder that the loss takes it from.
     query_ids
         ``(M,)``: the batch's sample ids.
     """
@@ -179,9 +180,14 @@ class SelectionReplay:
                 video, audio = learner.views.of(batch, self.plan.visit(step))
                 video_queries, audio_queries = learner.encoder(video, audio)
                 video_keys, audio_keys = video_queries, audio_queries
-                if config.objective.batch_keys == "momentum":
+                if config.objective.batch_keys != "online":
                     video_keys, audio_keys = learner.twin(video, audio)
         return _replayed(learner, (video_queries, audio_queries), (video_keys, audio_keys), batch.sample_ids, step)
+
+    def trained_elsewhere(self, step: int) -> bool:
+        """Whether the checkpoint is of a GPU and this replay is not, or the other way round."""
+        with safe_open(self._folders[step] / "optimizer.safetensors", "pt") as file:
+            return ("random.cuda" in file.keys()) != (self.device.type == "cuda")  # noqa: SIM118, it is no dict
 
     def start_seconds(self, sample_id: int, step: int) -> float:
         """Where in its file the clip began that a sample gave to the batch of a step."""

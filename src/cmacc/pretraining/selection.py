@@ -165,13 +165,16 @@ def mean_cosine(embedding: Float[Tensor, "keys dim"]) -> float:
     return float(total) / (count * (count - 1)) if count > 1 else math.nan
 
 
-def near_duplicates(keys: Keys, least: float = 0.98) -> list[KeyPair]:
-    """Pairs of keys of different samples with a cosine above ``least``, the most alike first."""
+def near_duplicates(keys: Keys, least: float = 0.98, most: int = 20) -> tuple[list[KeyPair], int]:
+    """Pairs of keys of different samples with a cosine above ``least``: the ``most`` most alike, and how many."""
     cosine = keys.embedding @ keys.embedding.T
     other = keys.sample_ids[:, None] != keys.sample_ids[None]
-    pairs = ((cosine > least) & other).triu(1).nonzero().tolist()
-    found = [KeyPair(first, second, float(cosine[first, second])) for first, second in pairs]
-    return sorted(found, key=lambda pair: -pair.cosine)
+    counted = ((cosine > least) & other).triu(1)
+    count = int(counted.sum())
+    # A collapsed dictionary has millions of such pairs: only those to show become objects.
+    top = torch.where(counted, cosine, -math.inf).flatten().topk(min(most, count))
+    places = [divmod(place, len(keys)) for place in top.indices.tolist()]
+    return [KeyPair(a, b, value) for (a, b), value in zip(places, top.values.tolist(), strict=True)], count
 
 
 def repeated_samples(keys: Keys) -> int:

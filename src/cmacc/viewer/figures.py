@@ -6,6 +6,7 @@ matplotlib's own markup (``$...$``) can be smuggled in: names stand in the HTML 
 
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,110 @@ def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = 
         axes.set_xlabel(label)
         axes.set_ylabel("files")
         return _svg(sheet)
+
+
+def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> str:
+    """Groups of unlike size in one histogram, each as shares of itself, as an ``<svg>`` element.
+
+    Parameters
+    ----------
+    groups
+        (values, colour name) each, none empty; the first is drawn as an area, the others as lines on top of it.
+    label
+        Of the horizontal axis.
+    """
+    import matplotlib
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+    numbers = [np.asarray(values, np.float64) for values, _ in groups]
+    everything = np.concatenate(numbers)
+    low, high = float(everything.min()), float(everything.max())
+    # Few keys in many bins would be a comb.
+    bins = int(np.clip(2 * math.sqrt(min(len(values) for values in numbers)), 6, 24))
+    whole = bool((everything == everything.round()).all())
+    if whole:  # every bin holds the same number of whole numbers, else a comb of empty bins would show
+        width = max(1, math.ceil((high - low + 1) / bins))
+        edges = np.arange(low - 0.5, high + 0.5 + width, width)
+    else:
+        edges = np.linspace(low, high, bins + 1)
+    with matplotlib.rc_context(_SETTINGS):
+        sheet, axes = _sheet(3.5, 2.05)
+        for place, (values, (_, colour)) in enumerate(zip(numbers, groups, strict=True)):
+            style: dict[str, Any] = {"color": _INK[colour], "weights": np.full(len(values), 1 / len(values))}
+            style |= {"alpha": 0.35} if place == 0 else {"histtype": "step", "linewidth": 1.5}
+            axes.hist(values, bins=list(edges), **style)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_xlabel(label)
+        axes.set_ylabel("share of its keys")
+        return _svg(sheet)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of one kind: places ``(n, 2)``, colour name, marker by matplotlib's name, and size in square points."""
+
+    places: NDArray[np.float64]
+    colour: str
+    marker: str = "o"
+    size: float = 14.0
+
+
+def points_panel(layers: Sequence[Points]) -> str:
+    """Points of several kinds in the plane, later kinds on top, as an ``<svg>`` element."""
+    import matplotlib
+
+    with matplotlib.rc_context(_SETTINGS | {"axes.grid": False}):
+        sheet, axes = _sheet(7.2, 4.2)
+        for layer in layers:
+            axes.scatter(
+                layer.places[:, 0],
+                layer.places[:, 1],
+                s=layer.size,
+                marker=layer.marker,
+                color=_INK[layer.colour],
+                alpha=0.9,
+                linewidths=0,
+            )
+        axes.autoscale_view()
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return _svg(sheet)
+
+
+def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64]) -> str:
+    """A square matrix as a ``data:`` address: orange above 0, blue below, the stronger the nearer to ``limit``.
+
+    Parameters
+    ----------
+    values
+        ``(n, n)``.
+    limit
+        The absolute value, above 0, that has the full colour.
+    groups
+        ``(n,)``: rows that belong together stand side by side; a bar above and beside the matrix changes its shade
+        from one group to the next.
+    """
+    from matplotlib.image import imsave
+
+    strength = np.clip(np.abs(values) / limit, 0, 1)
+    # Transparent at 0, and of middling brightness at the limit: legible on a light and on a dark page.
+    hue = np.where(values[..., None] > 0, [224, 122, 48], [58, 134, 200])
+    scale = max(1, 384 // len(values))
+    cells = np.kron(np.concatenate([hue, 255 * strength[..., None]], axis=2), np.ones((scale, scale, 1)))
+    shade = np.cumsum(np.diff(groups, prepend=groups[:1]) != 0) % 2
+    bar = np.kron(np.where(shade[:, None] == 0, [128, 128, 128, 110], [128, 128, 128, 255]), np.ones((scale, 1)))
+    thick = max(3, len(cells) // 48)
+    sheet = np.zeros((len(cells) + 2 * thick, len(cells) + 2 * thick, 4))
+    sheet[2 * thick :, 2 * thick :] = cells
+    sheet[2 * thick :, :thick] = bar[:, None]
+    sheet[:thick, 2 * thick :] = bar[None]
+    file = io.BytesIO()
+    imsave(file, sheet.round().astype(np.uint8), format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def map_panel(

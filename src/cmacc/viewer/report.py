@@ -5,7 +5,7 @@ from pathlib import Path
 from cmacc.clips.storage import written_aside
 from cmacc.viewer.page import duration, escape, page, section, tiles
 from cmacc.viewer.results import headline_tiles, results_section
-from cmacc.viewer.run_folder import ReportError, RunFolder, read_run
+from cmacc.viewer.run_folder import RunFolder, check_out, read_run
 from cmacc.viewer.similarity import map_section, queries_section
 from cmacc.viewer.training import curves_section, final_mean, health_section, training_seconds
 
@@ -42,10 +42,7 @@ def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = Fa
         The folder holds no run or no metrics, a file of it cannot be read, or the page is there already.
     """
     out = out or run_dir / "report.html"
-    if out.is_dir():
-        raise ReportError(f"report {out}: must be a file, got a folder; name a file in it, as {out / 'report.html'}")
-    if out.exists() and not overwrite:
-        raise ReportError(f"report {out}: is there already; give --overwrite to replace it, or choose another --out")
+    check_out("report", out, overwrite)
     text = render_report(read_run(run_dir))
     with written_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")

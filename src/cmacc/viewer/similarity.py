@@ -1,16 +1,15 @@
 """What the embeddings hold to be alike: a map of the held-out clips, and sample queries with their answers."""
 
-import dataclasses
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip
+from cmacc.clips import ClipSpec, Manifest
 from cmacc.transfer import ranks
-from cmacc.viewer.figures import map_panel, picture, spectrogram_picture
+from cmacc.viewer.figures import map_panel
+from cmacc.viewer.gallery import ClipPictures
 from cmacc.viewer.page import escape, figure, note, section
 from cmacc.viewer.run_folder import Pairs, RunFolder
 
@@ -20,8 +19,6 @@ _NAMED_LABELS = 8
 _FEWEST_FOR_TSNE = 10
 _QUERIES = 4
 _ANSWERS = 5
-_PICTURE_PIXELS = 112
-_SPECTROGRAM_RANGE = 6 * math.log(10)  # 60 dB, in the natural logarithm of power that LogMel gives
 
 NOT_EMBEDDED = (
     "There are no embeddings of held-out clips yet: <code>cmacc evaluate</code> with task <code>pairs</code> writes "
@@ -136,47 +133,30 @@ def _label_colours(run: RunFolder, rows: NDArray[np.int64]) -> tuple[list[str], 
 
 
 class _Gallery:
-    """Pictures of the held-out clips, decoded when asked for and once each."""
+    """Pictures of the held-out clips by their rows."""
 
     def __init__(self, pairs: Pairs, manifest: Manifest, spec: ClipSpec, mel_bins: int) -> None:
-        self._pairs, self._manifest = pairs, manifest
-        # Four frames spread over the very stretch that the encoder saw, and no larger than the page needs.
-        scale = min(1.0, _PICTURE_PIXELS / max(spec.frame_height, spec.frame_width))
-        self._spec = dataclasses.replace(
-            spec,
-            frame_count=4,
-            frame_rate_hz=4 / spec.picture_seconds,
-            frame_height=max(1, round(spec.frame_height * scale)),
-            frame_width=max(1, round(spec.frame_width * scale)),
-        )
-        self._log_mel = LogMel(spec.sample_rate_hz, mel_bins)
-        self._clips: dict[int, Clip | str] = {}
+        self._pairs = pairs
+        self._pictures = ClipPictures(manifest, spec, mel_bins)
 
     def name(self, row: int) -> tuple[str, str]:
         """Label (or empty) and file name with the clip's start."""
-        record = self._manifest.records[self._pairs.sample_ids[row]]
-        return record.label or "", f"{record.name}, {self._pairs.start_seconds[row]:.1f} s"
+        return self._pictures.name(*self._window(row))
 
     def sound(self, row: int) -> str:
         """A spectrogram."""
-        clip = self._clip(row)
-        if isinstance(clip, str):
-            return _gone(clip)
-        log_mel = self._log_mel(clip.waveform[None])[0].numpy()
-        loudest = max(0.0, float(log_mel.max()))  # silence must look black, not be stretched until it glows
-        return _image(
-            spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest), "spectrogram", self.name(row)[1]
-        )
+        return self._pictures.sound(*self._window(row))
 
     def frames(self, row: int) -> str:
         """Four frames, two by two."""
-        return self._frames(row, 2)
+        return self._pictures.frames(*self._window(row))
 
     def both(self, row: int) -> str:
         """Four frames in a row beside the spectrogram: a picture that asks, and the sound that it should find."""
-        strip_aspect = 4 * self._spec.frame_width / self._spec.frame_height
+        spec = self._pictures.spec
+        frames = self._pictures.frames(*self._window(row), columns=4)
         return (
-            f'<div class="ask"><div style="--aspect:{strip_aspect:.2f}">{self._frames(row, 4)}'
+            f'<div class="ask"><div style="--aspect:{4 * spec.frame_width / spec.frame_height:.2f}">{frames}'
             f"<small>the query</small></div>"
             f'<div style="--aspect:1.25">{self.sound(row)}<small>its own sound, to compare</small></div></div>'
         )
@@ -185,23 +165,8 @@ class _Gallery:
         """A spectrogram that asks."""
         return f'<div class="ask alone"><div style="--aspect:1">{self.sound(row)}<small>the query</small></div></div>'
 
-    def _frames(self, row: int, columns: int) -> str:
-        clip = self._clip(row)
-        if isinstance(clip, str):
-            return _gone(clip)
-        frames = clip.frames.numpy()
-        strips = [np.concatenate(list(frames[i : i + columns]), axis=1) for i in range(0, len(frames), columns)]
-        return _image(picture(np.concatenate(strips)), "four frames", self.name(row)[1])
-
-    def _clip(self, row: int) -> Clip | str:
-        if row not in self._clips:
-            record = self._manifest.records[self._pairs.sample_ids[row]]
-            start_seconds = record.start_seconds + float(self._pairs.start_seconds[row])
-            try:
-                self._clips[row] = decode_clip(record.source, start_seconds, self._spec)
-            except MediaError as error:
-                self._clips[row] = str(error).replace(str(record.path), record.name)
-        return self._clips[row]
+    def _window(self, row: int) -> tuple[int, float]:
+        return int(self._pairs.sample_ids[row]), float(self._pairs.start_seconds[row])
 
 
 def _query(
@@ -239,11 +204,3 @@ def _answer(gallery: _Gallery, key: int, place: int, row: int, score: float, sho
         f'<li class="{kind.strip()}">{show(key)}{name}<small>#{place:,} · {score:.2f}'
         f"{' · ' + remark if remark else ''}</small></li>"
     )
-
-
-def _image(address: str, what: str, name: str) -> str:
-    return f'<img src="{address}" alt="{escape(what)} of {escape(name)}" loading="lazy">'
-
-
-def _gone(reason: str) -> str:
-    return f'<span class="gone">not shown: {escape(reason)}</span>'

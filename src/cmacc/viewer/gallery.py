@@ -1,0 +1,73 @@
+"""Clips as pictures: a few frames and a spectrogram, decoded when asked for and once each."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip
+from cmacc.viewer.figures import picture, spectrogram_picture
+from cmacc.viewer.page import escape
+
+_PICTURE_PIXELS = 112
+_SPECTROGRAM_RANGE = 6 * math.log(10)  # 60 dB, in the natural logarithm of power that LogMel gives
+
+
+class ClipPictures:
+    """HTML pictures of windows of a manifest's files; a window is (sample id, start in seconds within the sample)."""
+
+    def __init__(self, manifest: Manifest, spec: ClipSpec, mel_bins: int) -> None:
+        self._manifest = manifest
+        # Four frames spread over the very stretch that the encoder saw, and no larger than the page needs.
+        scale = min(1.0, _PICTURE_PIXELS / max(spec.frame_height, spec.frame_width))
+        self.spec = dataclasses.replace(
+            spec,
+            frame_count=4,
+            frame_rate_hz=4 / spec.picture_seconds,
+            frame_height=max(1, round(spec.frame_height * scale)),
+            frame_width=max(1, round(spec.frame_width * scale)),
+        )
+        self._log_mel = LogMel(spec.sample_rate_hz, mel_bins)
+        self._clips: dict[tuple[int, float], Clip | str] = {}
+
+    def name(self, sample_id: int, start_seconds: float) -> tuple[str, str]:
+        """Label (or empty) and file name with the clip's start, as plain text."""
+        record = self._manifest.records[sample_id]
+        return record.label or "", f"{record.name}, {start_seconds:.1f} s"
+
+    def sound(self, sample_id: int, start_seconds: float) -> str:
+        """A spectrogram."""
+        clip = self._clip(sample_id, start_seconds)
+        if isinstance(clip, str):
+            return _gone(clip)
+        log_mel = self._log_mel(clip.waveform[None])[0].numpy()
+        loudest = max(0.0, float(log_mel.max()))  # silence must look black, not be stretched until it glows
+        address = spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest)
+        return _image(address, "spectrogram", self.name(sample_id, start_seconds)[1])
+
+    def frames(self, sample_id: int, start_seconds: float, columns: int = 2) -> str:
+        """Four frames, ``columns`` in a row."""
+        clip = self._clip(sample_id, start_seconds)
+        if isinstance(clip, str):
+            return _gone(clip)
+        frames = clip.frames.numpy()
+        strips = [np.concatenate(list(frames[i : i + columns]), axis=1) for i in range(0, len(frames), columns)]
+        return _image(picture(np.concatenate(strips)), "four frames", self.name(sample_id, start_seconds)[1])
+
+    def _clip(self, sample_id: int, start_seconds: float) -> Clip | str:
+        window = (sample_id, start_seconds)
+        if window not in self._clips:
+            record = self._manifest.records[sample_id]
+            try:
+                self._clips[window] = decode_clip(record.source, record.start_seconds + start_seconds, self.spec)
+            except MediaError as error:
+                self._clips[window] = str(error).replace(str(record.path), record.name)
+        return self._clips[window]
+
+
+def _image(address: str, what: str, name: str) -> str:
+    return f'<img src="{address}" alt="{escape(what)} of {escape(name)}" loading="lazy">'
+
+
+def _gone(reason: str) -> str:
+    return f'<span class="gone">not shown: {escape(reason)}</span>'

@@ -1,0 +1,121 @@
+"""Figures of one selection: gradient lengths, ages, likeness within the group, and a map of the pool."""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmacc.pretraining.replay import Selection
+from cmacc.pretraining.selection import SelectionFacts, mean_cosine
+from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
+from cmacc.viewer.page import figure
+from cmacc.viewer.similarity import plane
+
+_MAP_KEYS = 500  # of the pool and of the dictionary, each; t-SNE takes some seconds for as many
+
+_POOL = ("muted", "eligible keys of the pool", "square")
+_CHOSEN = ("c1", "chosen", "line")
+_RANDOM = ("c2", "random draw", "line")
+
+
+def figures_of(selection: Selection, facts: SelectionFacts) -> str:
+    """All figures of a selection that chose at least one key."""
+    panels = [_gradients(selection, facts), _ages(selection), *_likeness(selection, facts)]
+    return f'<div class="panels four">{"".join(panels)}</div>{_map(selection, facts)}'
+
+
+def _gradients(selection: Selection, facts: SelectionFacts) -> str:
+    rows = (selection.eligible.nonzero().flatten(), selection.chosen, facts.drawn)
+    groups = [(facts.gradient_norms[part].tolist(), c) for part, c in zip(rows, ("muted", "c1", "c2"), strict=True)]
+    caption = (
+        "How long the keys' gradients are: to the right are those whose query is in doubt. A choice of hard keys "
+        "lies to the "
+        "right of the grey, a random one lies like it."
+    )
+    return figure("Length of the gradient", overlaid_histogram(groups, "length"), caption, (_POOL, _CHOSEN, _RANDOM))
+
+
+def _ages(selection: Selection) -> str:
+    def ages(steps: Int[Tensor, " keys"]) -> list[float]:
+        return (selection.step - steps).tolist()
+
+    pool = selection.pool.steps
+    groups = [(ages(pool[selection.eligible]), "muted"), (ages(pool[selection.chosen]), "c1")]
+    legend = [_POOL, _CHOSEN]
+    if len(selection.before) > 0:
+        groups.append((ages(selection.before.steps), "c3"))
+        legend.append(("c3", "dictionary before", "line"))
+    caption = (
+        "How many steps ago the keys were encoded. Keys that wait in the pool and then in the dictionary are older "
+        "than a "
+        "plain queue's, and the encoders have moved on since."
+    )
+    return figure("Age of the keys", overlaid_histogram(groups, "steps"), caption, legend)
+
+
+def _likeness(selection: Selection, facts: SelectionFacts) -> list[str]:
+    if len(selection.chosen) < 2:
+        return []
+    shown: list[tuple[str, NDArray[np.float64], NDArray[np.int64], float]] = []
+    for what, rows in (("the chosen", selection.chosen), ("the random draw", facts.drawn)):
+        ordered = rows[facts.pseudo_labels[rows].argsort(stable=True)]
+        keys = selection.pool.embedding[ordered]
+        cosine = (keys @ keys.T).double().numpy()
+        shown.append((what, cosine, facts.pseudo_labels[ordered].numpy(), mean_cosine(keys)))
+    # The diagonal, each key with itself, is 1 in any case: it must not set the scale for the rest.
+    off = ~np.eye(len(selection.chosen), dtype=bool)
+    limit = max(0.05, *(float(np.abs(cosine[off]).max()) for _, cosine, _, _ in shown))
+    legend = [("c2", "alike", "square"), ("c1", "opposed", "square")]
+    panels = []
+    for what, cosine, groups, mean in shown:
+        image = f'<img class="heat" src="{heat_map(cosine, limit, groups)}" alt="cosine of every two keys of {what}">'
+        caption = (
+            f"Every key against every other: mean cosine {mean:.3f}; full colour is {limit:.2f} or more. The bars at "
+            "the edges "
+            "change their shade from one query's keys to the next's: blocks along the diagonal are keys that do the "
+            "same work."
+        )
+        panels.append(figure(f"Likeness among {what}", image, caption, legend))
+    return panels
+
+
+def _map(selection: Selection, facts: SelectionFacts) -> str:
+    pool, held = selection.pool, selection.staying
+    marked = torch.zeros(len(pool), dtype=torch.bool)
+    marked[selection.chosen] = True
+    marked[facts.drawn] = True
+    backdrop = _spaced(selection.eligible.logical_and(~marked).nonzero().flatten())
+    kept = _spaced(torch.arange(len(held)))
+    parts = [
+        pool.embedding[backdrop],
+        held.embedding[kept],
+        pool.embedding[facts.drawn],
+        pool.embedding[selection.chosen],
+    ]
+    places, method = plane(torch.cat(parts).numpy())
+    styles = (("muted", "o", 12.0), ("c3", "s", 15.0), ("c2", "D", 26.0), ("c1", "^", 34.0))
+    ends = np.cumsum([len(part) for part in parts])
+    layers = [
+        Points(rows, *style) for rows, style in zip(np.split(places, ends[:-1]), styles, strict=True) if len(rows)
+    ]
+    legend = [
+        ("muted", "eligible keys of the pool", "dot"),
+        ("c3", "keys that stay in the dictionary", "square"),
+        ("c2", "random draw", "square"),
+        ("c1", "chosen", "triangle"),
+    ]
+    near = facts.measures["key_coverage"]
+    caption = (
+        f"{method} of the keys, up to {_MAP_KEYS} a kind. Near is alike; how far apart groups lie means little. Do the "
+        "triangles reach every part of the grey? Measured on the embeddings themselves, an eligible key lies "
+        f"{near.chosen:.3f} from the nearest chosen one on average, and {near.random:.3f} from the nearest of a random "
+        "draw (1 − cosine). A key that was both chosen and drawn shows as a triangle."
+    )
+    return figure("Map of the pool", points_panel(layers), caption, legend, kind="wide")
+
+
+def _spaced(rows: Int[Tensor, " rows"]) -> Int[Tensor, " some"]:
+    if len(rows) <= _MAP_KEYS:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, _MAP_KEYS).round().long()]

@@ -15,8 +15,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
     "pretraining": GROUND,
     "transfer": GROUND | {"pretraining"},
-    "viewer": GROUND | {"pretraining", "transfer"},
-    "cli": GROUND | {"pretraining", "transfer", "viewer"},
+    "ablation": GROUND | {"pretraining", "transfer"},
+    "viewer": GROUND | {"pretraining", "transfer", "ablation"},
+    "cli": GROUND | {"pretraining", "transfer", "ablation", "viewer"},
     "__init__": GROUND | {"pretraining", "transfer"},  # for the lazy `load`
     "__main__": {"cli"},
 }

@@ -203,7 +203,7 @@ class TrainingPlan:
     def files(self, step: int) -> NDArray[np.int64]:
         """Sample ids of a step's batch, ``(batch_size,)``: the same for the ``clips_per_video`` steps of a group."""
         place = step % self.steps_per_epoch // self.clips_per_video * self.batch_size
-        order = _order(self.seed, self.epoch(step), len(self.sample_ids))
+        order = epoch_order(self.seed, self.epoch(step), len(self.sample_ids))
         chosen: NDArray[np.int64] = self.windows.sample_ids.numpy()[order[place : place + self.batch_size]]
         return chosen
 
@@ -224,7 +224,7 @@ class TrainingPlan:
 
 
 @lru_cache(maxsize=1)
-def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """The order of an epoch. A million files take 20 ms and 8 MB: made once an epoch, and one kept at a time."""
     return seeded_rng(seeds.ORDER, seed, epoch).permutation(count)
 

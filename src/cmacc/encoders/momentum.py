@@ -42,12 +42,15 @@ def update_momentum(online: nn.Module, twin: nn.Module, momentum: float) -> None
                 f"update_momentum: {name} must have equal shapes, "
                 f"got {tuple(sources[name].shape)} and {tuple(target.shape)}"
             )
-    for name, target in targets.items():
-        source = sources[name]
-        if target.is_floating_point():
-            target.lerp_(source.to(target.dtype), 1 - momentum)
-        else:
-            target.copy_(source)
+    averaged = [name for name, target in targets.items() if target.is_floating_point()]
+    # One call for all of them: a small model has more tensors than work in them.
+    torch._foreach_lerp_(
+        [targets[name] for name in averaged],
+        [sources[name].to(targets[name].dtype) for name in averaged],
+        1 - momentum,
+    )
+    for name in targets.keys() - set(averaged):
+        targets[name].copy_(sources[name])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

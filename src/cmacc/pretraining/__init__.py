@@ -8,11 +8,12 @@ from cmacc.pretraining.config import (
     ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
+    config_from_plain,
     read_config,
     to_plain,
 )
 from cmacc.pretraining.learner import untrained_encoder
-from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, pretrain, start_run
+from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, learning_rate, pretrain, start_run
 
 __all__ = [
     "CheckpointError",
@@ -25,7 +26,9 @@ __all__ = [
     "RunError",
     "RunOutcome",
     "autocast_dtype",
+    "config_from_plain",
     "last_checkpoint",
+    "learning_rate",
     "load_encoder",
     "pretrain",
     "read_config",

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -149,7 +150,7 @@ class ObjectiveConfig:
 
     temperature: float = 0.1
     in_batch: bool = True
-    batch_keys: Literal["online", "momentum"] = "online"
+    batch_keys: Literal["online", "momentum", "both"] = "online"
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -278,14 +279,35 @@ def read_config(path: Path) -> PretrainConfig:
     """
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file; a run folder holds one")
-    from jsonargparse import ArgumentError, ArgumentParser, Namespace  # heavy: wanted by few importers of this module
+    try:
+        return config_from_plain(yaml.safe_load(path.read_text()))
+    except (ConfigError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: {error}") from error
+
+
+def config_from_plain(plain: Any) -> PretrainConfig:
+    """A config from nested dicts, as `to_plain` makes them.
+
+    Raises
+    ------
+    ConfigError
+        A setting is unknown or cannot be.
+    """
+    from jsonargparse import ArgumentError, Namespace  # heavy: wanted by few importers of this module
+
+    parser = _config_parser()
+    try:
+        parsed = parser.instantiate(parser.parse_object(Namespace(config=plain)))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    config: PretrainConfig = parsed.config
+    return config
+
+
+@lru_cache(maxsize=1)
+def _config_parser() -> Any:
+    from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PretrainConfig, "config")
-    try:
-        plain = yaml.safe_load(path.read_text())
-        parsed = parser.instantiate(parser.parse_object(Namespace(config=plain)))
-    except (ArgumentError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"config {path}: {error}") from error
-    config: PretrainConfig = parsed.config
-    return config
+    return parser

@@ -57,7 +57,9 @@ class Learner:
             audio_dictionary=_dictionary(config, encoder.audio.penultimate_size, device),
             inputs=input_ring(config, device),
             objective=CrossModalContrast(config.objective.temperature, config.objective.in_batch),
-            optimizer=torch.optim.AdamW(_decayed(encoder, config.optim.weight_decay), lr=config.optim.learning_rate),
+            optimizer=torch.optim.AdamW(
+                _decayed(encoder, config.optim.weight_decay), lr=config.optim.learning_rate, fused=True
+            ),
             autocast_dtype=autocast_dtype,
             device=device,
             selection_stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
@@ -70,7 +72,7 @@ class Learner:
     @property
     def needs_twins(self) -> bool:
         """Whether the batch's keys come from the momentum copies."""
-        return self.video_dictionary is not None or self.config.objective.batch_keys == "momentum"
+        return self.video_dictionary is not None or self.config.objective.batch_keys != "online"
 
 
 def input_ring(config: PretrainConfig, device: torch.device, first_ticket: int = 0) -> InputRing | None:

@@ -86,16 +86,13 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                     refreshed += refresh_newest(learner, dictionary, len(dictionary.dictionary), step)
 
     with clock.phase("loss"):
-        video_keys, audio_keys = video_queries, audio_queries
-        if config.objective.batch_keys == "momentum":
-            assert twins is not None
-            video_keys, audio_keys = twins
         warm = step >= config.dictionary.warmup_steps
-        video_to_audio = _contrast(
-            learner, batch, video_queries, audio_keys, learner.audio_dictionary if warm else None
-        )
-        audio_to_video = _contrast(
-            learner, batch, audio_queries, video_keys, learner.video_dictionary if warm else None
+        video_to_audio, audio_to_video = (
+            _contrast(learner, batch, queries, online, twin, dictionary if warm else None)
+            for queries, online, twin, dictionary in (
+                (video_queries, audio_queries, twins[1] if twins else None, learner.audio_dictionary),
+                (audio_queries, video_queries, twins[0] if twins else None, learner.video_dictionary),
+            )
         )
         learner.optimizer.zero_grad(set_to_none=True)
         (video_to_audio.loss + audio_to_video.loss).backward()
@@ -163,18 +160,33 @@ def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:
 
 
 def _contrast(
-    learner: Learner, batch: Batch, queries: Encoding, keys: Encoding, dictionary: ActiveDictionary | None
+    learner: Learner,
+    batch: Batch,
+    queries: Encoding,
+    online: Encoding,
+    twin: Encoding | None,
+    dictionary: ActiveDictionary | None,
 ) -> DirectionLoss:
-    negatives = dictionary.negatives() if dictionary is not None else None
-    result: DirectionLoss = learner.objective(
-        queries.embedding,
-        keys.embedding,
-        batch.sample_ids,
-        batch.sample_ids,
-        negatives=negatives.embedding if negatives is not None else None,
-        negative_ids=negatives.sample_ids if negatives is not None else None,
-    )
-    return result
+    def among(keys: Encoding, dictionary: ActiveDictionary | None) -> DirectionLoss:
+        negatives = dictionary.negatives() if dictionary is not None else None
+        result: DirectionLoss = learner.objective(
+            queries.embedding,
+            keys.embedding,
+            batch.sample_ids,
+            batch.sample_ids,
+            negatives=negatives.embedding if negatives is not None else None,
+            negative_ids=negatives.sample_ids if negatives is not None else None,
+        )
+        return result
+
+    batch_keys = learner.config.objective.batch_keys
+    if batch_keys == "online":
+        return among(online, dictionary)
+    assert twin is not None
+    by_twin = among(twin, dictionary)
+    if batch_keys == "momentum":
+        return by_twin
+    return dataclasses.replace(by_twin, loss=(by_twin.loss + among(online, None).loss) / 2)
 
 
 def _detached(result: DirectionLoss) -> DirectionLoss:

@@ -1,0 +1,249 @@
+"""All runs of a plan, restartably: what is done is kept under a name made of its contents, and never done again.
+
+A folder of an ablation holds ``runs/<key>.json`` (one a run, whole or not there), ``step_seconds.json`` (what equal
+time was reckoned with), decoded clips where the problem has any, and what is made of them: ``metrics.parquet``,
+``differences.parquet`` and ``table.md``. A plan may be changed and run again in the same folder: runs that it shares
+with the earlier one are found there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cmacc.ablation.clipset import ClipProblem, ManifestClips, RenderedClips, decode_all, render
+from cmacc.ablation.plan import AblationPlan, BudgetName, Cell, PlanError, run_key
+from cmacc.ablation.problem import Problem, VectorProblem
+from cmacc.ablation.run import run_cell, step_seconds
+from cmacc.ablation.vectors import VectorWorld
+from cmacc.clips.parallel import results_of
+from cmacc.clips.storage import written_aside
+from cmacc.pretraining import PretrainConfig
+from cmacc.transfer.reading import UnfitError, dataclass_of
+
+# Takes (what, done, total).
+Progress = Callable[[str, int, int], None]
+_KINDS: dict[str, type] = {"vectors": VectorWorld, "rendered": RenderedClips, "clips": ManifestClips}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan: its cell, budget, seed and settings, and the key under which its results are kept."""
+
+    cell: Cell
+    budget: BudgetName
+    config: PretrainConfig
+    key: str
+
+
+def ablate(
+    plan: AblationPlan,
+    folder: Path,
+    *,
+    workers: int = 1,
+    device: torch.device | None = None,
+    only_planned: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> list[PlannedRun]:
+    """Make all runs of a plan that are not in the folder yet.
+
+    Parameters
+    ----------
+    folder
+        Made where it is not there.
+    workers
+        Processes, each with one run at a time and, on a CPU, one thread of torch's. With 1 the runs are made in this
+        process, with its threads.
+    device
+        Where the runs are made; the CPU by default.
+    only_planned
+        Make no run, and say only which the plan has.
+
+    Returns
+    -------
+    list of PlannedRun
+        All of the plan, done now or before.
+
+    Raises
+    ------
+    PlanError, ClipSetError, ManifestError, RunError
+        The problem cannot be had, or a run cannot be made.
+    """
+    device = device or torch.device("cpu")
+    for cell in plan.cells:
+        _world_of(cell)
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    prepared = [_prepared(cell, folder, progress) for cell in plan.cells]
+    steps = _equal_steps(plan, prepared, folder, device, progress)
+    runs = planned_runs(plan, prepared, steps)
+    if only_planned:
+        return runs
+    missing = [run for run in _distinct(runs) if not _run_path(folder, run.key).exists()]
+    done = len(_distinct(runs)) - len(missing)
+    progress("runs", done, done + len(missing))
+    work = partial(_make_run, folder, plan.points, device, workers > 1)
+    if workers == 1:
+        for run in missing:
+            work(run)
+            done += 1
+            progress("runs", done, len(_distinct(runs)))
+        return runs
+    # spawn: forking a process that holds threads (torch) can deadlock
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+        for _ in results_of(executor, work, missing):
+            done += 1
+            progress("runs", done, len(_distinct(runs)))
+    return runs
+
+
+def planned_runs(plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, str], int]) -> list[PlannedRun]:
+    """Every seed's run of every cell and budget; seeds first, so that a stopped ablation has whole seeds.
+
+    Parameters
+    ----------
+    cells
+        The plan's, with what they need made.
+    steps
+        For the budget ``time``: steps of each (regime, variant).
+    """
+    runs = []
+    for seed in plan.seeds:
+        for budget in plan.budgets:
+            for cell in cells:
+                config = cell.seeded(seed, steps[cell.regime, cell.variant] if budget == "time" else None)
+                runs.append(PlannedRun(cell, budget, config, run_key(cell.problem, config, plan.points)))
+    return runs
+
+
+def run_rows(folder: Path, run: PlannedRun) -> list[dict[str, Any]] | None:
+    """The points of a run as ``{"step", "seconds", "metrics"}``; None where it was not made yet.
+
+    Raises
+    ------
+    PlanError
+        Its file is broken.
+    """
+    path = _run_path(folder, run.key)
+    if not path.exists():
+        return None
+    try:
+        points: list[dict[str, Any]] = json.loads(path.read_text())["points"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"run {path}: cannot be read ({error}); delete it to have it made anew") from error
+    return points
+
+
+def _distinct(runs: list[PlannedRun]) -> list[PlannedRun]:
+    return list({run.key: run for run in runs}.values())
+
+
+def _run_path(folder: Path, key: str) -> Path:
+    return folder / "runs" / f"{key}.json"
+
+
+def _make_run(folder: Path, points: int, device: torch.device, alone: bool, run: PlannedRun) -> None:
+    """Top level, and all by arguments: for spawned processes."""
+    if alone and device.type == "cpu":
+        torch.set_num_threads(1)
+    problem = _problem(json.dumps(run.cell.problem, sort_keys=True), run.config.seed, str(folder), str(device))
+    found = run_cell(problem, run.config, points)
+    told = {
+        "regime": run.cell.regime,
+        "variant": run.cell.variant,
+        "seed": run.config.seed,
+        "steps": run.config.optim.steps,
+        "device": str(device),
+        "torch": torch.__version__,
+        "points": [dataclasses.asdict(point) for point in found],
+    }
+    with written_aside(_run_path(folder, run.key)) as aside:
+        aside.write_text(json.dumps(told))
+
+
+@lru_cache(maxsize=2)
+def _problem(plain: str, seed: int, folder: str, device: str) -> Problem:
+    """The problem of a cell; decoded clips and drawn worlds serve the runs that follow as well."""
+    problem = json.loads(plain)
+    if problem["kind"] == "vectors":
+        world = dataclass_of(VectorWorld, _filled(problem, VectorWorld), "problem")
+        return VectorProblem(world, seed, torch.device(device))
+    return ClipProblem(Path(folder) / problem["decoded"], torch.device(device))
+
+
+def _world_of(cell: Cell) -> Any:
+    """The problem's own dataclass, checked."""
+    kind = cell.problem.get("kind")
+    if kind not in _KINDS:
+        raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    try:
+        return dataclass_of(_KINDS[kind], _filled(cell.problem, _KINDS[kind]), "problem")
+    except UnfitError as error:
+        raise PlanError(str(error)) from error
+
+
+def _filled(problem: dict[str, Any], kind: type) -> dict[str, Any]:
+    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    return defaults | {name: value for name, value in problem.items() if name != "kind"}
+
+
+def _prepared(cell: Cell, folder: Path, progress: Progress) -> Cell:
+    """The cell with its clips decoded, and their file's name in its problem; a cell of vectors as it is."""
+    world = _world_of(cell)
+    if isinstance(world, VectorWorld):
+        return cell
+    named = hashlib.sha256(json.dumps(cell.problem, sort_keys=True).encode()).hexdigest()[:12]
+    if isinstance(world, RenderedClips):
+        manifest = folder / f"rendered-{named}" / "manifest.parquet"
+        if not manifest.exists():
+            render(world, manifest.parent, progress)
+    else:
+        manifest = Path(world.manifest)
+    data = dataclasses.replace(cell.config.data, manifest=manifest)
+    config = dataclasses.replace(cell.config, data=data)
+    told = json.dumps([cell.problem, dataclasses.asdict(data.clip), os.path.getmtime(manifest)], default=str)
+    decoded = f"clips-{hashlib.sha256(told.encode()).hexdigest()[:12]}.safetensors"
+    if not (folder / decoded).exists():
+        decode_all(config, folder / decoded, progress)
+    return dataclasses.replace(cell, config=config, problem={**cell.problem, "decoded": decoded})
+
+
+def _equal_steps(
+    plan: AblationPlan, cells: list[Cell], folder: Path, device: torch.device, progress: Progress
+) -> dict[tuple[str, str], int]:
+    """Steps of each cell that fit into the time of its regime's reference; measured once, and kept in the folder."""
+    if "time" not in plan.budgets:
+        return {}
+    path = folder / "step_seconds.json"
+    known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    steps: dict[tuple[str, str], int] = {}
+    if device.type == "cpu":
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+    for number, regime in enumerate(plan.regimes):
+        own = [cell for cell in cells if cell.regime == regime]
+        keys = [run_key(cell.problem, cell.seeded(plan.seeds[0]), 0) for cell in own]
+        if any(key not in known for key in keys):
+            problems = [
+                _problem(json.dumps(c.problem, sort_keys=True), plan.seeds[0], str(folder), str(device)) for c in own
+            ]
+            pairs = [(p, c.seeded(plan.seeds[0])) for p, c in zip(problems, own, strict=True)]
+            known |= dict(zip(keys, step_seconds(pairs), strict=True))
+            with written_aside(path) as aside:
+                aside.write_text(json.dumps(known, indent=1))
+        progress("step times", number + 1, len(plan.regimes))
+        of_reference = next((k for k, c in zip(keys, own, strict=True) if c.variant == plan.reference), None)
+        for key, cell in zip(keys, own, strict=True):
+            ratio = known[key] / known[of_reference] if of_reference else 1.0
+            steps[regime, cell.variant] = max(plan.points, round(cell.config.optim.steps / ratio))
+    if device.type == "cpu":
+        torch.set_num_threads(before)
+    return steps

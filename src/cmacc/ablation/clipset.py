@@ -1,0 +1,194 @@
+"""Clips as a problem: every file decoded once, kept as uint8 frames and half-precision sound in one file.
+
+Runs then share the decoding, which would otherwise be most of their time; the price is one window a file, its middle,
+so that a sample's visits differ by augmentation alone.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cmacc.ablation.problem import Measured, plain_rows
+from cmacc.clips import (
+    ClipBatch,
+    LogMel,
+    Manifest,
+    evaluation_loader,
+    evaluation_requests,
+    grey_video,
+    list_folders,
+    scan,
+    to_video,
+)
+from cmacc.clips.storage import written_aside
+from cmacc.clips.synthetic import WorldConfig, write_world
+from cmacc.pretraining import PretrainConfig, autocast_dtype
+from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.loop import usable_files
+
+_MEASURED_AT_ONCE = 100
+Progress = Callable[[str, int, int], None]
+
+
+class ClipSetError(ValueError):
+    """Clips that cannot be had, or a file of decoded ones that cannot be read; the message says which."""
+
+
+@dataclass(frozen=True)
+class RenderedClips:
+    """Clips of the synthetic world (`cmacc.clips.synthetic`), a quarter of them held out.
+
+    Parameters
+    ----------
+    clips, classes, zipf_exponent, duplicate_share, nuisance, size, seconds
+        Of the world: number of clips, of classes, skew of the classes, share of copies, strength of what disturbs,
+        pixels of a side, and length.
+    test_fraction
+        Share held out.
+    """
+
+    clips: int = 1000
+    classes: int = 8
+    zipf_exponent: float = 0.0
+    duplicate_share: float = 0.0
+    nuisance: float = 0.3
+    size: int = 40
+    seconds: float = 2.0
+    test_fraction: float = 0.25
+
+
+@dataclass(frozen=True)
+class ManifestClips:
+    """The clips of a manifest made by ``cmacc scan``: those of split ``test`` are held out, the others trained on."""
+
+    manifest: str
+
+
+def render(world: RenderedClips, folder: Path, progress: Progress) -> Path:
+    """Write the world's files and their manifest, and return the latter's path."""
+    config = WorldConfig(
+        clip_count=world.clips,
+        class_count=world.classes,
+        zipf_exponent=world.zipf_exponent,
+        duplicate_share=world.duplicate_share,
+        nuisance=world.nuisance,
+        frame_size=world.size,
+        duration_seconds=world.seconds,
+    )
+    write_world(config, folder / "world", progress=lambda done, total: progress("clips made", done, total))
+    listing = list_folders([folder / "world"])
+    manifest = folder / "manifest.parquet"
+    scan(listing, test_fraction=world.test_fraction).manifest.write(manifest)
+    return manifest
+
+
+def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
+    """Decode the middle window of every file of ``config.data.manifest`` that can be trained or tested on.
+
+    Raises
+    ------
+    ClipSetError
+        Nothing is held out.
+    """
+    manifest = Manifest.read(config.data.manifest)
+    training, _ = usable_files(manifest, config)
+    held_out = [
+        i
+        for i, record in enumerate(manifest.records)
+        if record.split == "test" and record.has_audio and record.has_picture and "silent" not in record.findings
+    ]
+    if len(held_out) < 2:
+        raise ClipSetError(
+            f"manifest {config.data.manifest}: must hold at least 2 files with picture and sound in split 'test', got "
+            f"{len(held_out)}; `cmacc scan --test-fraction 0.2` puts files there"
+        )
+    spec = config.data.clip
+    requests = evaluation_requests(manifest, [*training, *held_out], spec.length_seconds)
+    batches: list[ClipBatch] = []
+    for batch in evaluation_loader(manifest, requests, spec, batch_size=50, workers=config.data.workers):
+        batches.append(batch)
+        progress("clips decoded", min(len(requests), 50 * len(batches)), len(requests))
+    ids = torch.cat([batch.sample_ids for batch in batches])
+    is_training = torch.isin(ids, torch.tensor(training))
+    order = torch.cat([is_training.nonzero().flatten(), (~is_training).nonzero().flatten()])
+    tensors = {
+        "frames": torch.cat([batch.frames for batch in batches])[order],
+        "waveforms": torch.cat([batch.waveforms for batch in batches]).half()[order],
+        "labels": torch.tensor(manifest.label_indices(), dtype=torch.int64)[ids][order],
+    }
+    facts = {"training": int(is_training.sum()), "fingerprint": manifest.fingerprint()}
+    with written_aside(out) as aside:
+        save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
+
+
+class ClipProblem:
+    """What `decode_all` wrote: training clips first, then held-out ones.
+
+    Raises
+    ------
+    ClipSetError
+        The file cannot be read, or its clips are not of the size that the config asks for.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self._device = device
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {name: file.get_tensor(name) for name in ("frames", "waveforms", "labels")}
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
+            raise ClipSetError(f"decoded clips {path}: cannot be read ({error}); delete it to decode anew") from error
+        self._frames, self._waveforms = tensors["frames"].to(device), tensors["waveforms"].to(device)
+        self._labels: Tensor = tensors["labels"]
+        self._training = int(facts["training"])
+
+    @property
+    def labels(self) -> Tensor:
+        """Of the training clips."""
+        return self._labels[: self._training]
+
+    @property
+    def held_out_labels(self) -> Tensor:
+        """Of the held-out clips."""
+        return self._labels[self._training :]
+
+    def learner(self, config: PretrainConfig) -> Learner:
+        """As `cmacc pretrain` begins."""
+        return Learner.build(config, self._device, autocast_dtype(config, self._device))
+
+    def batch(self, sample_ids: Tensor) -> ClipBatch:
+        """These clips."""
+        own = sample_ids.to(self._device)
+        return ClipBatch(self._frames[own], self._waveforms[own].float(), own, self._labels[sample_ids], {})
+
+    @torch.no_grad()
+    def measured(self, learner: Learner) -> Measured:
+        """Without augmentation; grey where trained on grey alone."""
+        config = learner.config
+        log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(self._device)
+        parts: dict[str, list[Any]] = {"video": [], "audio": [], "video_key": [], "audio_key": []}
+        encoder = learner.encoder.eval()
+        for rows in torch.arange(len(self._frames)).split(_MEASURED_AT_ONCE):
+            video = to_video(self._frames[rows.to(self._device)])
+            if config.data.augment.grey_probability == 1:
+                video = grey_video(video)
+            with learner.autocast():
+                encodings = encoder(video, log_mel(self._waveforms[rows.to(self._device)].float()))
+            for name, encoding in zip(("video", "audio"), encodings, strict=True):
+                parts[name].append(plain_rows(encoding.feature))
+                parts[f"{name}_key"].append(plain_rows(encoding.embedding))
+        encoder.train()
+        joined = {name: np.concatenate(rows) for name, rows in parts.items()}
+        cut = self._training
+        return Measured(
+            features={name: (joined[name][:cut], joined[name][cut:]) for name in ("video", "audio")},
+            matched={name: joined[f"{name}_key"][cut:] for name in ("video", "audio")},
+        )

@@ -1,0 +1,198 @@
+"""The controlled problem: pairs of vectors that share a cause, on which a run takes seconds.
+
+A sample is a latent z = c + s e (c the centre of its class, e its own place about it) and a private nuisance of each
+modality. A fixed random network of each modality turns [z, nuisance] into what is "seen" and what is "heard":
+
+    x_v = tanh(B_v tanh(A_v [z, b u_v])) + noise,      x_a = tanh(B_a tanh(A_a [z, b u_a])) + noise
+
+so that nothing but z is shared, as in the world of rendered clips, and the class is no linear function of either. Class
+frequencies follow Zipf's law; a share of the samples are near-duplicates: an earlier sample's z and nuisances, moved a
+little. What is left out of it: space, time, and any cost of decoding or augmenting.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cmacc.clips.seeds import seeded_rng
+from cmacc.encoders import Encoder, EncoderPair
+from cmacc.pretraining import PretrainConfig
+
+_WORLD, _ENCODERS = 100, 101  # purposes of random numbers, beside those of `cmacc.clips.seeds`
+_NOISE_ROWS = 8192
+_HIDDEN = 128
+_Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class VectorWorld:
+    """The knobs of a world of vectors; a run's seed draws another world with the same knobs.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    zipf_exponent
+        Class frequency is proportional to rank ** -zipf_exponent; 0 is uniform.
+    duplicate_share
+        Probability that a training sample is a near-duplicate of an earlier one.
+    samples, held_out
+        Training samples, and those that results are measured on (never duplicates).
+    latent_size, nuisance_size, input_size
+        Dimensions of z, of each u, and of each x.
+    spread
+        s: distance of a sample from its class's centre, in units of the centres' own spread.
+    nuisance
+        b: strength of the private nuisances beside the shared cause.
+    noise
+        Deviation of the noise that is drawn anew at each visit of a sample (the augmentation).
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    classes: int = 200
+    zipf_exponent: float = 1.5
+    duplicate_share: float = 0.0
+    samples: int = 8192
+    held_out: int = 2048
+    latent_size: int = 16
+    nuisance_size: int = 16
+    input_size: int = 64
+    spread: float = 0.6
+    nuisance: float = 1.0
+    noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("classes", 2), ("samples", 16), ("held_out", 16), ("latent_size", 1), ("nuisance_size", 1),
+            ("input_size", 1), ("zipf_exponent", 0), ("spread", 0), ("nuisance", 0), ("noise", 0),
+        ):  # fmt: skip
+            if not getattr(self, name) >= least:
+                raise ValueError(f"VectorWorld: {name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.duplicate_share < 1:
+            raise ValueError(f"VectorWorld: duplicate_share must be in [0, 1), got {self.duplicate_share}")
+
+
+@dataclass(frozen=True)
+class PairedVectors:
+    """n samples: ``video`` and ``audio`` ``(n, input_size)``, ``labels`` ``(n,)`` and which sample each is a copy of.
+
+    ``duplicate_of`` is the sample's own number where it is no copy.
+    """
+
+    video: Float[Tensor, "samples input"]
+    audio: Float[Tensor, "samples input"]
+    labels: Int[Tensor, " samples"]
+    duplicate_of: Int[Tensor, " samples"]
+
+
+def draw_vectors(world: VectorWorld, seed: int) -> tuple[PairedVectors, PairedVectors]:
+    """The training and the held-out samples of a seed's world; a pure function."""
+    rng = seeded_rng(_WORLD, seed)
+    centres = rng.normal(size=(world.classes, world.latent_size))
+    networks = {name: _random_network(rng, world) for name in ("video", "audio")}
+    weights = np.arange(1, world.classes + 1, dtype=float) ** -world.zipf_exponent
+    count = world.samples + world.held_out
+    labels = rng.choice(world.classes, size=count, p=weights / weights.sum())
+    latent = centres[labels] + world.spread * rng.normal(size=(count, world.latent_size))
+    private = {name: rng.normal(size=(count, world.nuisance_size)) for name in networks}
+    origins = np.arange(count)
+    for copy in np.flatnonzero(rng.random(world.samples) < world.duplicate_share):
+        # Of an earlier sample's origin: a copy of a copy is a copy of the original.
+        origins[copy] = origins[rng.integers(copy)] if copy > 0 else 0
+    jitter = 0.05 * (origins != np.arange(count))[:, None]
+    labels, latent = labels[origins], latent[origins] + jitter * rng.normal(size=latent.shape)
+    seen = {
+        name: networks[name](
+            np.concatenate([latent, world.nuisance * (own[origins] + jitter * rng.normal(size=own.shape))], axis=1)
+        )
+        for name, own in private.items()
+    }
+
+    def part(rows: slice, first: int) -> PairedVectors:
+        video, audio = (torch.from_numpy(seen[name][rows].astype(np.float32)) for name in ("video", "audio"))
+        return PairedVectors(video, audio, torch.from_numpy(labels[rows]), torch.from_numpy(origins[rows] - first))
+
+    return part(slice(world.samples), 0), part(slice(world.samples, count), world.samples)
+
+
+def _random_network(rng: np.random.Generator, world: VectorWorld) -> Callable[[_Floats], _Floats]:
+    inputs = world.latent_size + world.nuisance_size
+    first = rng.normal(size=(inputs, 2 * inputs)) / np.sqrt(inputs) * 1.5
+    second = rng.normal(size=(2 * inputs, world.input_size)) / np.sqrt(2 * inputs) * 1.5
+    return lambda rows: np.tanh(np.tanh(rows @ first) @ second)
+
+
+@dataclass(frozen=True)
+class VectorBatch:
+    """Samples of a step, by their numbers: the tables stand in `VectorViews`."""
+
+    sample_ids: Int[Tensor, " batch"]
+    labels: Int[Tensor, " batch"]
+
+
+class VectorViews:
+    """The vectors of samples with noise that depends on (seed, visit, sample id) alone."""
+
+    def __init__(self, data: PairedVectors, noise: float, seed: int, device: torch.device) -> None:
+        self._tables = {"video": data.video.to(device), "audio": data.audio.to(device)}
+        rng = seeded_rng(_WORLD, seed, 1)
+        size = data.video.shape[1]
+        # Drawn once: a generator for each sample and visit would take longer than the step.
+        self._noise = torch.from_numpy((noise * rng.normal(size=(_NOISE_ROWS, size))).astype(np.float32)).to(device)
+
+    def of(self, batch: VectorBatch, visit: int) -> tuple[Tensor, Tensor]:
+        """``(M, input_size)`` of each modality."""
+        visits = torch.full_like(batch.sample_ids, visit)
+        return self._noisy("video", batch.sample_ids, visits), self._noisy("audio", batch.sample_ids, visits)
+
+    def kept(self, batch: VectorBatch, visit: int) -> dict[str, Tensor]:
+        """Which samples, and which visit: the tables hold the rest."""
+        return {"sample_ids": batch.sample_ids, "visits": torch.full_like(batch.sample_ids, visit)}
+
+    def video_again(self, kept: Callable[[str], Tensor]) -> Tensor:
+        """``(M, input_size)``."""
+        return self._noisy("video", kept("sample_ids"), kept("visits"))
+
+    def audio_again(self, kept: Callable[[str], Tensor]) -> Tensor:
+        """``(M, input_size)``."""
+        return self._noisy("audio", kept("sample_ids"), kept("visits"))
+
+    def _noisy(self, modality: str, sample_ids: Tensor, visits: Tensor) -> Tensor:
+        # Two multiplicative hashes, one a modality; samples that share a row of noise are thousands apart.
+        place = (sample_ids * 2_654_435_761 + visits * 40_503 + (97 if modality == "audio" else 0)) % _NOISE_ROWS
+        table = self._tables[modality]
+        return table[sample_ids.to(table.device)] + self._noise[place.to(table.device)]
+
+
+def vector_pair(world: VectorWorld, config: PretrainConfig) -> EncoderPair:
+    """Untrained encoders: perceptrons with two layers of 128 units; weights depend on ``config.seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        encoders = (
+            Encoder(
+                _perceptron(world.input_size), _HIDDEN, config.encoder.head, config.encoder.hidden_size,
+                config.encoder.embedding_size,
+            )
+            for _ in range(2)
+        )  # fmt: skip
+        return EncoderPair(*encoders)
+
+
+def _perceptron(inputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, _HIDDEN, bias=False),
+        nn.BatchNorm1d(_HIDDEN),
+        nn.ReLU(),
+        nn.Linear(_HIDDEN, _HIDDEN, bias=False),
+        nn.BatchNorm1d(_HIDDEN),
+        nn.ReLU(),
+    )

@@ -1,0 +1,62 @@
+"""Plans to comparisons: ``cmacc ablate``."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmacc.cli.terminal import command_parser, progress_bars
+
+
+def ablate_command(arguments: Sequence[str]) -> int:
+    """A plan to runs, a table and a page."""
+    parser = command_parser(
+        "ablate",
+        "Make all runs of a plan that are not in the folder yet, and compare its variants seed by seed: tidy metrics\n"
+        "(metrics.parquet), paired differences (differences.parquet, table.md), a page (ablation.html). Stopped, it\n"
+        "continues where it was; plans are explained in cmacc.ablation.plan, and recipes/ablations/ holds some.",
+        "cmacc ablate recipes/ablations/selectors.yaml --out ablations/selectors --workers 2",
+    )
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs; made if missing")
+    parser.add_argument("--workers", type=_workers, default=1, help="runs at a time, each in a process of its own")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1: where the runs are made")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
+    parser.add_argument("--data", metavar="MANIFEST", help="manifest of a plan of kind clips, instead of the plan's")
+    parser.add_argument("--only-page", action="store_true", help="make no runs; write table and page of those there")
+    options = parser.parse_args(arguments)
+    import torch
+
+    from cmacc.ablation import ablate, read_plan, results_of_runs, shown_metrics, write_results
+
+    plan = read_plan(options.plan, seeds=options.seeds, manifest=options.data)
+    try:
+        device = torch.device(options.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {options.device!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {options.device}: no such GPU here")
+    with progress_bars("ablate") as advance:
+        runs = ablate(
+            plan, options.out, workers=options.workers, device=device, only_planned=options.only_page, progress=advance
+        )
+    results = results_of_runs(plan, runs, options.out)
+    write_results(results, options.out)
+    _print_headline(results, shown_metrics(results)[:1])
+    if results.missing_runs:
+        print(f"{results.missing_runs} of {len(runs)} runs are not there yet")
+    print(f"table: {options.out / 'table.md'}, tidy metrics: {options.out / 'metrics.parquet'}")
+    return 0
+
+
+def _print_headline(results: object, metrics: Sequence[str]) -> None:
+    from cmacc.ablation import AblationResults, markdown_table
+
+    assert isinstance(results, AblationResults)
+    print(markdown_table(results, metrics), end="")
+
+
+def _workers(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return count

@@ -72,6 +72,9 @@ def test_replayed_choice_is_what_the_run_took_in(
                 assert torch.equal(selection.dictionary.embedding, embedding)
             assert torch.equal(selection.before.sample_ids, saved_dictionary(run, selection.modality, step)[0])
             assert selection.eligible[selection.chosen].all()
+            within = settings.get("pseudo_labels") == "within_modal"
+            assert (selection.query_modality == selection.modality) == within
+            assert torch.equal(selection.queries, selection.contrasted) != within
             compared += len(selection.chosen)
     assert compared >= 2 * 8 * (len(replay.steps) - 2)
 

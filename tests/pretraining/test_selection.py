@@ -50,6 +50,7 @@ def selection() -> Selection:
         before=random_keys(6, 20, generator),
         staying=random_keys(5, 24, generator),
         queries=queries,
+        query_modality="video",
         contrasted=queries,
         positives=positives,
         query_ids=torch.tensor([24, 31, 32, 33]),

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from torch import Tensor
 
-from cmacc.clips import Manifest, training_loader
+from cmacc.clips import ClipBatch, Manifest, training_loader
 from cmacc.encoders import Encoding
 from cmacc.negatives import ActiveDictionary, Candidates, Keys, Selector
 from cmacc.pretraining.checkpoint import checkpoint_folders, load_checkpoint
@@ -31,6 +31,8 @@ from cmacc.pretraining.step import select_negatives
 log = logging.getLogger("cmacc")
 
 ModalityName = Literal["audio", "video"]
+
+_OTHER: dict[ModalityName, ModalityName] = {"audio": "video", "video": "audio"}
 
 
 class ReplayError(ValueError):
@@ -59,6 +61,8 @@ class Selection:
         Those of them that stayed; with the chosen they are the dictionary that the step's loss saw.
     queries
         ``(M, d)``: the queries that pseudo-labels are about.
+    query_modality
+        Of ``queries``.
     contrasted
         ``(M, d)``: the queries that the dictionary's keys are negatives of, those of the other modality. The same as
         ``queries`` unless pseudo-labels are ``within_modal``.
@@ -66,6 +70,9 @@ class Selection:
         ``(M, d)``: the right key of each of ``contrasted``, of the encoder that the loss takes it from.
     query_ids
         ``(M,)``: the batch's sample ids.
+    failures
+        ``{sample id: reason}`` of files of the batch that would not decode now and were replaced, as in training. If
+        they did decode then, the run's choice was another.
     """
 
     modality: ModalityName
@@ -76,9 +83,11 @@ class Selection:
     before: Keys
     staying: Keys
     queries: Float[Tensor, "batch dim"]
+    query_modality: ModalityName
     contrasted: Float[Tensor, "batch dim"]
     positives: Float[Tensor, "batch dim"]
     query_ids: Int[Tensor, " batch"]
+    failures: dict[int, str] = field(default_factory=dict)
 
     @property
     def dictionary(self) -> Keys:
@@ -182,7 +191,7 @@ class SelectionReplay:
                 video_keys, audio_keys = video_queries, audio_queries
                 if config.objective.batch_keys != "online":
                     video_keys, audio_keys = learner.twin(video, audio)
-        return _replayed(learner, (video_queries, audio_queries), (video_keys, audio_keys), batch.sample_ids, step)
+        return _replayed(learner, (video_queries, audio_queries), (video_keys, audio_keys), batch, step)
 
     def trained_elsewhere(self, step: int) -> bool:
         """Whether the checkpoint is of a GPU and this replay is not, or the other way round."""
@@ -226,7 +235,7 @@ def _replayed(
     learner: Learner,
     queries: tuple[Encoding, Encoding],
     keys: tuple[Encoding, Encoding],
-    sample_ids: Int[Tensor, " batch"],
+    batch: ClipBatch,
     step: int,
 ) -> list[Selection]:
     """Selections of both dictionaries; ``queries`` and ``keys`` are (video, audio)."""
@@ -240,7 +249,7 @@ def _replayed(
     watched = {name: _Watched(dictionary.selector) for name, dictionary, *_ in dictionaries}
     for name, dictionary, *_ in dictionaries:
         dictionary.selector = watched[name]
-    select_negatives(learner, *queries, sample_ids, step)
+    select_negatives(learner, *queries, batch.sample_ids, step)
     selections = []
     for name, dictionary, own, other, right in dictionaries:
         asked, answer = watched[name].asked, watched[name].answer
@@ -262,9 +271,11 @@ def _replayed(
                 before=_on_cpu(before[name]),
                 staying=_on_cpu(offered[3]),
                 queries=(other if crosswise else own).embedding.float().cpu(),
+                query_modality=_OTHER[name] if crosswise else name,
                 contrasted=other.embedding.float().cpu(),
                 positives=right.embedding.float().cpu(),
-                query_ids=sample_ids.cpu(),
+                query_ids=batch.sample_ids.cpu(),
+                failures=batch.failures,
             )
         )
     return selections

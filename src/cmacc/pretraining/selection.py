@@ -133,6 +133,9 @@ def selection_facts(
     spaced = torch.linspace(0, len(eligible) - 1, min(len(eligible), _MOST_COVERED)).round().long()
     covered = eligible[spaced]
     ages = (selection.step - pool.steps).float()
+    # The products of near gradients cancel: in float32 little would be left of their distance.
+    exact = Factors(factors.left.double(), factors.right.double())
+    squared_norms = exact.squared_norms()
 
     def measured(of: Callable[[Tensor], float], whole: bool = True) -> Measure:
         by_draw = torch.tensor([of(rows) for rows in drawn], dtype=torch.float64)
@@ -146,7 +149,9 @@ def selection_facts(
         "key_age": measured(lambda rows: float(ages[rows].mean())),
         "cosine": measured(lambda rows: mean_cosine(pool.embedding[rows])),
         "key_coverage": measured(lambda rows: _key_coverage(pool.embedding, covered, rows), whole=False),
-        "gradient_coverage": measured(lambda rows: _gradient_coverage(factors, covered, rows), whole=False),
+        "gradient_coverage": measured(
+            lambda rows: _gradient_coverage(exact, squared_norms, covered, rows), whole=False
+        ),
         "queries": measured(lambda rows: float(len(pseudo_labels[rows].unique()))),
     }
     labels, query_labels = labels_by_id[pool.sample_ids], labels_by_id[selection.query_ids]
@@ -217,11 +222,11 @@ def _key_coverage(embedding: Float[Tensor, "pool dim"], covered: Int[Tensor, " n
     return float((1 - nearest).mean())
 
 
-def _gradient_coverage(factors: Factors, covered: Int[Tensor, " n"], rows: Int[Tensor, " m"]) -> float:
-    left, right = factors.left.double(), factors.right.double()
-    norms = left.square().sum(1) * right.square().sum(1)
-    products = (left[covered] @ left[rows].T) * (right[covered] @ right[rows].T)
-    squared = norms[covered, None] + norms[None, rows] - 2 * products
+def _gradient_coverage(
+    factors: Factors, squared_norms: Float[Tensor, " pool"], covered: Int[Tensor, " n"], rows: Int[Tensor, " m"]
+) -> float:
+    products = (factors.left[covered] @ factors.left[rows].T) * (factors.right[covered] @ factors.right[rows].T)
+    squared = squared_norms[covered, None] + squared_norms[None, rows] - 2 * products
     return float(squared.amin(dim=1).clamp_min(0).mean())
 
 

@@ -30,15 +30,14 @@ def _gradients(selection: Selection, facts: SelectionFacts) -> str:
     groups = [(facts.gradient_norms[part].tolist(), c) for part, c in zip(rows, ("muted", "c1", "c2"), strict=True)]
     caption = (
         "How long the keys' gradients are: to the right are those whose query is in doubt. A choice of hard keys "
-        "lies to the "
-        "right of the grey, a random one lies like it."
+        "lies to the right of the grey, a random one lies like it."
     )
     return figure("Length of the gradient", overlaid_histogram(groups, "length"), caption, (_POOL, _CHOSEN, _RANDOM))
 
 
 def _ages(selection: Selection) -> str:
     def ages(steps: Int[Tensor, " keys"]) -> list[float]:
-        return (selection.step - steps).tolist()
+        return (selection.step - steps).double().tolist()
 
     pool = selection.pool.steps
     groups = [(ages(pool[selection.eligible]), "muted"), (ages(pool[selection.chosen]), "c1")]
@@ -48,8 +47,7 @@ def _ages(selection: Selection) -> str:
         legend.append(("c3", "dictionary before", "line"))
     caption = (
         "How many steps ago the keys were encoded. Keys that wait in the pool and then in the dictionary are older "
-        "than a "
-        "plain queue's, and the encoders have moved on since."
+        "than a plain queue's, and the encoders have moved on since."
     )
     return figure("Age of the keys", overlaid_histogram(groups, "steps"), caption, legend)
 
@@ -72,9 +70,8 @@ def _likeness(selection: Selection, facts: SelectionFacts) -> list[str]:
         image = f'<img class="heat" src="{heat_map(cosine, limit, groups)}" alt="cosine of every two keys of {what}">'
         caption = (
             f"Every key against every other: mean cosine {mean:.3f}; full colour is {limit:.2f} or more. The bars at "
-            "the edges "
-            "change their shade from one query's keys to the next's: blocks along the diagonal are keys that do the "
-            "same work."
+            "the edges change their shade from one query's keys to the next's: blocks along the diagonal are keys "
+            "that do the same work."
         )
         panels.append(figure(f"Likeness among {what}", image, caption, legend))
     return panels
@@ -107,10 +104,10 @@ def _map(selection: Selection, facts: SelectionFacts) -> str:
     ]
     near = facts.measures["key_coverage"]
     caption = (
-        f"{method} of the keys, up to {_MAP_KEYS} a kind. Near is alike; how far apart groups lie means little. Do the "
-        "triangles reach every part of the grey? Measured on the embeddings themselves, an eligible key lies "
-        f"{near.chosen:.3f} from the nearest chosen one on average, and {near.random:.3f} from the nearest of a random "
-        "draw (1 − cosine). A key that was both chosen and drawn shows as a triangle."
+        f"{method} of the keys, up to {_MAP_KEYS} a kind. Near is alike; how far apart groups lie means little. Do "
+        "the triangles reach every part of the grey? Measured on the embeddings themselves, an eligible key lies "
+        f"{near.chosen:.3f} from the nearest chosen one on average, and {near.random:.3f} from the nearest of a "
+        "random draw (1 − cosine). A key that was both chosen and drawn shows as a triangle."
     )
     return figure("Map of the pool", points_panel(layers), caption, legend, kind="wide")
 

@@ -63,7 +63,7 @@ def groups_part(pictures: KeyPictures, selection: Selection, facts: SelectionFac
     by_query: dict[int, list[tuple[str, int, int]]] = {}
     for item in shown:
         by_query.setdefault(int(facts.pseudo_labels[item[1]]), []).append(item)
-    asks = selection.modality if selection.queries is not selection.contrasted else _OTHER[selection.modality]
+    asks = selection.query_modality
     groups = []
     # The queries that most of the chosen keys were assigned to come first.
     for query, items in sorted(by_query.items(), key=lambda group: (-_count(group[1]), group[0])):
@@ -77,14 +77,11 @@ def groups_part(pictures: KeyPictures, selection: Selection, facts: SelectionFac
     count = min(_SHOWN, len(selection.chosen))
     noun = _NOUN[selection.modality]
     return (
-        "<h4>Chosen keys beside random ones</h4>"
-        f"<p>The first {count} of {len(selection.chosen)} chosen keys (blue, in the order of picking) and the first "
-        f"{count} of "
-        f"the random draw (orange). On the left the query of the batch, a {_NOUN[asks]}, that they were assigned to: "
-        "the one "
-        f"each key is most like; “sure” says how clearly. The keys are {noun}s; the half of a clip that took no part "
-        "is pale. "
-        "Frames read from left to right, then down; spectrograms show 60 dB, low tones below.</p>"
+        f"<h4>Chosen keys beside random ones</h4><p>The first {count} of {len(selection.chosen)} chosen keys (blue, "
+        f"in the order of picking) and the first {count} of the random draw (orange); a key may be in both. On the "
+        f"left the query of the batch, a {_NOUN[asks]}, that they were assigned to: the one each key is most like; "
+        f"“sure” says how clearly. The keys are {noun}s; the half of a clip that took no part is pale. Frames read "
+        "from left to right, then down; spectrograms show 60 dB, low tones below.</p>"
         f'<div class="groups">{"".join(groups)}</div>'
     )
 
@@ -108,15 +105,15 @@ def rivals_part(pictures: KeyPictures, selection: Selection, _: SelectionFacts) 
         mark = '<b class="false">same label</b>' if pictures.same_label(own, other) else ""
         articles.append(
             f"<li><div>{pictures.query(own, selection.step, None)}{pictures.name(own)}<small>query {rival.query + 1} "
-            f"and its own {noun}: cosine {rival.own_cosine:.2f}</small></div>"
-            f"<div>{pictures.key(keys, rival.key, selection.modality)}{pictures.name(other)}{mark}<small>a negative, "
-            f"{noun}: cosine {rival.cosine:.2f} with query {rival.query + 1}</small></div></li>"
+            f"and its own {noun}: cosine {rival.own_cosine:.2f}</small></div><div>"
+            f"{pictures.key(keys, rival.key, selection.modality)}{pictures.name(other)}{mark}"
+            f"<small>a negative, {noun}: cosine {rival.cosine:.2f} with query {rival.query + 1}</small></div></li>"
         )
     return (
         f"{heading}<p>In {100 * share:.1f} % of {pairs} the key lies nearer to the query, a {_NOUN[asks]}, than the "
-        f"query's own {noun} does (for encoders that know nothing it would be half). Such a negative is hard, or it is "
-        f"false: the same is seen or heard in it.{_by_label(pictures, selection, found)} The clearest cases, a query "
-        "at "
+        f"query's own {noun} does (for encoders that know nothing it would be half). Such a negative is hard, or it "
+        f"is false: the same is seen or heard in it.{_by_label(pictures, selection, found)} The clearest cases, a "
+        "query at "
         f'most once; left the query, right the negative:</p><ol class="pairs">{"".join(articles)}</ol>'
     )
 
@@ -129,8 +126,8 @@ def duplicates_part(pictures: KeyPictures, selection: Selection, _: SelectionFac
     repeats = repeated_samples(keys)
     all_pairs = len(keys) * (len(keys) - 1) // 2
     text = (
-        f"In the dictionary {repeats:,} of {len(keys):,} keys are of a sample that stands in it already. "
-        f"Of its {all_pairs:,} pairs of keys {count:,} are of different samples and yet nearly one (cosine above "
+        f"In the dictionary {repeats:,} of {len(keys):,} keys are of a sample that stands in it already. Of its "
+        f"{all_pairs:,} pairs of keys {count:,} are of different samples and yet nearly one (cosine above "
         f"{_LEAST_COSINE}), among the chosen alone {among_chosen:,}."
     )
     if count > 0.5 * all_pairs > 0:
@@ -161,8 +158,8 @@ def _by_label(pictures: KeyPictures, selection: Selection, found: Sequence[Rival
     chance = sum(held.count(label) / len(held) for own, _ in known if (label := pictures.label(own)) is not None)
     return (
         f" Of the {len(known)} keys that lead so over some query, {same} have the label of the query over which they "
-        "lead "
-        f"by most: false, if labels say what is alike. Keys of the dictionary taken at random would be {chance:.0f}."
+        f"lead by most: false, if labels say what is alike. Of as many keys taken at random about {chance:.0f} would "
+        "have it."
     )
 
 

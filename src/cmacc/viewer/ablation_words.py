@@ -1,0 +1,137 @@
+"""Plain words, signs and formats of an ablation's metrics; each row of results found by its place."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from cmacc.ablation import AblationPlan, AblationResults, Difference, Row
+
+# Name of a metric: words that need no knowledge of the project, and whether more is better (1), less (-1), neither (0).
+_METRICS = {
+    "R@1": ("right one first (R@1)", 1),
+    "R@10": ("right one among the first ten (R@10)", 1),
+    "median_rank": ("median place of the right one", -1),
+    "probe_video": ("linear probe, picture", 1),
+    "probe_audio": ("linear probe, sound", 1),
+    "balanced_video": ("linear probe, picture, mean over classes", 1),
+    "balanced_audio": ("linear probe, sound, mean over classes", 1),
+    "plateau_steps": ("steps until the plateau was left", -1),
+    "left_plateau": ("share of runs that left the plateau", 1),
+    "mi": ("estimate of mutual information, in nats", 0),
+    "mi_ceiling": ("ceiling of that estimate, in nats", 0),
+    "loss": ("loss", 0),  # among unlike numbers of negatives it cannot be compared
+    "batch_loss": ("loss among the keys of the batch", -1),
+    "top1": ("right key first in training", 0),
+    "false_negative_share": ("share of false negatives", -1),
+}
+BUDGETS = {"steps": "same number of steps", "time": "same time"}
+MINUS = "−"
+
+
+def words(metric: str) -> str:
+    """What a metric is, as plain text; an unknown one is its own name."""
+    return _METRICS.get(metric, (metric, 0))[0]
+
+
+def direction(metric: str) -> int:
+    """1 where more is better, -1 where less is, 0 where neither or not known."""
+    return _METRICS.get(metric, (metric, 0))[1]
+
+
+def digits_for(value: float) -> int:
+    """Digits after the point that a value of this size is shown with.
+
+    Examples
+    --------
+    >>> digits_for(0.614), digits_for(42.0), digits_for(-1200.0)
+    (3, 1, 0)
+    """
+    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 20 else 3
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference with its sign; zero, also a rounded one, has none.
+
+    Examples
+    --------
+    >>> signed(0.0444), signed(-0.5, 1), signed(-0.0001)
+    ('+0.044', '−0.5', '0.000')
+    """
+    text = f"{value:+,.{digits}f}"
+    return text[1:] if not any(c in text for c in "123456789") else text.replace("-", MINUS)
+
+
+def mean_text(one: Difference) -> str:
+    """Mean and, of several seeds, deviation."""
+    digits = digits_for(one.mean)
+    deviation = "" if math.isnan(one.deviation) else f" ± {one.deviation:,.{digits}f}"
+    return f"{one.mean:,.{digits}f}{deviation}"
+
+
+def difference_text(one: Difference) -> str:
+    """Difference and, of several pairs, its interval; empty where there is no pair."""
+    if math.isnan(one.difference):
+        return ""
+    digits = digits_for(one.mean)
+    inside = "" if math.isnan(one.low) else f" [{signed(one.low, digits)}, {signed(one.high, digits)}]"
+    return signed(one.difference, digits) + inside
+
+
+def tally(one: Difference) -> tuple[int, int]:
+    """Pairs in which the variant did better, worse; where less is better, that is below, above the reference."""
+    return (one.losses, one.wins) if direction(one.metric) < 0 else (one.wins, one.losses)
+
+
+def counted(count: int, what: str) -> str:
+    """
+    >>> counted(1, "seed"), counted(1200, "step")
+    ('1 seed', '1,200 steps')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def shared_budget(plan: AblationPlan) -> str:
+    """The budget that is shown where one must do: as many steps, or else the plan's first."""
+    return "steps" if "steps" in plan.budgets else plan.budgets[0]
+
+
+class Found:
+    """Rows and differences of an ablation by their place."""
+
+    def __init__(self, results: AblationResults) -> None:
+        self.results, self.plan = results, results.plan
+        self._rows: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+        for row in results.rows:
+            if math.isfinite(row.value):
+                self._rows[row.regime, row.variant, row.budget, row.metric].append(row)
+        self._ends = {(d.regime, d.variant, d.budget, d.metric): d for d in results.differences}
+        self.metrics = {d.metric for d in results.differences if not math.isnan(d.mean)}
+
+    def rows(self, regime: str, variant: str, budget: str, metric: str) -> list[Row]:
+        """All points of all seeds."""
+        return self._rows.get((regime, variant, budget, metric), [])
+
+    def end(self, regime: str, variant: str, budget: str, metric: str) -> Difference | None:
+        """The end of the runs, if there are any with this metric."""
+        found = self._ends.get((regime, variant, budget, metric))
+        return None if found is None or math.isnan(found.mean) else found
+
+
+def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    >>> flat({"optim": {"steps": 3}, "seed": 0})
+    {'optim.steps': 3, 'seed': 0}
+    """
+    leaves: dict[str, Any] = {}
+    for name, value in plain.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return leaves

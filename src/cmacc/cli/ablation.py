@@ -27,6 +27,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     import torch
 
     from cmacc.ablation import ablate, read_plan, results_of_runs, shown_metrics, write_results
+    from cmacc.viewer.ablation_page import write_ablation_page
 
     plan = read_plan(options.plan, seeds=options.seeds, manifest=options.data)
     try:
@@ -41,10 +42,12 @@ def ablate_command(arguments: Sequence[str]) -> int:
         )
     results = results_of_runs(plan, runs, options.out)
     write_results(results, options.out)
+    page = write_ablation_page(results, options.out / "ablation.html", overwrite=True)
     _print_headline(results, shown_metrics(results)[:1])
     if results.missing_runs:
         print(f"{results.missing_runs} of {len(runs)} runs are not there yet")
     print(f"table: {options.out / 'table.md'}, tidy metrics: {options.out / 'metrics.parquet'}")
+    print(f"page: {page}")
     return 0
 
 

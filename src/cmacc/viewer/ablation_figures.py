@@ -156,7 +156,7 @@ class Mark:
 
 
 def forest_lane(marks: Sequence[Mark], scale: Scale, kinds: int) -> str:
-    """The row of a forest plot: ``marks`` one below the other in ``kinds`` places, as ``<svg>`` of any width."""
+    """The row of a forest plot: ``marks`` one below the other in ``kinds`` places, as HTML of any width."""
     parts = [_upright(scale.percent(tick), "rule", 0.7) for tick in scale.ticks]
     parts.append(_upright(scale.percent(0.0), "ink", 1.2))
     for mark in marks:
@@ -169,7 +169,7 @@ def forest_lane(marks: Sequence[Mark], scale: Scale, kinds: int) -> str:
             )
         shape = '<circle r="4.2"' if mark.which == 0 else '<path d="M0-5.4 5.4 0 0 5.4-5.4 0z"'
         parts.append(f'<svg x="{scale.percent(mark.value)}" y="{y}" overflow="visible">{shape} ' + _solid(colour))
-    return f'<svg class="lane" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'<div class="lane"><svg aria-hidden="true">{"".join(parts)}</svg></div>'
 
 
 def forest_axis(scale: Scale, better: int) -> str:
@@ -197,5 +197,3 @@ def _upright(x: str, colour: str, width: float) -> str:
 
 def _solid(colour: str) -> str:
     return f'fill="var(--{colour})" stroke="var(--card)" stroke-width="1"/></svg>'
-
-

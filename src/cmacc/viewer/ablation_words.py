@@ -99,6 +99,17 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def quoted(names: Sequence[str]) -> str:
+    """Names that may hold commas, or be words of the sentence.
+
+    Examples
+    --------
+    >>> quoted(["none", "active, slow"])
+    '“none” and “active, slow”'
+    """
+    return listed([f"“{name}”" for name in names])
+
+
 def shared_budget(plan: AblationPlan) -> str:
     """The budget that is shown where one must do: as many steps, or else the plan's first."""
     return "steps" if "steps" in plan.budgets else plan.budgets[0]

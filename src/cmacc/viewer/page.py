@@ -30,9 +30,9 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def page(title: str, body: str) -> str:
-    """A whole document. ``title`` is plain text, ``body`` is HTML."""
-    return _PAGE.substitute(title=escape(title), style=_STYLE, body=body)
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole document. ``title`` is plain text, ``body`` is HTML, ``style`` holds CSS rules of this page alone."""
+    return _PAGE.substitute(title=escape(title), style=_STYLE + style, body=body)
 
 
 def section(anchor: str, heading: str, *parts: str) -> str:

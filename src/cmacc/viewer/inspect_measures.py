@@ -93,7 +93,7 @@ def table(facts: SelectionFacts) -> str:
         spread = f"{_shown(measure.low, form)} to {_shown(measure.high, form)}"
         rows.append(
             f'<tr class="new"><td class="reading"><b>{title}</b>{reading}</td>'
-            f'<td class="number value" data-name="chosen">{_shown(measure.chosen, form)} {_sign(measure)}</td>'
+            f'<td class="number value" data-name="chosen">{_shown(measure.chosen, form)}&nbsp;{_sign(measure)}</td>'
             f'<td class="number" data-name="random">{_shown(measure.random, form)}<small>{spread}</small></td>'
             f'<td class="number" data-name="all eligible">{_shown(measure.pool, form)}</td></tr>'
         )
@@ -119,7 +119,7 @@ def glance_section(found: Sequence[tuple[Selection, SelectionFacts, float]]) -> 
         for name, title, _, form in shown:
             measure = facts.measures[name]
             cells.append(
-                f'<td class="number" data-name="{title.lower()}">{_shown(measure.chosen, form)} {_sign(measure)}'
+                f'<td class="number" data-name="{title.lower()}">{_shown(measure.chosen, form)}&nbsp;{_sign(measure)}'
                 f"<small>random {_shown(measure.random, form)}</small></td>"
             )
         rows.append(

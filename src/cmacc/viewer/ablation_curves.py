@@ -227,7 +227,7 @@ def _small(found: Found, panel: Callable[[str], str]) -> list[str]:
 
 def _grid(shown: Sequence[str]) -> str:
     inside = "".join(one for one in shown if one)
-    return f'<div class="panels">{inside}</div>' if inside else ""
+    return f'<div class="panels even">{inside}</div>' if inside else ""
 
 
 def _name(regime: str) -> str:

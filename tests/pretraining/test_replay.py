@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from cmacc.clips import Manifest
 from cmacc.negatives import KeyQueue
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, PretrainConfig, pretrain, start_run
+from cmacc.pretraining.config import PrecisionName
 from cmacc.pretraining.replay import ReplayError, SelectionReplay
 
 STEPS = 8
@@ -45,20 +46,21 @@ def saved_dictionary(run_dir: Path, modality: str, step: int) -> tuple[torch.Ten
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings",
+    ("precision", "settings"),
     [
-        {},
-        {"selector": "random", "allow_repeats": True},
-        {"selector": "newest"},
-        {"selector": "hardest", "pseudo_labels": "within_modal", "refresh": "selected"},
-        {"given": "dictionary", "gradient": "key", "select_every": 2},
+        ("fp32", {}),
+        ("bf16", {"gradient": "key"}),
+        ("fp32", {"selector": "random", "allow_repeats": True}),
+        ("fp32", {"selector": "newest"}),
+        ("fp32", {"selector": "hardest", "pseudo_labels": "within_modal", "refresh": "selected"}),
+        ("fp32", {"given": "dictionary", "gradient": "key", "select_every": 2}),
     ],
-    ids=lambda settings: "-".join(str(value) for value in settings.values()) or "active",
+    ids=str,
 )
 def test_replayed_choice_is_what_the_run_took_in(
-    small_config: PretrainConfig, tmp_path: Path, settings: dict[str, object]
+    small_config: PretrainConfig, tmp_path: Path, precision: PrecisionName, settings: dict[str, object]
 ) -> None:
-    config = dataclasses.replace(small_config, objective=ObjectiveConfig(batch_keys="momentum"))
+    config = dataclasses.replace(small_config, objective=ObjectiveConfig(batch_keys="momentum"), precision=precision)
     run = trained(config, tmp_path / "run", **settings)
     replay = SelectionReplay(run)
     every = replay.config.dictionary.select_every

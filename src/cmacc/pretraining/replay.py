@@ -2,8 +2,9 @@
 
 A run logs no negatives, and need not: a checkpoint holds encoders, dictionaries and pools as they were before a step,
 and the batch, its augmentation and the selector's draws are functions of the seed and the step. Encoding that batch
-again and asking the step's own `select_negatives` gives the run's choice, key for key, on the device type and in the
-precision that it was trained in; elsewhere rounding may tip single picks.
+again and asking the step's own `select_negatives` gives the run's choice: on a CPU key for key, as tests hold it to, in
+the precision that it was trained in. On another kind of device, or on a GPU whose kernels add in no fixed order,
+rounding may tip single picks.
 """
 
 import dataclasses
@@ -185,8 +186,8 @@ class SelectionReplay:
             assert learner.audio_dictionary is not None
             self._check_manifest(learner.audio_dictionary.pool.keys(), step)
             batch = next(iter(loader)).to(self.device)
+            video, audio = learner.views.of(batch, self.plan.visit(step))
             with torch.no_grad(), learner.autocast():
-                video, audio = learner.views.of(batch, self.plan.visit(step))
                 video_queries, audio_queries = learner.encoder(video, audio)
                 video_keys, audio_keys = video_queries, audio_queries
                 if config.objective.batch_keys != "online":

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from cmacc.ablation import AblationResults, Row, differences_of, plan_from_plain
+from cmacc.viewer import render_ablation_page, write_ablation_page
 from cmacc.viewer.ablation_curves import curve_of
 from cmacc.viewer.ablation_figures import Pen, pens, scale_over
-from cmacc.viewer.ablation_page import render_ablation_page, write_ablation_page
 
 EVIL = "<script>alert('x')</script> & $\\frac\""
 SECTIONS = ("differences", "results", "curves", "dictionary", "bound", "plateau", "method")

@@ -1,7 +1,7 @@
 """What is learnt in an ablation, behind one protocol: vectors, rendered clips, or the clips of a manifest."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class Measured:
     matched: dict[str, NDArray[np.float32]]
 
 
+@runtime_checkable
 class Problem(Protocol):
     """Training samples 0..samples-1 with labels (-1: unknown), held-out samples, and learners that begin on them."""
 

@@ -27,7 +27,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     import torch
 
     from cmacc.ablation import ablate, read_plan, results_of_runs, shown_metrics, write_results
-    from cmacc.viewer.ablation_page import write_ablation_page
+    from cmacc.viewer import write_ablation_page
 
     plan = read_plan(options.plan, seeds=options.seeds, manifest=options.data)
     try:

@@ -1,0 +1,207 @@
+"""Ways of choosing negatives that were tried beside the product's own, on the controlled problem; what came of them.
+
+Each is a `cmacc.negatives.Selector` of a few lines, put in the place of a dictionary's own: how to try another one.
+All with the batch's keys from the momentum encoder and the chosen keys encoded anew, so that they differ in the choice
+alone; differences are to the plain queue (``newest``), seed by seed.
+
+``python benchmarks/candidates.py --out benchmarks/results/candidates-cpu.json``
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmacc.ablation import VectorWorld, interval, run_cell
+from cmacc.ablation.problem import VectorProblem
+from cmacc.encoders import EncoderConfig
+from cmacc.negatives import Candidates, Selector, gradient_factors, kmeans_plusplus
+from cmacc.negatives.selectors import ActiveSelector
+from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining.learner import Learner
+
+
+@dataclass(frozen=True)
+class KCentre:
+    """Always the candidate farthest, in gradients, from those chosen (Gonzalez, 1985); the longest gradient first."""
+
+    temperature: float
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        factors = gradient_factors(candidates.keys, candidates.queries, self.temperature)
+        left, right, squared = factors.left, factors.right, factors.squared_norms()
+        distance = torch.full_like(squared, torch.inf)
+        picks = [int(torch.where(candidates.eligible, squared, -1).argmax())]
+        while len(picks) < count:
+            last = picks[-1]
+            to_last = squared + squared[last] - 2 * (left @ left[last]) * (right @ right[last])
+            distance = torch.minimum(distance, to_last.clamp_min(0))
+            distance[last] = -1
+            picks.append(int(torch.where(candidates.eligible, distance, -1).argmax()))
+        return torch.tensor(picks)
+
+
+@dataclass(frozen=True)
+class FacilityLocation:
+    """Greedy cover of the pool: the candidate that most raises every key's cosine with its nearest chosen one."""
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        keys, eligible = candidates.keys.embedding, candidates.eligible.clone()
+        cosines = keys @ keys.T
+        covered = torch.full((len(keys),), -1.0)
+        if len(candidates.staying) > 0:
+            covered = (keys @ candidates.staying.embedding.T).amax(1)
+        picks = []
+        for _ in range(count):
+            gain = (cosines - covered[:, None]).clamp_min(0).sum(0)
+            picks.append(int(torch.where(eligible, gain, -1).argmax()))
+            eligible[picks[-1]] = False
+            covered = torch.maximum(covered, cosines[:, picks[-1]])
+        return torch.tensor(picks)
+
+
+@dataclass(frozen=True)
+class SpareLikely:
+    """Another selector without the candidates most like a query: likely false negatives."""
+
+    inner: Selector
+    share: float
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        likeness = (candidates.keys.embedding @ candidates.queries.T).amax(1)
+        kept = max(count, int((1 - self.share) * int(candidates.eligible.sum())))
+        limit = torch.where(candidates.eligible, likeness, torch.inf).kthvalue(kept).values
+        eligible = candidates.eligible & (likeness <= limit)
+        return self.inner.select(dataclasses.replace(candidates, eligible=eligible), count, generator)
+
+
+@dataclass(frozen=True)
+class SpreadKeys:
+    """k-means++ over the keys themselves, with the dictionary's staying keys as centres: spread, without gradients."""
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        given = candidates.staying.embedding if len(candidates.staying) else None
+        return kmeans_plusplus(
+            candidates.keys.embedding, count, generator=generator, given=given, eligible=candidates.eligible
+        )
+
+
+@dataclass(frozen=True)
+class DiscountedByAge:
+    """`ActiveSelector` on gradients that shrink by half with every ``half_life`` steps of the key's age."""
+
+    temperature: float
+    half_life: float
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        factors = gradient_factors(candidates.keys, candidates.queries, self.temperature)
+        age = (candidates.keys.steps.max() - candidates.keys.steps).float()
+        left = factors.left * (0.5 ** (age / self.half_life))[:, None]
+        return kmeans_plusplus((left, factors.right), count, generator=generator, eligible=candidates.eligible)
+
+
+def selectors(temperature: float) -> dict[str, tuple[dict[str, Any], Selector | None]]:
+    """By name: settings of the dictionary, and what takes the place of its selector."""
+    fresh = {"refresh": "selected"}
+    active = ActiveSelector(temperature)
+    return {
+        "newest": ({"selector": "newest"}, None),
+        "random": ({"selector": "random", **fresh}, None),
+        "active": (fresh, None),
+        "active, dictionary as centres": ({**fresh, "given": "dictionary"}, None),
+        "active, pseudo-posterior at 5 tau": (fresh, ActiveSelector(5 * temperature)),
+        "active, pseudo-posterior at tau / 5": (fresh, ActiveSelector(temperature / 5)),
+        "active, without the 10 % most like a query": (fresh, SpareLikely(active, 0.1)),
+        "active, without the 30 % most like a query": (fresh, SpareLikely(active, 0.3)),
+        "active, discounted by age, not anew": ({}, DiscountedByAge(temperature, 8)),
+        "active, every 4 steps": ({**fresh, "select_every": 4}, None),
+        "k-centre": (fresh, KCentre(temperature)),
+        "facility location": (fresh, FacilityLocation()),
+        "spread of keys, dictionary as centres": (fresh, SpreadKeys()),
+    }
+
+
+REGIMES: dict[str, tuple[VectorWorld, dict[str, Any]]] = {
+    "plain": (VectorWorld(), {}),
+    "tau 0.5": (VectorWorld(), {"temperature": 0.5}),
+    "60 % near-duplicates": (VectorWorld(duplicate_share=0.6), {}),
+    "no in-batch negatives": (VectorWorld(), {"in_batch": False}),
+}
+
+
+class Replaced(VectorProblem):
+    """The controlled problem with another selector in both dictionaries."""
+
+    def __init__(self, world: VectorWorld, seed: int, selector: Selector | None) -> None:
+        super().__init__(world, seed, torch.device("cpu"))
+        self._selector = selector
+
+    def learner(self, config: PretrainConfig) -> Learner:
+        learner = super().learner(config)
+        for dictionary in (learner.audio_dictionary, learner.video_dictionary):
+            if dictionary is not None and self._selector is not None:
+                dictionary.selector = self._selector
+        return learner
+
+
+def run(task: tuple[str, str, int, int]) -> dict[str, Any]:
+    """One run; at top level, for spawned processes."""
+    torch.set_num_threads(1)
+    regime, name, seed, steps = task
+    world, objective = REGIMES[regime]
+    settings, selector = selectors(objective.get("temperature", 0.1))[name]
+    config = PretrainConfig(
+        encoder=EncoderConfig(head="linear", embedding_size=64),
+        dictionary=DictionaryConfig(size=256, pool_size=1024, **settings),
+        objective=ObjectiveConfig(batch_keys="momentum", **objective),
+        optim=OptimConfig(batch_size=16, steps=steps),
+        seed=seed,
+    )
+    (point,) = run_cell(Replaced(world, seed, selector), config, points=1)
+    return {"regime": regime, "selector": name, "seed": seed, "steps": steps, **point.metrics}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--regimes", nargs="+", default=list(REGIMES), choices=REGIMES)
+    parser.add_argument("--selectors", nargs="+", default=list(selectors(0.1)), choices=selectors(0.1))
+    parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    options = parser.parse_args(arguments)
+    tasks = [(r, s, seed, options.steps) for seed in range(options.seeds) for r in options.regimes
+             for s in options.selectors]  # fmt: skip
+    if options.workers == 1:
+        runs = [run(task) for task in tasks]
+    else:
+        with ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+            runs = list(executor.map(run, tasks))
+    print(f"{'regime':22} {'selector':44} {'R@10':>6} {'minus newest [95 %]':>26} {'probe':>6} {'false negatives':>15}")
+    for regime in options.regimes:
+        ends = {(r["selector"], r["seed"]): r for r in runs if r["regime"] == regime}
+        for name in options.selectors:
+            mine = [ends[name, seed] for seed in range(options.seeds)]
+            to_newest = [ends[name, seed]["R@10"] - ends["newest", seed]["R@10"] for seed in range(options.seeds)
+                         if ("newest", seed) in ends]  # fmt: skip
+            low, high = interval(to_newest)
+            means = {m: np.mean([r[m] for r in mine]) for m in ("R@10", "probe_video", "false_negative_share")}
+            print(
+                f"{regime:22} {name:44} {means['R@10']:6.3f} {np.mean(to_newest or [np.nan]):+8.3f} "
+                f"[{low:+.3f}, {high:+.3f}] {means['probe_video']:6.3f} {means['false_negative_share']:15.3f}"
+            )
+    report = {"torch": torch.__version__, "device": "cpu, one thread a run", "runs": runs}
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -210,7 +210,7 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int) -> 
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _crossed(variants: Mapping[str, dict[str, Any]], grid: Mapping[str, tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
+def _crossed(variants: Mapping[str, dict[str, Any]], grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
     crossed = {}
     for (name, own), combination in itertools.product(variants.items(), itertools.product(*grid.values())):
         chosen = dict(zip(grid, combination, strict=True))

@@ -132,6 +132,8 @@ def test_equal_time_gives_a_slower_variant_fewer_steps(done: Path, tmp_path: Pat
         ("queue", "steps"): 12, ("none", "steps"): 12, ("active", "steps"): 12,
         ("queue", "time"): 12, ("none", "time"): 24, ("active", "time"): 6,
     }  # fmt: skip
+    fewer = ablate(plan_from_plain(PLAIN | {"budgets": ["time"], "timed": ["none"]}), tmp_path, only_planned=True)
+    assert {run.cell.variant for run in fewer} == {"queue", "none"}
     keys = {(run.cell.variant, run.budget, run.config.seed): run.key for run in runs}
     assert keys["queue", "steps", 0] == keys["queue", "time", 0], "the reference is run once"
 

@@ -88,6 +88,7 @@ def test_a_seed_changes_nothing_but_the_seed_among_variants() -> None:
         ({"points": 0}, "points must be at least 1, got 0"),
         ({"budgets": ["hours"]}, "budgets must be"),
         ({"budgets": []}, "budgets must be steps, time or both, got none"),
+        ({"timed": ["best"]}, r"timed must be variants \(queue, active\), got 'best'"),
         ({"reference": "best"}, r"reference must be a variant \(queue, active\), got 'best'"),
         ({"variants": {"a": {"dictionary.sise": 3}}}, "variant 'a': dictionary.sise is no setting"),
         ({"variants": {"a": {"dictionary.size": -3}}}, "variant 'a': .*dictionary.size must be at least"),

@@ -119,6 +119,8 @@ def planned_runs(plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, s
     for seed in plan.seeds:
         for budget in plan.budgets:
             for cell in cells:
+                if not plan.has(cell, budget):
+                    continue
                 config = cell.seeded(seed, steps[cell.regime, cell.variant] if budget == "time" else None)
                 runs.append(PlannedRun(cell, budget, config, run_key(cell.problem, config, plan.points)))
     return runs
@@ -229,7 +231,7 @@ def _equal_steps(
         before = torch.get_num_threads()
         torch.set_num_threads(1)
     for number, regime in enumerate(plan.regimes):
-        own = [cell for cell in cells if cell.regime == regime]
+        own = [cell for cell in cells if cell.regime == regime and plan.has(cell, "time")]
         keys = [run_key(cell.problem, cell.seeded(plan.seeds[0]), 0) for cell in own]
         if any(key not in known for key in keys):
             problems = [

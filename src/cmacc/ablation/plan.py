@@ -13,6 +13,7 @@ regimes:                                         # optional: under which circums
 reference: queue                                 # differences are to this variant, seed by seed
 seeds: [0, 1, 2]
 budgets: [steps, time]                           # as many steps as set; as many as fit into the reference's time
+timed: [active]                                  # optional: variants that equal time is given to; all by default
 points: 6                                        # measurements along a run, the last one at its end
 headline: R@10                                   # the metric to show first
 ```
@@ -43,6 +44,7 @@ _DEFAULTS: dict[str, Any] = {
     "reference": "",
     "seeds": [0, 1, 2],
     "budgets": ["steps"],
+    "timed": [],
     "points": 6,
     "headline": "R@10",
 }
@@ -56,6 +58,7 @@ _TYPES: dict[str, Any] = {
     "reference": str,
     "seeds": tuple[int, ...],
     "budgets": tuple[BudgetName, ...],
+    "timed": tuple[str, ...],
     "points": int,
     "headline": str,
 }
@@ -94,6 +97,8 @@ class AblationPlan:
     ----------
     reference
         The variant that the others are compared with, within each regime.
+    timed
+        The variants that are run with the budget ``time`` too, beside the reference.
     """
 
     title: str
@@ -101,8 +106,13 @@ class AblationPlan:
     reference: str
     seeds: tuple[int, ...]
     budgets: tuple[BudgetName, ...]
+    timed: tuple[str, ...]
     points: int
     headline: str
+
+    def has(self, cell: Cell, budget: BudgetName) -> bool:
+        """Whether the plan has runs of that cell with that budget."""
+        return budget == "steps" or cell.variant in (*self.timed, self.reference)
 
     @property
     def regimes(self) -> list[str]:
@@ -191,9 +201,12 @@ def plan_from_plain(plain: object) -> AblationPlan:
     reference = values["reference"] or names[0]
     if reference not in names:
         raise PlanError(f"reference must be a variant ({', '.join(names)}), got {reference!r}")
+    for name in values["timed"]:
+        if name not in names:
+            raise PlanError(f"timed must be variants ({', '.join(names)}), got {name!r}")
     return AblationPlan(
-        values["title"], tuple(cells), reference, values["seeds"], values["budgets"], values["points"],
-        values["headline"],
+        values["title"], tuple(cells), reference, values["seeds"], values["budgets"], values["timed"] or tuple(names),
+        values["points"], values["headline"],
     )  # fmt: skip
 
 

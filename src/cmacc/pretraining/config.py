@@ -141,8 +141,12 @@ class ObjectiveConfig:
     in_batch
         Whether the other keys of the batch are negatives.
     batch_keys
-        Which encoder the positive and the in-batch keys come from: ``online``, with gradient, as in CLIP; or
-        ``momentum``, without, as in the paper. The dictionary is always the momentum encoder's.
+        Which encoder the positive and the in-batch keys come from. ``online``: with gradient, as in CLIP.
+        ``momentum``: without, as in the paper. ``both``: the mean of two losses, one among the batch's online keys and
+        one in which the positive, the in-batch keys and the dictionary are all the momentum encoder's. The dictionary
+        is always the momentum encoder's; with ``online`` it can be told from the positive by that alone (older weights,
+        batch norm by running statistics), without the sample being looked at, and holds learning back
+        (docs/evidence.md).
     momentum
         m of the key encoders, in [0, 1]. It is approached from below as (1 + t) / (10 + t), so that the first keys are
         not those of an untrained copy.
@@ -150,7 +154,7 @@ class ObjectiveConfig:
 
     temperature: float = 0.1
     in_batch: bool = True
-    batch_keys: Literal["online", "momentum", "both"] = "online"
+    batch_keys: Literal["online", "momentum", "both"] = "both"
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -241,12 +245,16 @@ class PretrainConfig:
                 f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.pool_size,
             )
-        if self.dictionary.selector == "none" or self.dictionary.warmup_steps > 0:
+        if (
+            self.dictionary.selector == "none"
+            or self.dictionary.warmup_steps > 0
+            or self.objective.batch_keys == "both"
+        ):
             _require(
                 self.objective.in_batch,
                 "objective.in_batch",
-                "true where dictionary.selector is none or dictionary.warmup_steps positive (else nothing is left to "
-                "contrast with)",
+                "true where dictionary.selector is none, dictionary.warmup_steps positive or objective.batch_keys both "
+                "(else a loss has nothing to contrast with)",
                 self.objective.in_batch,
             )
 

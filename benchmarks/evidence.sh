@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The CPU part of docs/evidence.md: all ablations of recipes/ablations, and the tables that the page is written from.
+#   benchmarks/evidence.sh [REAL_DATA] [FOLDER]      (or: make evidence)
+# An hour on two cores; stopped, it goes on where it was. Without REAL_DATA the real clips are left out, and said to be.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+real=${1:-../shared/data/real}
+out=${2:-evidence-out}
+workers=${WORKERS:-2}
+bin=${BIN:-.venv/bin}
+export OMP_NUM_THREADS=1
+
+ablate() { # RECIPE FOLDER ARGUMENTS...
+  "$bin/cmacc" ablate "recipes/ablations/$1.yaml" --out "$out/$2" --workers "$workers" "${@:3}"
+  # One folder serves several plans, so that they share runs: each keeps its own page and tables.
+  mkdir -p "$out/tables"
+  for file in table.md differences.parquet metrics.parquet ablation.html; do cp "$out/$2/$file" "$out/tables/$1-$file"; done
+}
+
+ablate batch-keys vectors
+ablate regimes vectors
+ablate rendered rendered
+if [ -d "$real" ]; then
+  [ -f "$out/data/sounding.parquet" ] || "$bin/python" benchmarks/evidence_data.py "$real" "$out/data"
+  ablate grid grid --data "$out/data/grid.parquet"
+  ablate sounding sounding --data "$out/data/sounding.parquet"
+else
+  echo "left out: the real clips, which are not in $real" >&2
+fi
+for recipe in selectors in-batch longer pseudo-labels gradients dictionary-size pool-size; do ablate "$recipe" vectors; done
+"$bin/python" benchmarks/evidence_table.py "$out/tables" --out "$out/evidence-cpu.json"

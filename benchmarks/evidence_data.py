@@ -2,8 +2,8 @@
 
     python benchmarks/evidence_data.py ../shared/data/real OUT
 
-``grid.parquet``: GRID, a quarter held out. ``sounding.parquet``: UCF101's three classes with sound by its official split
-1, and the assorted clips, a quarter of them held out.
+``grid.parquet``: GRID, a quarter held out. ``sounding.parquet``: UCF101's three classes with sound, by its official
+split 1, and the assorted clips, a quarter of them held out.
 """
 
 import sys

@@ -98,6 +98,43 @@ def test_low_precision_and_autocast_are_worked_on_in_single_precision(dtype: tor
     assert mixed.loss.item() == pytest.approx(exact, rel=1e-5)
 
 
+@pytest.mark.parametrize(("in_batch", "repeats"), list(itertools.product((True, False), (False, True))))
+def test_the_ceiling_counts_keys_and_the_batch_loss_leaves_the_dictionary_out(in_batch: bool, repeats: bool) -> None:
+    queries, keys, negatives = _unit(5), _unit(5), _unit(6)
+    ids = torch.tensor([3, 1, 3, 7, 9] if repeats else range(5))
+    negative_ids = torch.tensor([9, 3, 50, 51, 9, 52] if repeats else range(20, 26))
+    result = CrossModalContrast(TEMPERATURE, in_batch)(
+        queries, keys, ids, ids, negatives=negatives, negative_ids=negative_ids
+    )
+    counts = [
+        1 + in_batch * sum(int(k != q) for k in ids) + sum(int(n != q) for n in negative_ids) for q in ids.tolist()
+    ]
+    assert result.ceiling.item() == pytest.approx(sum(math.log(count) for count in counts) / 5)
+    if in_batch:
+        alone, _ = _naive(queries, keys, ids, ids, True, None, None)
+        assert result.batch_loss.item() == pytest.approx(alone.item(), rel=1e-12)
+    else:
+        assert math.isnan(result.batch_loss.item())
+
+
+def test_the_estimate_of_mutual_information_is_right_where_it_is_known() -> None:
+    """Pairs that share one of 16 directions, all else at right angles: I = log 16, told exactly but for the ceiling.
+
+    With n keys of which each is as likely to share a query's direction, InfoNCE at a low temperature comes to
+    log n - E[log(number of keys of the query's direction)], a little below log 16, and never above log n.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for count in (4, 64, 1024):
+        directions = torch.randint(16, (count,), generator=generator)
+        rows = torch.eye(16, dtype=torch.float64)[directions]
+        result = CrossModalContrast(0.02)(rows, rows, torch.arange(count), torch.arange(count))
+        estimate = (result.ceiling - result.loss).item()
+        alike = torch.bincount(directions)[directions].double()
+        assert estimate == pytest.approx(math.log(count) - alike.log().mean().item(), abs=1e-6)
+        assert estimate <= min(math.log(16), math.log(count)) + 1e-6
+    assert estimate > 0.98 * math.log(16)
+
+
 def test_has_no_state() -> None:
     assert CrossModalContrast().state_dict() == {}
 

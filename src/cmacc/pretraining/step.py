@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cmacc.clips import seeds
@@ -30,8 +31,20 @@ class Batch(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The outcome of a step, the losses still on the device; ``refreshed``: keys that were encoded anew."""
+    """The outcome of a step, still on the device.
 
+    Attributes
+    ----------
+    loss
+        What was minimised: both directions added, for ``batch_keys: both`` the mean of its two losses in each.
+    video_to_audio, audio_to_video
+        Each direction against the dictionary (and the batch's keys, where they are negatives); for ``both``
+        ``batch_loss`` is that of the online keys.
+    refreshed
+        Keys that were encoded anew.
+    """
+
+    loss: Float[Tensor, ""]
     video_to_audio: DirectionLoss
     audio_to_video: DirectionLoss
     refreshed: int
@@ -42,7 +55,7 @@ class StepResult:
         ``mi_*`` is the InfoNCE estimate of the mutual information, and ``mi_ceiling`` what it cannot exceed
         (`DirectionLoss.ceiling`), in nats; ``batch_loss_*`` is there where the batch's keys are negatives.
         """
-        row = {"loss": float(self.video_to_audio.loss + self.audio_to_video.loss)}
+        row = {"loss": float(self.loss)}
         for name, direction in (("v2a", self.video_to_audio), ("a2v", self.audio_to_video)):
             loss, top1, ceiling, batch_loss = torch.stack(
                 [direction.loss, direction.top1, direction.ceiling, direction.batch_loss]
@@ -87,15 +100,17 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
 
     with clock.phase("loss"):
         warm = step >= config.dictionary.warmup_steps
-        video_to_audio, audio_to_video = (
+        directions = [
             _contrast(learner, batch, queries, online, twin, dictionary if warm else None)
             for queries, online, twin, dictionary in (
                 (video_queries, audio_queries, twins[1] if twins else None, learner.audio_dictionary),
                 (audio_queries, video_queries, twins[0] if twins else None, learner.video_dictionary),
             )
-        )
+        ]
+        loss = sum(torch.stack([term.loss for term in terms]).mean() for terms in directions)
+        assert isinstance(loss, Tensor)
         learner.optimizer.zero_grad(set_to_none=True)
-        (video_to_audio.loss + audio_to_video.loss).backward()
+        loss.backward()
 
     tickets: torch.Tensor | None = None
     if learner.inputs is not None:
@@ -118,7 +133,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                         tickets=tickets,
                     )
                 )
-    return StepResult(_detached(video_to_audio), _detached(audio_to_video), refreshed)
+    return StepResult(loss.detach(), _reported(directions[0]), _reported(directions[1]), refreshed)
 
 
 def select_negatives(
@@ -166,7 +181,9 @@ def _contrast(
     online: Encoding,
     twin: Encoding | None,
     dictionary: ActiveDictionary | None,
-) -> DirectionLoss:
+) -> list[DirectionLoss]:
+    """The losses of one direction, of which the mean is minimised; the first is the one with the dictionary."""
+
     def among(keys: Encoding, dictionary: ActiveDictionary | None) -> DirectionLoss:
         negatives = dictionary.negatives() if dictionary is not None else None
         result: DirectionLoss = learner.objective(
@@ -181,13 +198,12 @@ def _contrast(
 
     batch_keys = learner.config.objective.batch_keys
     if batch_keys == "online":
-        return among(online, dictionary)
+        return [among(online, dictionary)]
     assert twin is not None
     by_twin = among(twin, dictionary)
-    if batch_keys == "momentum":
-        return by_twin
-    return dataclasses.replace(by_twin, loss=(by_twin.loss + among(online, None).loss) / 2)
+    # Never online keys beside the dictionary's: the loss would tell the two encoders apart instead of the samples.
+    return [by_twin] if batch_keys == "momentum" else [by_twin, among(online, None)]
 
 
-def _detached(result: DirectionLoss) -> DirectionLoss:
-    return dataclasses.replace(result, loss=result.loss.detach())
+def _reported(terms: list[DirectionLoss]) -> DirectionLoss:
+    return dataclasses.replace(terms[0], loss=terms[0].loss.detach(), batch_loss=terms[-1].batch_loss.detach())

@@ -61,7 +61,7 @@ _HEALTH = (
 
 def curves_section(run: RunFolder) -> str:
     """Loss, accuracy, learning rate, speed and time."""
-    panels = [_loss_panel(run), _top1_panel(run)]
+    panels = [_loss_panel(run), _top1_panel(run), _information_panel(run)]
     if series := run.metrics.get("learning_rate"):
         caption = "The step size of the optimiser: warm-up, then half a cosine down."
         panels.append(figure("Learning rate", line_panel([Line(series, "c3")], bottom=0.0), caption))
@@ -171,6 +171,21 @@ def _top1_panel(run: RunFolder) -> str:
     count = _candidate_count(run.config)
     caption = f"How often the right key beats all negatives, on training clips. Dotted: chance, 1 in {count:,}."
     return figure("Right key first", line_panel(lines, levels=[1 / count], bottom=0.0, percent=True), caption, legend)
+
+
+def _information_panel(run: RunFolder) -> str:
+    lines, legend = _directions(run, "mi")
+    ceilings = run.metrics.get("mi_ceiling")
+    if not lines or ceilings is None:
+        return ""
+    found, ceiling = max(final_mean(line.series) for line in lines), final_mean(ceilings)
+    caption = (
+        f"InfoNCE's estimate, in nats, of what picture and sound tell of each other: at the end {found:.2f} of at most "
+        f"{ceiling:.2f} ({100 * found / ceiling:.0f} %). Grey: that ceiling, log of the number of keys; near it, only "
+        "more negatives could show more. A lower bound with negatives drawn at random; chosen ones make it lower still."
+    )
+    svg = line_panel([*lines, Line(ceilings, "muted")], bottom=min(0.0, *(float(x.series.values.min()) for x in lines)))
+    return figure("Mutual information", svg, caption, [*legend, ("muted", "ceiling", "line")])
 
 
 def _directions(run: RunFolder, name: str) -> tuple[list[Line], list[tuple[str, str, str]]]:

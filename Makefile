@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint evidence clean
 
 setup: $(READY)
 
@@ -27,5 +27,9 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# The tables of docs/evidence.md, from all plans in recipes/ablations: an hour on two cores.
+evidence: setup
+	benchmarks/evidence.sh
+
 clean:
-	rm -rf .venv demo-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo-out evidence-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

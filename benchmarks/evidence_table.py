@@ -3,7 +3,7 @@
     python benchmarks/evidence_table.py evidence-out/tables [--out benchmarks/results/evidence-cpu.json]
 
 One table a plan: the headline metric (R@10) of every variant, and its paired difference to the reference with the 95 %
-bootstrap interval over seeds, wins : losses and the sign test; then the differences of both probes. What is tabled is at
+bootstrap interval over seeds, wins : losses and the sign test; then the differences of both probes. All is measured at
 the end of the runs. ``--out`` keeps the same as JSON, with the other metrics' means.
 """
 

@@ -31,11 +31,10 @@ from torch.nn.functional import normalize
 from cmacc.clips import ClipBatch, ClipSpec
 from cmacc.encoders import EncoderConfig
 from cmacc.negatives import ActiveDictionary, Keys
-from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.loop import autocast_dtype
-from cmacc.pretraining.refresh import store_inputs
 from cmacc.pretraining.step import training_step
 
 PHASES = ("transform", "encode", "keys", "select", "refresh", "loss", "update")
@@ -58,11 +57,13 @@ def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
             data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
             encoder=EncoderConfig(video="r3d_18", audio="resnet18", embedding_size=512),
             dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_store="device", **variant),
+            objective=ObjectiveConfig(batch_keys="online"),  # what no dictionary has no momentum encoders for
             optim=OptimConfig(batch_size=128),
         )
     return PretrainConfig(
         data=DataConfig(clip=ClipSpec(16, 16.0, 64, 64, 2.0)),
         dictionary=DictionaryConfig(size=256, pool_size=1024, **variant),
+        objective=ObjectiveConfig(batch_keys="online"),
         optim=OptimConfig(batch_size=32),
     )
 
@@ -98,7 +99,7 @@ def full(learner: Learner, first_step: int) -> None:
         batch = made_up_batch(config, 0, device)
         for step in range(first_step):
             ids = torch.arange(size) + size * step
-            store_inputs(learner.inputs, dataclasses.replace(batch, sample_ids=ids.to(device)), 0)
+            learner.inputs.push(learner.views.kept(dataclasses.replace(batch, sample_ids=ids.to(device)), 0))
 
 
 def _made_up_keys(dictionary: ActiveDictionary, count: int, step: int, generator: torch.Generator) -> Keys:

@@ -65,3 +65,46 @@ def test_decoding_gives_every_reader_the_same_work(tmp_path: Path) -> None:
     others = {name for name in ("torchcodec, approximate", "decord") if name not in report["not_installed"]}
     assert others <= {reader for _, reader in compared}
     assert (tmp_path / "out.json").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_candidate_chooses_and_is_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    benchmark = runpy.run_path(str(BENCHMARKS / "candidates.py"))
+    report = benchmark["main"](
+        ["--steps", "4", "--seeds", "1", "--workers", "1", "--regimes", "plain", "--out", str(tmp_path / "out.json")]
+    )
+    assert {run["selector"] for run in report["runs"]} == set(benchmark["selectors"](0.1))
+    assert len(report["runs"]) == len(benchmark["selectors"](0.1))
+    assert "k-centre" in capsys.readouterr().out
+    assert (tmp_path / "out.json").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_gpu_script_refuses_too_few_clips_by_name(small_world: Path, tmp_path: Path) -> None:
+    """36 clips are no batch of 64; what is checked is that the script, with its imports, runs that far."""
+    main = runpy.run_path(str(BENCHMARKS / "evidence_gpu.py"))["main"]
+    with pytest.raises(ValueError, match=r"must hold at least optim.batch_size \(64\) files .*, got 36 of 48"):
+        main(["decode", str(small_world), "--clips", str(tmp_path / "clips.safetensors")])
+
+
+def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from cmacc.ablation import Row, differences_of
+
+    rows = [
+        Row("hot", variant, "steps", seed, 10, 2.0, metric, value + seed / 100)
+        for variant, value in (("queue", 0.5), ("active", 0.6))
+        for seed in (0, 1, 2)
+        for metric in ("R@10", "probe_video")
+    ]
+    found = [dataclasses.asdict(one) for one in differences_of(rows, "queue")]
+    pq.write_table(pa.Table.from_pylist(found), tmp_path / "try-differences.parquet")
+    main = runpy.run_path(str(BENCHMARKS / "evidence_table.py"))["main"]
+    report = main([str(tmp_path), "--out", str(tmp_path / "out.json")])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "active" in line)
+    assert line.startswith("| hot | steps | active | 3 | 10 | 200.0 | 0.610 ± 0.010 | +0.100 [+0.100, +0.100] | 3 : 0,")
+    assert len(report["plans"]["try"]) == 4

@@ -114,9 +114,7 @@ def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "Pretrain
                 frequency_mask=0.0,
             ),
         ),
-        dictionary=DictionaryConfig(
-            selector="active", size=min(128, clips // 3), pool_size=512, warmup_steps=steps // 2
-        ),
+        dictionary=DictionaryConfig(selector="active", size=min(128, clips // 3), pool_size=512),
         # A short run changes quickly: a slower copy's keys would be told apart by their age.
         objective=ObjectiveConfig(momentum=0.9),
         optim=OptimConfig(steps=steps),

@@ -98,9 +98,9 @@ class DictionaryConfig:
     refresh_store
         Where the inputs are kept: in the ``host``'s memory, or on the ``device``.
     warmup_steps
-        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. Runs with the
-        dictionary from step 0 learnt less, whether its keys were encoded anew or not (docs/selection.md). Cross-batch
-        memory (Wang et al., 2020) waits too, until the encoders change slowly.
+        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. Cross-batch
+        memory (Wang et al., 2020) waits so, until the encoders change slowly; with ``objective.batch_keys`` other than
+        ``online`` it has not been needed here.
     """
 
     selector: SelectorName | Literal["none"] = "active"
@@ -144,8 +144,8 @@ class ObjectiveConfig:
         Which encoder the positive and the in-batch keys come from. ``online``: with gradient, as in CLIP.
         ``momentum``: without, as in the paper. ``both``: the mean of two losses, one among the batch's online keys and
         one in which the positive, the in-batch keys and the dictionary are all the momentum encoder's. The dictionary
-        is always the momentum encoder's; with ``online`` it can be told from the positive by that alone (older weights,
-        batch norm by running statistics), without the sample being looked at, and holds learning back
+        is always the momentum encoder's, so that with ``online`` the positive is of another kind than its negatives
+        (newer weights, batch norm by the batch's statistics): pairs are then matched worse than without any dictionary
         (docs/evidence.md).
     momentum
         m of the key encoders, in [0, 1]. It is approached from below as (1 + t) / (10 + t), so that the first keys are

@@ -201,7 +201,7 @@ def _contrast(
         return [among(online, dictionary)]
     assert twin is not None
     by_twin = among(twin, dictionary)
-    # Never online keys beside the dictionary's: the loss would tell the two encoders apart instead of the samples.
+    # Never the dictionary beside online keys: its negatives would be of another kind than the positive.
     return [by_twin] if batch_keys == "momentum" else [by_twin, among(online, None)]
 
 

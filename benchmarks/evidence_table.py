@@ -2,9 +2,10 @@
 
     python benchmarks/evidence_table.py evidence-out/tables [--out benchmarks/results/evidence-cpu.json]
 
-One table a plan: the headline metric (R@10) of every variant, and its paired difference to the reference with the 95 %
-bootstrap interval over seeds, wins : losses and the sign test; then the differences of both probes. All is measured at
-the end of the runs. ``--out`` keeps the same as JSON, with the other metrics' means.
+A plan of one regime: a line a variant with R@10, its paired difference to the reference, the 95 % bootstrap interval
+over seeds, wins : losses and the sign test's p, the differences of both probes, and the steps to leave the plateau. A
+plan of several: a line a regime with the reference's R@10 and the differences of the others, at equal steps and (=t) in
+equal time. All is measured at the end of the runs. ``--out`` keeps the same as JSON, with the other metrics' means.
 """
 
 import argparse
@@ -33,18 +34,43 @@ def difference(row: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line a regime, budget and variant."""
-    heads = ["regime", "budget", "variant", "seeds", "steps", "ms a step", "R@10", "R@10 minus reference [95 %]",
-             "wins : losses, p", "probe picture, minus reference", "probe sound, minus reference"]  # fmt: skip
+    """A line a budget and variant."""
+    heads = ["budget", "variant", "steps", "ms a step", "R@10", "minus reference [95 %]", "wins : losses, p",
+             "probe picture, minus reference", "probe sound, minus reference", "plateau left after"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for (regime, budget, variant), group in groupby(rows, lambda r: (r["regime"], r["budget"], r["variant"])):
+    for (budget, variant), group in groupby(rows, lambda r: (r["budget"], r["variant"])):
         by_metric = {row["metric"]: row for row in group}
         main = by_metric["R@10"]
-        votes = "" if math.isnan(main["difference"]) else f"{main['wins']} : {main['losses']}, {main['p_value']:.2g}"
         probes = [difference(by_metric[name]) if name in by_metric else "–" for name in ("probe_video", "probe_audio")]
-        cells = [regime or "–", budget, variant, str(main["seeds"]), f"{main['steps']:,}",
-                 f"{1000 * main['step_seconds']:.1f}", f"{main['mean']:.3f} ± {main['deviation']:.3f}",
-                 difference(main), votes, *probes]  # fmt: skip
+        plateau = by_metric.get("plateau_steps")
+        has_left = by_metric["left_plateau"]["mean"] if plateau else 1
+        shown = "–" if plateau is None else f"{plateau['mean']:.0f}" if has_left == 1 else f"{has_left:.0%} left it"
+        cells = [f"equal {budget}", variant, f"{main['steps']:,}", f"{1000 * main['step_seconds']:.1f}",
+                 f"{main['mean']:.3f} ± {main['deviation']:.3f}", difference(main), votes(main), *probes,
+                 shown]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def votes(row: dict[str, Any]) -> str:
+    """``4 : 1, 0.38``; empty for the reference."""
+    return "" if math.isnan(row["difference"]) else f"{row['wins']} : {row['losses']}, {row['p_value']:.2g}"
+
+
+def pivot(rows: list[dict[str, Any]]) -> str:
+    """A line a regime."""
+    main = [row for row in rows if row["metric"] == "R@10"]
+    reference = next(row["variant"] for row in main if math.isnan(row["difference"]))
+    columns = list(dict.fromkeys((row["budget"], row["variant"]) for row in main if row["variant"] != reference))
+    heads = ["regime", reference, *(f"{variant}{' =t' if budget == 'time' else ''}" for budget, variant in columns)]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for regime, group in groupby(main, lambda row: row["regime"]):
+        found = {(row["budget"], row["variant"]): row for row in group}
+        own = found["steps", reference]
+        cells = [regime, f"{own['mean']:.3f} ± {own['deviation']:.3f}"]
+        for column in columns:
+            row = found.get(column)
+            cells.append("–" if row is None else f"{difference(row)} {row['wins']} : {row['losses']}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -63,7 +89,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for field in ("regime", "budget", "variant"):
                 order.setdefault((field, row[field]), len(order))
         rows.sort(key=lambda row: [order[field, row[field]] for field in ("regime", "budget", "variant")])
-        print(f"\n## {name}\n\n{table(rows)}")
+        seeds = max(row["seeds"] for row in rows)
+        shown = pivot(rows) if len({row["regime"] for row in rows}) > 1 else table(rows)
+        print(f"\n## {name} ({seeds} seeds)\n\n{shown}")
         found[name] = [
             {k: round(v, 5) if isinstance(v, float) and math.isfinite(v) else None if v != v else v
              for k, v in row.items()}

@@ -106,5 +106,13 @@ def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     main = runpy.run_path(str(BENCHMARKS / "evidence_table.py"))["main"]
     report = main([str(tmp_path), "--out", str(tmp_path / "out.json")])
     line = next(line for line in capsys.readouterr().out.splitlines() if "active" in line)
-    assert line.startswith("| hot | steps | active | 3 | 10 | 200.0 | 0.610 ± 0.010 | +0.100 [+0.100, +0.100] | 3 : 0,")
+    assert line.startswith(
+        "| equal steps | active | 10 | 200.0 | 0.610 ± 0.010 | +0.100 [+0.100, +0.100] | 3 : 0, 0.25 |"
+    )
     assert len(report["plans"]["try"]) == 4
+    again = [row | {"regime": regime} for regime in ("hot", "cold") for row in found]
+    pq.write_table(pa.Table.from_pylist(again), tmp_path / "try-differences.parquet")
+    main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "| regime | queue | active |" in lines
+    assert "| cold | 0.510 ± 0.010 | +0.100 [+0.100, +0.100] 3 : 0 |" in lines

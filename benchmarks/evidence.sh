@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The CPU part of docs/evidence.md: all ablations of recipes/ablations, and the tables that the page is written from.
+# The CPU part of docs/evidence.md: ablations of recipes/ablations, and the tables that the page is written from.
 #   benchmarks/evidence.sh [REAL_DATA] [FOLDER]      (or: make evidence)
 # An hour on two cores; stopped, it goes on where it was. Without REAL_DATA the real clips are left out, and said to be.
 set -euo pipefail
@@ -27,5 +27,5 @@ if [ -d "$real" ]; then
 else
   echo "left out: the real clips, which are not in $real" >&2
 fi
-for recipe in selectors in-batch longer pseudo-labels gradients dictionary-size pool-size; do ablate "$recipe" vectors; done
+for recipe in selectors in-batch longer pseudo-labels gradients; do ablate "$recipe" vectors; done
 "$bin/python" benchmarks/evidence_table.py "$out/tables" --out "$out/evidence-cpu.json"

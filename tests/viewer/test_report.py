@@ -183,7 +183,8 @@ def test_full_report_shows_every_section(full_report: Path) -> None:
     assert "3.5 <span" in results  # a rank is no percentage
     assert 'class="up"' in results
     assert 'class="level"' in results  # 26 % against 25 % of 200 is within the error
-    assert _section(page, "curves").count("<svg") == 5
+    assert _section(page, "curves").count("<svg") == 6
+    assert "at the end 1.18 of at most 2.00 (59 %)" in _section(page, "curves")  # 0.02 a step, 60 steps
     assert _section(page, "health").count("<svg") == 4
     assert "No labels are known" in _section(page, "health")
     assert "PCA of" not in _section(page, "map")  # twelve points are enough for t-SNE

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cmacc.ablation.plan import AblationPlan, BudgetName, Cell, PlanError, run_k
 from cmacc.ablation.problem import Problem, VectorProblem
 from cmacc.ablation.run import run_cell, step_seconds
 from cmacc.ablation.vectors import VectorWorld
+from cmacc.clips import Manifest
 from cmacc.clips.parallel import results_of
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import PretrainConfig
@@ -84,7 +84,7 @@ def ablate(
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     prepared = [_prepared(cell, folder, progress) for cell in plan.cells]
     steps = _equal_steps(plan, prepared, folder, device, progress)
-    runs = planned_runs(plan, prepared, steps)
+    runs = planned_runs(plan, prepared, steps, device)
     if only_planned:
         return runs
     missing = [run for run in _distinct(runs) if not _run_path(folder, run.key).exists()]
@@ -105,7 +105,9 @@ def ablate(
     return runs
 
 
-def planned_runs(plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, str], int]) -> list[PlannedRun]:
+def planned_runs(
+    plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, str], int], device: torch.device
+) -> list[PlannedRun]:
     """Every seed's run of every cell and budget; seeds first, so that a stopped ablation has whole seeds.
 
     Parameters
@@ -122,7 +124,7 @@ def planned_runs(plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, s
                 if not plan.has(cell, budget):
                     continue
                 config = cell.seeded(seed, steps[cell.regime, cell.variant] if budget == "time" else None)
-                runs.append(PlannedRun(cell, budget, config, run_key(cell.problem, config, plan.points)))
+                runs.append(PlannedRun(cell, budget, config, run_key(cell.problem, config, plan.points, device.type)))
     return runs
 
 
@@ -211,11 +213,11 @@ def _prepared(cell: Cell, folder: Path, progress: Progress) -> Cell:
         manifest = Path(world.manifest)
     data = dataclasses.replace(cell.config.data, manifest=manifest)
     config = dataclasses.replace(cell.config, data=data)
-    told = json.dumps([cell.problem, dataclasses.asdict(data.clip), os.path.getmtime(manifest)], default=str)
-    decoded = f"clips-{hashlib.sha256(told.encode()).hexdigest()[:12]}.safetensors"
+    facts = [Manifest.read(manifest).fingerprint(), data.split, data.max_bad, dataclasses.asdict(data.clip)]
+    decoded = f"clips-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.safetensors"
     if not (folder / decoded).exists():
         decode_all(config, folder / decoded, progress)
-    return dataclasses.replace(cell, config=config, problem={**cell.problem, "decoded": decoded})
+    return dataclasses.replace(cell, config=config, problem={"kind": cell.problem["kind"], "decoded": decoded})
 
 
 def _equal_steps(
@@ -232,7 +234,7 @@ def _equal_steps(
         torch.set_num_threads(1)
     for number, regime in enumerate(plan.regimes):
         own = [cell for cell in cells if cell.regime == regime and plan.has(cell, "time")]
-        keys = [run_key(cell.problem, cell.seeded(plan.seeds[0]), 0) for cell in own]
+        keys = [run_key(cell.problem, cell.seeded(plan.seeds[0]), 0, device.type) for cell in own]
         if any(key not in known for key in keys):
             problems = [
                 _problem(json.dumps(c.problem, sort_keys=True), plan.seeds[0], str(folder), str(device)) for c in own

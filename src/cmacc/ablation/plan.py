@@ -34,7 +34,7 @@ from cmacc.pretraining import ConfigError, PretrainConfig, config_from_plain, to
 from cmacc.transfer.reading import UnfitError, value_of
 
 BudgetName = Literal["steps", "time"]
-_RUN_FORMAT = 1
+_RUN_FORMAT = 2
 _DEFAULTS: dict[str, Any] = {
     "title": "",
     "settings": {},
@@ -210,16 +210,17 @@ def plan_from_plain(plain: object) -> AblationPlan:
     )  # fmt: skip
 
 
-def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int) -> str:
+def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, device: str = "cpu") -> str:
     """A name for a run, made of all that shapes it and of nothing else: equal runs are made once and found again."""
     plain = to_plain(config)
+    plain["data"].pop("manifest")  # where it lies is no matter: the problem names the decoded clips by their contents
     for name in _UNUSED.get(config.dictionary.selector, ()):
         plain["dictionary"].pop(name, None)
     if config.dictionary.refresh == "none":
         plain["dictionary"].pop("refresh_every", None)
     for name in ("save_every", "keep_every", "health_every"):
         plain.pop(name)
-    told = {"format": _RUN_FORMAT, "problem": dict(problem), "config": plain, "points": points}
+    told = {"format": _RUN_FORMAT, "problem": dict(problem), "config": plain, "points": points, "device": device}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

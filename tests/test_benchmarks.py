@@ -71,7 +71,7 @@ def test_decoding_gives_every_reader_the_same_work(tmp_path: Path) -> None:
 def test_every_candidate_chooses_and_is_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     benchmark = runpy.run_path(str(BENCHMARKS / "candidates.py"))
     report = benchmark["main"](
-        ["--steps", "4", "--seeds", "1", "--workers", "1", "--regimes", "plain", "--out", str(tmp_path / "out.json")]
+        ["--steps", "6", "--seeds", "1", "--workers", "1", "--regimes", "plain", "--out", str(tmp_path / "out.json")]
     )
     assert {run["selector"] for run in report["runs"]} == set(benchmark["selectors"](0.1))
     assert len(report["runs"]) == len(benchmark["selectors"](0.1))

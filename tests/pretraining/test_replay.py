@@ -31,7 +31,8 @@ def trained(config: PretrainConfig, run_dir: Path, **dictionary: object) -> Path
 
 @pytest.fixture(scope="module")
 def run_dir(small_config: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(small_config, tmp_path_factory.mktemp("replay") / "run")
+    online = dataclasses.replace(small_config, objective=ObjectiveConfig(batch_keys="online"))
+    return trained(online, tmp_path_factory.mktemp("replay") / "run")
 
 
 def saved_dictionary(run_dir: Path, modality: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -57,8 +57,8 @@ class Learner:
             audio_dictionary=_dictionary(config, encoder.audio.penultimate_size, device),
             inputs=input_ring(config, device),
             objective=CrossModalContrast(config.objective.temperature, config.objective.in_batch),
-            # Not the fused one: it takes a parameter's and its state's numbers as they lie, and after a resume the state
-            # of kernels in channels-last order lies otherwise.
+            # Not the fused one: a resumed run went another way than an uninterrupted one (its state comes back in plain
+            # order, while kernels lie channels-last).
             optimizer=torch.optim.AdamW(_decayed(encoder, config.optim.weight_decay), lr=config.optim.learning_rate),
             autocast_dtype=autocast_dtype,
             device=device,

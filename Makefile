@@ -27,7 +27,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The tables of docs/evidence.md, from all plans in recipes/ablations: an hour on two cores.
+# The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two quiet cores.
 evidence: setup
 	benchmarks/evidence.sh
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The CPU part of docs/evidence.md: ablations of recipes/ablations, and the tables that the page is written from.
 #   benchmarks/evidence.sh [REAL_DATA] [FOLDER]      (or: make evidence)
-# An hour on two cores; stopped, it goes on where it was. Without REAL_DATA the real clips are left out, and said to be.
+# About an hour on two quiet cores (reckoned from the runs; not yet made in one go); stopped, it goes on where it was.
+# Without REAL_DATA the real clips are left out, and said to be.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 real=${1:-../shared/data/real}

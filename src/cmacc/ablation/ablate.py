@@ -80,7 +80,7 @@ def ablate(
     """
     device = device or torch.device("cpu")
     for cell in plan.cells:
-        _world_of(cell)
+        _world_of(cell.problem)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     prepared = [_prepared(cell, folder, progress) for cell in plan.cells]
     steps = _equal_steps(plan, prepared, folder, device, progress)
@@ -178,30 +178,25 @@ def _problem(plain: str, seed: int, folder: str, device: str) -> Problem:
     """The problem of a cell; decoded clips and drawn worlds serve the runs that follow as well."""
     problem = json.loads(plain)
     if problem["kind"] == "vectors":
-        world = dataclass_of(VectorWorld, _filled(problem, VectorWorld), "problem")
-        return VectorProblem(world, seed, torch.device(device))
+        return VectorProblem(_world_of(problem), seed, torch.device(device))
     return ClipProblem(Path(folder) / problem["decoded"], torch.device(device))
 
 
-def _world_of(cell: Cell) -> Any:
-    """The problem's own dataclass, checked."""
-    kind = cell.problem.get("kind")
-    if kind not in _KINDS:
-        raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+def _world_of(problem: dict[str, Any]) -> Any:
+    """The problem's own dataclass, checked; what is not given is as its defaults say."""
+    kind = _KINDS.get(str(problem.get("kind")))
+    if kind is None:
+        raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {problem.get('kind')!r}")
+    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     try:
-        return dataclass_of(_KINDS[kind], _filled(cell.problem, _KINDS[kind]), "problem")
+        return dataclass_of(kind, defaults | {n: v for n, v in problem.items() if n != "kind"}, "problem")
     except UnfitError as error:
         raise PlanError(str(error)) from error
 
 
-def _filled(problem: dict[str, Any], kind: type) -> dict[str, Any]:
-    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    return defaults | {name: value for name, value in problem.items() if name != "kind"}
-
-
 def _prepared(cell: Cell, folder: Path, progress: Progress) -> Cell:
     """The cell with its clips decoded, and their file's name in its problem; a cell of vectors as it is."""
-    world = _world_of(cell)
+    world = _world_of(cell.problem)
     if isinstance(world, VectorWorld):
         return cell
     named = hashlib.sha256(json.dumps(cell.problem, sort_keys=True).encode()).hexdigest()[:12]

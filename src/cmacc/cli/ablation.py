@@ -26,7 +26,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     import torch
 
-    from cmacc.ablation import ablate, read_plan, results_of_runs, shown_metrics, write_results
+    from cmacc.ablation import ablate, markdown_table, read_plan, results_of_runs, shown_metrics, write_results
     from cmacc.viewer import write_ablation_page
 
     plan = read_plan(options.plan, seeds=options.seeds, manifest=options.data)
@@ -43,19 +43,12 @@ def ablate_command(arguments: Sequence[str]) -> int:
     results = results_of_runs(plan, runs, options.out)
     write_results(results, options.out)
     page = write_ablation_page(results, options.out / "ablation.html", overwrite=True)
-    _print_headline(results, shown_metrics(results)[:1])
+    print(markdown_table(results, shown_metrics(results)[:1]), end="")
     if results.missing_runs:
         print(f"{results.missing_runs} of {len(runs)} runs are not there yet")
     print(f"table: {options.out / 'table.md'}, tidy metrics: {options.out / 'metrics.parquet'}")
     print(f"page: {page}")
     return 0
-
-
-def _print_headline(results: object, metrics: Sequence[str]) -> None:
-    from cmacc.ablation import AblationResults, markdown_table
-
-    assert isinstance(results, AblationResults)
-    print(markdown_table(results, metrics), end="")
 
 
 def _workers(text: str) -> int:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cmacc.clips.manifest import Manifest, MediaRecord
-from cmacc.clips.plan import ClipRequest, FileTable, TrainingPlan, _order, evaluation_requests
+from cmacc.clips.plan import ClipRequest, FileTable, TrainingPlan, epoch_order, evaluation_requests
 from cmacc.clips.storage import Extent
 
 LENGTH_SECONDS = 0.3
@@ -83,11 +83,11 @@ def test_windows_differ_between_visits_seeds_and_files_only() -> None:
 
 
 def test_an_order_is_drawn_once_an_epoch() -> None:
-    _order.cache_clear()
+    epoch_order.cache_clear()
     the_plan = plan(batch_size=1)
     for step in range(12):
         the_plan.requests(step)
-    assert _order.cache_info().misses == 2
+    assert epoch_order.cache_info().misses == 2
 
 
 def test_bad_plans_are_refused() -> None:

@@ -8,11 +8,13 @@ alone; differences are to the plain queue (``newest``), seed by seed.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import torch
 from cmacc.ablation import VectorWorld, interval, run_cell
 from cmacc.ablation.problem import VectorProblem
 from cmacc.encoders import EncoderConfig
-from cmacc.negatives import Candidates, Selector, gradient_factors, kmeans_plusplus
+from cmacc.negatives import Candidates, Keys, Selector, gradient_factors, kmeans_plusplus
 from cmacc.negatives.selectors import ActiveSelector
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from cmacc.pretraining.learner import Learner
@@ -107,6 +109,25 @@ class DiscountedByAge:
         return kmeans_plusplus((left, factors.right), count, generator=generator, eligible=candidates.eligible)
 
 
+@dataclass
+class UnionWithBatch:
+    """`ActiveSelector` with all other negatives, the staying keys and the batch's own, as centres already chosen."""
+
+    temperature: float
+    batch_keys: Keys | None = None
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        assert self.batch_keys is not None, "select needs the batch's keys"
+        factors = gradient_factors(candidates.keys, candidates.queries, self.temperature)
+        held = [gradient_factors(self.batch_keys, candidates.queries, self.temperature)]
+        if len(candidates.staying) > 0:
+            held.append(gradient_factors(candidates.staying, candidates.queries, self.temperature))
+        centres = (torch.cat([one.left for one in held]), torch.cat([one.right for one in held]))
+        return kmeans_plusplus(
+            (factors.left, factors.right), count, generator=generator, given=centres, eligible=candidates.eligible
+        )
+
+
 def selectors(temperature: float) -> dict[str, tuple[dict[str, Any], Selector | None]]:
     """By name: settings of the dictionary, and what takes the place of its selector."""
     fresh = {"refresh": "selected"}
@@ -116,6 +137,7 @@ def selectors(temperature: float) -> dict[str, tuple[dict[str, Any], Selector | 
         "random": ({"selector": "random", **fresh}, None),
         "active": (fresh, None),
         "active, dictionary as centres": ({**fresh, "given": "dictionary"}, None),
+        "active, dictionary and batch as centres": (fresh, UnionWithBatch(temperature)),
         "active, pseudo-posterior at 5 tau": (fresh, ActiveSelector(5 * temperature)),
         "active, pseudo-posterior at tau / 5": (fresh, ActiveSelector(temperature / 5)),
         "active, without the 10 % most like a query": (fresh, SpareLikely(active, 0.1)),
@@ -145,10 +167,21 @@ class Replaced(VectorProblem):
 
     def learner(self, config: PretrainConfig) -> Learner:
         learner = super().learner(config)
-        for dictionary in (learner.audio_dictionary, learner.video_dictionary):
-            if dictionary is not None and self._selector is not None:
-                dictionary.selector = self._selector
+        for place, dictionary in enumerate((learner.video_dictionary, learner.audio_dictionary)):
+            if dictionary is None or self._selector is None:
+                continue
+            dictionary.selector = selector = copy.copy(self._selector)
+            if isinstance(selector, UnionWithBatch):
+                learner.twin.register_forward_hook(partial(_hand_over, selector, place))
         return learner
+
+
+def _hand_over(selector: UnionWithBatch, place: int, module: Any, inputs: Any, encodings: Any) -> None:
+    """The batch's keys, which the momentum encoders have made by the time of selection; ages play no part in it."""
+    own = encodings[place]
+    selector.batch_keys = Keys.from_embedding(
+        own.embedding, torch.arange(len(own.embedding)), 0, length=own.length, penultimate=own.penultimate
+    )
 
 
 def run(task: tuple[str, str, int, int]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cmacc.ablation import AblationResults, Row, differences_of, plan_from_plain
-from cmacc.viewer import render_ablation_page, write_ablation_page
+from cmacc.viewer import ReportError, render_ablation_page, write_ablation_page
 from cmacc.viewer.ablation_curves import curve_of
 from cmacc.viewer.ablation_figures import Pen, pens, scale_over
 
@@ -234,7 +234,7 @@ def test_written_whole_equal_and_not_over_another(tmp_path: Path) -> None:
     page = render_ablation_page(results)
     out = write_ablation_page(results, tmp_path / "ablation.html")
     assert out.read_text(encoding="utf-8") == page
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(ReportError, match="is there already"):
         write_ablation_page(results, out)
     assert write_ablation_page(results, out, overwrite=True) == out
 

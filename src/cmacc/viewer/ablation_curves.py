@@ -8,7 +8,16 @@ import numpy as np
 
 from cmacc.ablation import Row
 from cmacc.viewer.ablation_figures import Curve, Pen, curve_panel, legend, pens
-from cmacc.viewer.ablation_words import Found, mean_text, quoted, shared_budget, words
+from cmacc.viewer.ablation_words import (
+    Found,
+    capital,
+    heading_row,
+    mean_text,
+    quoted,
+    result_table,
+    shared_budget,
+    words,
+)
 from cmacc.viewer.page import escape, figure, note, section
 from cmacc.viewer.training import _HEALTH
 
@@ -65,7 +74,7 @@ def curves_section(found: Found) -> str:
                 if curves:
                     label = "seconds of training" if seconds else "step"
                     caption = "over seconds" if seconds else "over steps"
-                    title = escape(_capital(words(metric)))
+                    title = escape(capital(words(metric)))
                     shown.append(figure(title, curve_panel(curves, label=label), caption))
         return _grid(shown)
 
@@ -123,11 +132,11 @@ def bound_section(found: Found) -> str:
     def panel(regime: str) -> str:
         ceilings = _curves(found, regime, budget, "mi_ceiling", dotted=True)
         curves = _curves(found, regime, budget, "mi")
-        return figure(_name(regime), curve_panel([*ceilings, *curves], bottom=0.0), "nats") if curves else ""
+        return figure(escape(regime), curve_panel([*ceilings, *curves], bottom=0.0), "nats") if curves else ""
 
     rows = []
     for regime in plan.regimes:
-        rows.append(_heading_row(regime, 4))
+        rows.append(heading_row(regime, 4))
         for variant in plan.variants:
             estimate, ceiling = (found.end(regime, variant, budget, m) for m in ("mi", "mi_ceiling"))
             if estimate is None or ceiling is None:
@@ -139,7 +148,7 @@ def bound_section(found: Found) -> str:
                 f'<td class="number" data-name="ceiling">{ceiling.mean:.3f}</td>'
                 f'<td class="number" data-name="share">{share}</td></tr>'
             )
-    table = _table(("variant", "estimate at the end", "ceiling", "share of the ceiling"), rows)
+    table = result_table(("variant", "estimate at the end", "ceiling", "share of the ceiling"), rows)
     return section("bound", heading, lead, *_small(found, panel), table)
 
 
@@ -162,11 +171,11 @@ def plateau_section(found: Found) -> str:
         own = sorted({size for (r, _), size in sizes.items() if r == regime})
         caption = "; ".join(f"log {size} = {math.log(size):.2f}" for size in own)
         svg = curve_panel(curves, levels=[math.log(size) for size in own], bottom=0.0) if curves else ""
-        return figure(_name(regime), svg, caption) if curves else ""
+        return figure(escape(regime), svg, caption) if curves else ""
 
     rows = []
     for regime in plan.regimes:
-        rows.append(_heading_row(regime, 3))
+        rows.append(heading_row(regime, 3))
         for variant in plan.variants:
             steps, left = (found.end(regime, variant, budget, m) for m in ("plateau_steps", "left_plateau"))
             if steps is None:
@@ -176,7 +185,7 @@ def plateau_section(found: Found) -> str:
                 f'<tr><th>{escape(variant)}</th><td class="number value" data-name="steps">{mean_text(steps)}</td>'
                 f'<td class="number" data-name="runs that left it">{count}</td></tr>'
             )
-    table = _table(("variant", "steps until it was left", "runs that left it"), rows)
+    table = result_table(("variant", "steps until it was left", "runs that left it"), rows)
     remark = '<p class="quiet">A run that never left it counts with all of its steps.</p>'
     return section("plateau", heading, lead, *_small(found, panel), table, remark)
 
@@ -208,10 +217,10 @@ def _blocks(found: Found, panels: Callable[[str], str], variants: Sequence[str] 
     for number, regime in enumerate(found.plan.regimes):
         inside = panels(regime) or '<p class="quiet">No run of it is there yet.</p>'
         if number < _OPEN:
-            heading = f"<h3>{_name(regime)}</h3>" if _name(regime) else ""
+            heading = f"<h3>{escape(regime)}</h3>" if regime else ""
             blocks.append(heading + keys + inside)
         else:
-            blocks.append(f"<details><summary>{_name(regime)}</summary>{keys}{inside}</details>")
+            blocks.append(f"<details><summary>{escape(regime)}</summary>{keys}{inside}</details>")
     return blocks
 
 
@@ -228,23 +237,3 @@ def _small(found: Found, panel: Callable[[str], str]) -> list[str]:
 def _grid(shown: Sequence[str]) -> str:
     inside = "".join(one for one in shown if one)
     return f'<div class="panels even">{inside}</div>' if inside else ""
-
-
-def _name(regime: str) -> str:
-    return escape(regime)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _heading_row(regime: str, columns: int) -> str:
-    return f'<tr class="new place"><th colspan="{columns}">{_name(regime)}</th></tr>' if regime else ""
-
-
-def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    first, *others = heads
-    cells = f"<th>{first}</th>" + "".join(f'<th class="number">{head}</th>' for head in others)
-    return (
-        f'<div class="scroll spaced"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )

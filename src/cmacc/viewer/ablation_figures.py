@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.viewer.ablation_words import digits_for, signed
-from cmacc.viewer.figures import _INK, _SETTINGS, _label_steps, _sheet, _short, _svg
+from cmacc.viewer.drawing import INK, SETTINGS, as_svg, label_steps, new_sheet, short_number
 from cmacc.viewer.page import escape
 
 _HUES = 8
@@ -84,31 +84,31 @@ def curve_panel(
     import matplotlib
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-    with matplotlib.rc_context(_SETTINGS):
-        sheet, axes = _sheet(3.5, 2.05)
+    with matplotlib.rc_context(SETTINGS):
+        sheet, axes = new_sheet(3.5, 2.05)
         shade = 0.16 if len(curves) <= 4 else 0.09  # many bands upon each other would be mud
         for curve in curves:
             if len(curve.places) > 1 and bool((curve.highs > curve.lows).any()):
                 outline = np.concatenate([curve.lows, curve.highs[::-1]])
                 around = np.concatenate([curve.places, curve.places[::-1]])
-                axes.fill(around, outline, color=_INK[curve.pen.colour], alpha=shade, linewidth=0)
+                axes.fill(around, outline, color=INK[curve.pen.colour], alpha=shade, linewidth=0)
         for curve in curves:
             dash = (0, (1, 2)) if curve.dotted else _DASHES[curve.pen.round % len(_DASHES)]
             alone = "o" if len(curve.places) == 1 else None
-            ink = _INK[curve.pen.colour]
+            ink = INK[curve.pen.colour]
             width = 1.1 if curve.dotted else 1.5
             axes.plot(curve.places, curve.means, color=ink, linewidth=width, linestyle=dash, marker=alone, markersize=4)
         for level in levels:
-            axes.axhline(level, color=_INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.axhline(level, color=INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
         low, high = axes.get_ylim()
         slack = max(0.0, 0.05 * max(abs(low), abs(high)) - (high - low)) / 2  # else a constant is blown up into noise
         axes.set_ylim(low - slack if bottom is None else bottom, high + slack)
-        _label_steps(axes)
+        label_steps(axes)
         if label != "step":
-            axes.xaxis.set_major_formatter(FuncFormatter(_short))
+            axes.xaxis.set_major_formatter(FuncFormatter(short_number))
             axes.set_xlabel(label)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(_short))
-        return _svg(sheet)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(short_number))
+        return as_svg(sheet)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,6 @@ from cmacc.ablation import AblationPlan, AblationResults, Cell, Difference, show
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import to_plain
 from cmacc.viewer.ablation_curves import (
-    _capital,
-    _heading_row,
-    _table,
     bound_section,
     curves_section,
     dictionary_section,
@@ -24,19 +21,23 @@ from cmacc.viewer.ablation_figures import Mark, Scale, forest_axis, forest_lane,
 from cmacc.viewer.ablation_words import (
     BUDGETS,
     Found,
+    capital,
     counted,
     difference_text,
     digits_for,
     direction,
     flat,
+    heading_row,
     listed,
     mean_text,
     quoted,
+    result_table,
     signed,
     tally,
     words,
 )
 from cmacc.viewer.page import escape, note, page, section, tiles
+from cmacc.viewer.run_folder import check_out
 
 _CONTENTS = (
     ("differences", "Differences"),
@@ -77,11 +78,10 @@ def write_ablation_page(results: AblationResults, out: Path, *, overwrite: bool 
 
     Raises
     ------
-    FileExistsError
-        ``out`` is there already.
+    ReportError
+        ``out`` is a folder, or there already.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out}: is there already; give overwrite=True to replace it")
+    check_out("ablation", out, overwrite)
     text = render_ablation_page(results)
     with written_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -172,7 +172,7 @@ def _differences_section(found: Found) -> str:
     if plan.headline not in found.metrics:
         parts.append(note(f"The headline {escape(plan.headline)} has not been measured in any run."))
     for number, metric in enumerate(metrics):
-        title = escape(_capital(words(metric)))
+        title = escape(capital(words(metric)))
         inside = f'<p class="quiet">{_verdict(found, metric)}</p>{_forests(found, metric, others)}'
         if number == 0:
             parts.append(f"<h3>{title}</h3>{inside}")
@@ -209,7 +209,7 @@ def _forests(found: Found, metric: str, others: Sequence[str]) -> str:
     ends = [one for one in found.results.differences if one.metric == metric]
     scale = scale_over([value for one in ends for value in (one.difference, one.low, one.high)])
     if len(plan.regimes) == 1:
-        title = _capital(plan.regimes[0]) or "All variants"
+        title = capital(plan.regimes[0]) or "All variants"
         rows = [(name, plan.regimes[0], name) for name in others]
         return f'<div class="wide">{_forest(found, metric, title, rows, scale)}</div>'
     panels = [_forest(found, metric, name, [(r, r, name) for r in plan.regimes], scale) for name in others]
@@ -247,7 +247,7 @@ def _results_section(found: Found) -> str:
     )
     parts = [lead]
     for number, metric in enumerate(metrics):
-        title, note_ = escape(_capital(words(metric))), ""
+        title, note_ = escape(capital(words(metric))), ""
         if direction(metric) == 0:
             note_ = '<p class="quiet">Neither more nor less of it is better as such: counted are higher : lower.</p>'
         elif direction(metric) < 0:
@@ -269,9 +269,9 @@ def _metric_table(found: Found, metric: str) -> str:
             ends = [one for v in plan.variants if (one := found.end(regime, v, budget, metric)) is not None]
             if ends:
                 place = f"{regime} · {BUDGETS[budget]}" if regime else BUDGETS[budget]
-                rows.append(_heading_row(place, len(heads)))
+                rows.append(heading_row(place, len(heads)))
                 rows += [_result_row(plan, one, count) for one in ends]
-    return _table(heads, rows)
+    return result_table(heads, rows)
 
 
 def _result_row(plan: AblationPlan, one: Difference, count: str) -> str:

@@ -1,4 +1,4 @@
-"""Plain words, signs and formats of an ablation's metrics; each row of results found by its place."""
+"""Plain words, signs, formats and tables of an ablation's metrics; each row of results found by its place."""
 
 import math
 from collections import defaultdict
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cmacc.ablation import AblationPlan, AblationResults, Difference, Row
+from cmacc.viewer.page import escape
 
 # Name of a metric: words that need no knowledge of the project, and whether more is better (1), less (-1), neither (0).
 _METRICS = {
@@ -146,3 +147,22 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in plain.items():
         leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
     return leaves
+
+
+def capital(text: str) -> str:
+    """The text with a capital first."""
+    return text[:1].upper() + text[1:]
+
+
+def heading_row(text: str, columns: int) -> str:
+    """A row of a table that says what the rows below it are of, as HTML; none where there is nothing to say."""
+    return f'<tr class="new place"><th colspan="{columns}">{escape(text)}</th></tr>' if text else ""
+
+
+def result_table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    """A table whose first column holds names and the others numbers; ``rows`` are HTML."""
+    first, *others = heads
+    cells = f"<th>{first}</th>" + "".join(f'<th class="number">{head}</th>' for head in others)
+    return (
+        f'<div class="scroll spaced"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )

@@ -7,43 +7,17 @@ matplotlib's own markup (``$...$``) can be smuggled in: names stand in the HTML 
 import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.viewer.page import COLOURS
+from cmacc.viewer.drawing import INK, SETTINGS, as_svg, label_steps, new_sheet, short_number
 from cmacc.viewer.run_folder import Series
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 _MAX_POINTS = 600  # more than a panel has pixels to show
-# Stand-ins that matplotlib accepts as colours; exchanged for the page's CSS variables in the finished SVG.
-_INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cmacc",  # else ids are random and no two reports are equal
-    "font.size": 8.5,
-    "axes.edgecolor": _INK["rule"],
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _INK["rule"],
-    "grid.linewidth": 0.5,
-    "xtick.color": _INK["rule"],
-    "ytick.color": _INK["rule"],
-    "xtick.labelcolor": _INK["muted"],
-    "ytick.labelcolor": _INK["muted"],
-    "axes.labelcolor": _INK["muted"],
-    "axes.formatter.useoffset": False,
-}
 
 
 @dataclass(frozen=True)
@@ -84,24 +58,24 @@ def line_panel(
     import matplotlib
     from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-    with matplotlib.rc_context(_SETTINGS):
-        sheet, axes = _sheet(3.5, 2.05)
+    with matplotlib.rc_context(SETTINGS):
+        sheet, axes = new_sheet(3.5, 2.05)
         for line in (line for line in lines if line.smooth):  # all of these first, beneath every running mean
             raw = thinned(line.series)
-            axes.plot(raw.steps, raw.values, color=_INK[line.colour], alpha=0.28, linewidth=0.6)
+            axes.plot(raw.steps, raw.values, color=INK[line.colour], alpha=0.28, linewidth=0.6)
         for line in lines:
             shown = thinned(smoothed(line.series) if line.smooth else line.series)
             marker = "o" if len(shown.steps) == 1 else None
-            axes.plot(shown.steps, shown.values, color=_INK[line.colour], linewidth=1.5, marker=marker, markersize=4)
+            axes.plot(shown.steps, shown.values, color=INK[line.colour], linewidth=1.5, marker=marker, markersize=4)
         for level in levels:
-            axes.axhline(level, color=_INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.axhline(level, color=INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
         low, high = axes.get_ylim()
         # Room about a constant curve, which matplotlib would otherwise blow up into noise.
         slack = max(0.0, 0.05 * max(abs(low), abs(high)) - (high - low)) / 2
         axes.set_ylim(low - slack if bottom is None else bottom, high + slack if top is None else top)
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(_short))
-        _label_steps(axes)
-        return _svg(sheet)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(short_number))
+        label_steps(axes)
+        return as_svg(sheet)
 
 
 def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]], colours: Sequence[str]) -> str:
@@ -113,14 +87,14 @@ def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float
     heights = np.asarray([[part[rows].mean() for rows in stretches] for part in parts.values()])
     if len(places) == 1:  # an area needs two edges
         places, heights = np.asarray([steps[0] - 0.5, steps[0] + 0.5]), heights.repeat(2, axis=1)
-    with matplotlib.rc_context(_SETTINGS):
-        sheet, axes = _sheet(3.5, 2.05)
-        axes.stackplot(places, heights, colors=[_INK[colour] for colour in colours], linewidth=0, alpha=0.85)
+    with matplotlib.rc_context(SETTINGS):
+        sheet, axes = new_sheet(3.5, 2.05)
+        axes.stackplot(places, heights, colors=[INK[colour] for colour in colours], linewidth=0, alpha=0.85)
         # The first steps wait for workers and compilers: they must not flatten all that follows.
         axes.set_ylim(0, 1.15 * max(1e-9, float(np.quantile(heights.sum(0), 0.95))))
         axes.set_xlim(places[0], places[-1])
-        _label_steps(axes)
-        return _svg(sheet)
+        label_steps(axes)
+        return as_svg(sheet)
 
 
 def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = False) -> str:
@@ -136,19 +110,19 @@ def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = 
         logarithmic = False
         slack = 0.5 if high == low else 0.0  # one value only: a bar of width 1 about it
         edges = np.linspace(low - slack, high + slack, 31 if high > low else 2)
-    with matplotlib.rc_context(_SETTINGS):
-        sheet, axes = _sheet(3.5, 2.05)
-        axes.hist(numbers, bins=list(edges), color=_INK["c1"], alpha=0.85)
+    with matplotlib.rc_context(SETTINGS):
+        sheet, axes = new_sheet(3.5, 2.05)
+        axes.hist(numbers, bins=list(edges), color=INK["c1"], alpha=0.85)
         if logarithmic:
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_xlabel(label)
         axes.set_ylabel("files")
-        return _svg(sheet)
+        return as_svg(sheet)
 
 
 def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> str:
@@ -175,19 +149,19 @@ def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str
         edges = np.arange(low - 0.5, high + 0.5 + width, width)
     else:
         edges = np.linspace(low, high, bins + 1)
-    with matplotlib.rc_context(_SETTINGS):
-        sheet, axes = _sheet(3.5, 2.05)
+    with matplotlib.rc_context(SETTINGS):
+        sheet, axes = new_sheet(3.5, 2.05)
         for place, (values, (_, colour)) in enumerate(zip(numbers, groups, strict=True)):
-            style: dict[str, Any] = {"color": _INK[colour], "weights": np.full(len(values), 1 / len(values))}
+            style: dict[str, Any] = {"color": INK[colour], "weights": np.full(len(values), 1 / len(values))}
             style |= {"alpha": 0.35} if place == 0 else {"histtype": "step", "linewidth": 1.5}
             axes.hist(values, bins=list(edges), **style)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
-        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+        axes.xaxis.set_major_formatter(FuncFormatter(short_number))
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel(label)
         axes.set_ylabel("share of its keys")
-        return _svg(sheet)
+        return as_svg(sheet)
 
 
 @dataclass(frozen=True)
@@ -204,15 +178,15 @@ def points_panel(layers: Sequence[Points]) -> str:
     """Points of several kinds in the plane, later kinds on top, as an ``<svg>`` element."""
     import matplotlib
 
-    with matplotlib.rc_context(_SETTINGS | {"axes.grid": False}):
-        sheet, axes = _sheet(7.2, 4.2)
+    with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
+        sheet, axes = new_sheet(7.2, 4.2)
         for layer in layers:
             axes.scatter(
                 layer.places[:, 0],
                 layer.places[:, 1],
                 s=layer.size,
                 marker=layer.marker,
-                color=_INK[layer.colour],
+                color=INK[layer.colour],
                 alpha=0.9,
                 linewidths=0,
             )
@@ -220,7 +194,7 @@ def points_panel(layers: Sequence[Points]) -> str:
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        return _svg(sheet)
+        return as_svg(sheet)
 
 
 def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64]) -> str:
@@ -262,22 +236,22 @@ def map_panel(
     import matplotlib
     from matplotlib.collections import LineCollection
 
-    with matplotlib.rc_context(_SETTINGS | {"axes.grid": False}):
-        sheet, axes = _sheet(7.2, 4.6)
+    with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
+        sheet, axes = new_sheet(7.2, 4.6)
         if join_pairs:
             ends = np.stack([video, audio], axis=1)
-            axes.add_collection(LineCollection(list(ends), colors=_INK["muted"], linewidths=0.5, alpha=0.45))
+            axes.add_collection(LineCollection(list(ends), colors=INK["muted"], linewidths=0.5, alpha=0.45))
         # A collection a colour: a style once for all of its points keeps the SVG small.
         for colour in sorted(set(colours)):
             rows = np.asarray([c == colour for c in colours])
-            style: dict[str, Any] = {"color": _INK[colour], "alpha": 0.85, "linewidths": 0, "zorder": 3}
+            style: dict[str, Any] = {"color": INK[colour], "alpha": 0.85, "linewidths": 0, "zorder": 3}
             axes.scatter(video[rows, 0], video[rows, 1], s=26, marker="o", **style)
             axes.scatter(audio[rows, 0], audio[rows, 1], s=30, marker="^", **style)
         axes.autoscale_view()
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-        return _svg(sheet)
+        return as_svg(sheet)
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:
@@ -324,42 +298,3 @@ def thinned(series: Series) -> Series:
         rows |= {int(stretch[series.values[stretch].argmin()]), int(stretch[series.values[stretch].argmax()])}
     kept = sorted(rows)
     return Series(series.steps[kept], series.values[kept])
-
-
-def _sheet(width_inches: float, height_inches: float) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
-    return sheet, sheet.add_subplot()
-
-
-def _label_steps(axes: "Axes") -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.set_xlabel("step")
-
-
-def _short(value: float, _: object = None) -> str:
-    """
-    >>> [_short(v) for v in (0.0, 0.001, 2.5, 1200.0)]
-    ['0', '0.001', '2.5', '1,200']
-    """
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _svg(sheet: "Figure") -> str:
-    file = io.StringIO()
-    sheet.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Metadata names addresses that nothing needs, the style element would act on the whole page, group ids would clash.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # A hundredth of a point is finer than any screen; in tags only, for tick labels are text between them.
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
-    for name, stand_in in _INK.items():
-        svg = svg.replace(stand_in, f"var(--{name})")
-    return re.sub(r"\n\s*", "\n", svg).strip()

@@ -1,0 +1,78 @@
+"""What all figures are drawn with: matplotlib's settings, a sheet, its axes, and the sheet as SVG for the page."""
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from cmacc.viewer.page import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-ins that matplotlib accepts as colours; exchanged for the page's CSS variables in the finished SVG.
+INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
+SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cmacc",  # else ids are random and no two reports are equal
+    "font.size": 8.5,
+    "axes.edgecolor": INK["rule"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK["rule"],
+    "grid.linewidth": 0.5,
+    "xtick.color": INK["rule"],
+    "ytick.color": INK["rule"],
+    "xtick.labelcolor": INK["muted"],
+    "ytick.labelcolor": INK["muted"],
+    "axes.labelcolor": INK["muted"],
+    "axes.formatter.useoffset": False,
+}
+
+
+def new_sheet(width_inches: float, height_inches: float) -> "tuple[Figure, Axes]":
+    """A figure of that size with one set of axes; inside ``matplotlib.rc_context(SETTINGS)``."""
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
+    return sheet, sheet.add_subplot()
+
+
+def label_steps(axes: "Axes") -> None:
+    """A horizontal axis of steps, in whole numbers, and few ticks on both."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.set_xlabel("step")
+
+
+def short_number(value: float, _: object = None) -> str:
+    """A number in as few characters as serve; the second argument is for matplotlib's formatters.
+
+    Examples
+    --------
+    >>> [short_number(v) for v in (0.0, 0.001, 2.5, 1200.0)]
+    ['0', '0.001', '2.5', '1,200']
+    """
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def as_svg(sheet: "Figure") -> str:
+    """The sheet as ``<svg>`` with the page's own colours; the same sheet gives the same text."""
+    file = io.StringIO()
+    sheet.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Metadata names addresses that nothing needs, the style element would act on the whole page, group ids would clash.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    # A hundredth of a point is finer than any screen; in tags only, for tick labels are text between them.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
+    for name, stand_in in INK.items():
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", svg).strip()

@@ -6,6 +6,7 @@ variant's step in units of the plain queue's.
 
 * ``--scale small``: the tiny encoders, M = 32, K = 256, N = 1,024, clips of 16 x 64 x 64: a CPU's runs.
 * ``--scale paper``: r3d_18 and resnet18, M = 128, K = 3,840, N = 38,400, d = 512, clips of 16 x 112 x 112: for a GPU.
+* ``--scale tiny``: says nothing; to see that it runs.
 
 ``python benchmarks/step_overhead.py --scale small --out benchmarks/results/step-cpu.json``: about two minutes on two
 cores. On a machine without the libraries that read files (PyAV, PyArrow) their modules are replaced by empty ones.
@@ -51,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
-    """The paper's sizes, or those of a run on two cores."""
+    """The paper's sizes, those of a run on two cores, or as little as can be."""
     if scale == "paper":
         return PretrainConfig(
             data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
@@ -60,11 +61,12 @@ def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
             objective=ObjectiveConfig(batch_keys="online"),  # what no dictionary has no momentum encoders for
             optim=OptimConfig(batch_size=128),
         )
+    tiny = scale == "tiny"
     return PretrainConfig(
-        data=DataConfig(clip=ClipSpec(16, 16.0, 64, 64, 2.0)),
-        dictionary=DictionaryConfig(size=256, pool_size=1024, **variant),
+        data=DataConfig(clip=ClipSpec(4, 4.0, 32, 32, 1.0) if tiny else ClipSpec(16, 16.0, 64, 64, 2.0)),
+        dictionary=DictionaryConfig(size=32 if tiny else 256, pool_size=128 if tiny else 1024, **variant),
         objective=ObjectiveConfig(batch_keys="online"),
-        optim=OptimConfig(batch_size=32),
+        optim=OptimConfig(batch_size=8 if tiny else 32),
     )
 
 
@@ -147,7 +149,7 @@ def _typical(rows: list[dict[str, float]], config: PretrainConfig) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["small", "paper"], default="small")
+    parser.add_argument("--scale", choices=["tiny", "small", "paper"], default="small")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--out", type=Path, help="write the JSON here as well as to stdout's end")

@@ -28,7 +28,7 @@ def test_seeding_compares_all_on_the_same_rows(capsys: pytest.CaptureFixture[str
 @pytest.mark.usefixtures("users_checks")
 def test_step_overhead_measures_every_phase() -> None:
     main = runpy.run_path(str(BENCHMARKS / "step_overhead.py"))["main"]
-    report = main(["--rounds", "1", "--variants", "newest", "active, fresh"])
+    report = main(["--scale", "tiny", "--rounds", "3", "--variants", "newest", "active, fresh"])
     for row in report["seconds"].values():
         assert sum(row[phase] for phase in ("transform", "encode", "keys", "select", "loss", "update")) <= row["step"]
         assert row["select"] > 0

@@ -70,7 +70,7 @@ RIGHT = torch.tensor([[1.0, 1.1], [0.5, -1.0], [1.0, 0.3], [0.7, 2.9], [0.9, 0.6
 @pytest.mark.slow
 @pytest.mark.usefixtures("users_checks")
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 4])
 def test_frequencies_are_the_enumerated_probabilities(method: str, count: int) -> None:
     runs = 800
     rows = _outer(LEFT, RIGHT)

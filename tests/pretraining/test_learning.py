@@ -22,14 +22,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
     return PretrainConfig(
         data=DataConfig(
             manifest=folder / "manifest.parquet",
-            clip=ClipSpec(frame_count=12, frame_rate_hz=8.0, frame_height=32, frame_width=32, audio_seconds=1.5),
+            clip=ClipSpec(frame_count=6, frame_rate_hz=4.0, frame_height=32, frame_width=32, audio_seconds=1.5),
             augment=AugmentConfig(min_crop_area=0.8, grey_probability=0.0, gain_db=3.0),
             workers=0,
         ),
         encoder=EncoderConfig(mel_bins=40, hidden_size=128, embedding_size=64),
         dictionary=DictionaryConfig(size=32, pool_size=128),
-        optim=OptimConfig(batch_size=16, steps=200, warmup_steps=20),
-        save_every=200,
+        optim=OptimConfig(batch_size=16, steps=160, warmup_steps=20),
+        save_every=160,
     )
 
 

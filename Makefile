@@ -33,7 +33,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two quiet cores.
+# The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two cores.
 evidence: setup
 	benchmarks/evidence.sh
 

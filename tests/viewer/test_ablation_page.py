@@ -184,6 +184,11 @@ def test_the_plateau_table_counts_runs(page: str) -> None:
     assert [row[2] for row in table if row[0] in ("none", "active")] == ["2 of 3", "3 of 3"] * 2
 
 
+def test_runs_that_are_not_timed_are_not_planned() -> None:
+    found = render_ablation_page(made(lambda *_: {}, regimes={}, timed=["active"]))
+    assert "15 runs of 15 planned" in text_of(found)  # three variants for the steps, two for the time, three seeds
+
+
 def test_one_seed_has_no_intervals() -> None:
     one = made(seeds=[3], budgets=["steps"], regimes={})
     found = render_ablation_page(one)

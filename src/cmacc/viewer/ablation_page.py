@@ -137,7 +137,7 @@ def _lead(found: Found) -> str:
 
 
 def _planned(plan: AblationPlan) -> int:
-    return len(plan.cells) * len(plan.seeds) * len(plan.budgets)
+    return len(plan.seeds) * sum(plan.has(cell, budget) for cell in plan.cells for budget in plan.budgets)
 
 
 def _tiles(found: Found) -> str:

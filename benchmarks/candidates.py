@@ -119,13 +119,10 @@ class UnionWithBatch:
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
         assert self.batch_keys is not None, "select needs the batch's keys"
-        factors = gradient_factors(candidates.keys, candidates.queries, self.temperature)
-        held = [gradient_factors(self.batch_keys, candidates.queries, self.temperature)]
-        if len(candidates.staying) > 0:
-            held.append(gradient_factors(candidates.staying, candidates.queries, self.temperature))
-        centres = (torch.cat([one.left for one in held]), torch.cat([one.right for one in held]))
-        return kmeans_plusplus(
-            (factors.left, factors.right), count, generator=generator, given=centres, eligible=candidates.eligible
+        both = zip(self.batch_keys.fields(), candidates.staying.fields(), strict=True)
+        centres = Keys(*(torch.cat(values) for values in both))
+        return ActiveSelector(self.temperature, given=True).select(
+            dataclasses.replace(candidates, staying=centres), count, generator
         )
 
 

@@ -50,7 +50,7 @@ def mean_rank_in_standard_errors(run_dir: Path, config: PretrainConfig) -> tuple
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("users_checks")  # a third of the time
+@pytest.mark.usefixtures("users_checks")  # for speed: other tests of the loop have the shape checks
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_retrieval_is_far_above_chance_and_at_chance_when_pairs_are_shuffled(
     config: PretrainConfig, tmp_path: Path, shuffled: bool

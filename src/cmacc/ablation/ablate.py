@@ -13,7 +13,7 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,12 @@ def ablate(
     for cell in plan.cells:
         _world_of(cell.problem)
     (folder / "runs").mkdir(parents=True, exist_ok=True)
-    prepared = [_prepared(cell, folder, progress) for cell in plan.cells]
+
+    @cache  # cells share manifests, which may be long
+    def fingerprint(manifest: Path) -> str:
+        return Manifest.read(manifest).fingerprint()
+
+    prepared = [_prepared(cell, folder, fingerprint, progress) for cell in plan.cells]
     steps = _equal_steps(plan, prepared, folder, device, progress)
     runs = planned_runs(plan, prepared, steps, device)
     if only_planned:
@@ -194,7 +199,7 @@ def _world_of(problem: dict[str, Any]) -> Any:
         raise PlanError(str(error)) from error
 
 
-def _prepared(cell: Cell, folder: Path, progress: Progress) -> Cell:
+def _prepared(cell: Cell, folder: Path, fingerprint: Callable[[Path], str], progress: Progress) -> Cell:
     """The cell with its clips decoded, and their file's name in its problem; a cell of vectors as it is."""
     world = _world_of(cell.problem)
     if isinstance(world, VectorWorld):
@@ -208,7 +213,7 @@ def _prepared(cell: Cell, folder: Path, progress: Progress) -> Cell:
         manifest = Path(world.manifest)
     data = dataclasses.replace(cell.config.data, manifest=manifest)
     config = dataclasses.replace(cell.config, data=data)
-    facts = [Manifest.read(manifest).fingerprint(), data.split, data.max_bad, dataclasses.asdict(data.clip)]
+    facts = [fingerprint(manifest), data.split, data.max_bad, dataclasses.asdict(data.clip)]
     decoded = f"clips-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.safetensors"
     if not (folder / decoded).exists():
         decode_all(config, folder / decoded, progress)

@@ -92,7 +92,7 @@ class SpreadKeys:
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> torch.Tensor:
         given = candidates.staying.embedding if len(candidates.staying) else None
         return kmeans_plusplus(
-            candidates.keys.embedding, count, generator=generator, given=given, eligible=candidates.eligible
+            candidates.keys.embedding, count, generator=generator, initial_centers=given, eligible=candidates.eligible
         )
 
 
@@ -121,7 +121,7 @@ class UnionWithBatch:
         assert self.batch_keys is not None, "select needs the batch's keys"
         both = zip(self.batch_keys.fields(), candidates.staying.fields(), strict=True)
         centres = Keys(*(torch.cat(values) for values in both))
-        return ActiveSelector(self.temperature, given=True).select(
+        return ActiveSelector(self.temperature, initial_centers="dictionary").select(
             dataclasses.replace(candidates, staying=centres), count, generator
         )
 

@@ -44,7 +44,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from cmacc.clips import ClipSpec, Manifest, MediaRecord, decode_clips, probe
-from cmacc.clips.pack import pack
+from cmacc.clips.packing.shards import pack
 from cmacc.clips.storage import PackedSample, read_extent
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "real"

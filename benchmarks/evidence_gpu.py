@@ -54,12 +54,12 @@ def config_of(variant: str, steps: int, seed: int) -> PretrainConfig:
                 min_crop_area=1.0, max_aspect_change=1.0, flip_probability=0.0, grey_probability=1.0, brightness=0.2,
                 contrast=0.2, gain_db=3.0, time_mask=0.0, frequency_mask=0.0,
             ),
-            max_bad=0.6,
+            max_bad_fraction=0.6,
         ),
         dictionary=DictionaryConfig(
             selector=selector,  # type: ignore[arg-type]
             size=256, pool_size=1024, refresh=refresh,  # type: ignore[arg-type]
-            refresh_store="device",
+            refresh_device="device",
         ),
         objective=ObjectiveConfig(batch_keys=batch_keys),  # type: ignore[arg-type]
         optim=OptimConfig(batch_size=64, steps=steps),

@@ -57,7 +57,7 @@ def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
         return PretrainConfig(
             data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
             encoder=EncoderConfig(video="r3d_18", audio="resnet18", embedding_size=512),
-            dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_store="device", **variant),
+            dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_device="device", **variant),
             objective=ObjectiveConfig(batch_keys="online"),  # what no dictionary has no momentum encoders for
             optim=OptimConfig(batch_size=128),
         )
@@ -112,7 +112,7 @@ def _made_up_keys(dictionary: ActiveDictionary, count: int, step: int, generator
         ids,
         step,
         penultimate=torch.randn(count, pool.penultimate.shape[1], generator=generator),
-        tickets=ids,
+        handles=ids,
     )
 
 

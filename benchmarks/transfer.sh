@@ -35,7 +35,7 @@ for seed in $seeds; do
   pretrained real pretrain "$seed"
   run=$out/runs/real-$seed
   card "real-$seed-esc10" "$run" "${esc10[@]}" --seed "$seed"
-  ucf101=(--task ucf101 --allow-partial --splits 1 --data "$real/ucf101" --list "$real/splits/ucf101" --seed "$seed")
+  ucf101=(--task ucf101 --allow-partial --splits 1 --data "$real/ucf101" --annotations "$real/splits/ucf101" --seed "$seed")
   card "real-$seed-ucf101" "$run" "${ucf101[@]}" --protocol linear knn retrieval
   card "real-$seed-pairs-ucf101" "$run" --task pairs --data "$out/data/ucf101-sounding.parquet"
   grid=$out/runs/grid-$seed

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cmacc.cli import main
-from cmacc.clips.manifest import Manifest
+from cmacc.clips.catalog.manifest import Manifest
 
 from .clips.films import changing_sound, moving_picture, write_film
 
@@ -62,7 +62,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert "broken.mp4: unreadable: does not decode" in told.err
     assert main(scan_arguments(films, tmp_path)) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert main([*scan_arguments(films, tmp_path), "--refuse", "unreadable", "duplicate", "--overwrite"]) == 0
+    assert main([*scan_arguments(films, tmp_path), "--exclude", "unreadable", "duplicate", "--overwrite"]) == 0
     assert "8 samples" in capsys.readouterr().out
     assert main(pack_arguments(tmp_path)) == 0
     assert "8 samples in 2 shards, 0 files left out" in capsys.readouterr().out
@@ -81,7 +81,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
         (["scan", "{films}", "--layout", "ucf101"], "--layout ucf101 must have one folder and --list"),
         (["scan", "{films}", "--workers", "0"], "workers must be at least 1, got 0"),
         (["scan", "{films}/nothing"], "must be a folder, got nothing there"),
-        (["scan", "{films}", "--refuse", "ugly"], "refuse must name findings"),
+        (["scan", "{films}", "--exclude", "ugly"], "exclude must name findings"),
         (["scan", "{films}", "--test-fraction", "1.5"], "--test-fraction must be in [0, 1), got 1.5"),
         (["pack", "{films}/none.parquet", "--out", "nope://x"], "no such file; make one"),
         (["pack", "--verify", "nope://x"], "Protocol not known: nope"),

@@ -22,6 +22,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
+# Within `clips`: what stands beside the rooms (value types, windows, seeds, storage) is for all of them.
+CLIPS_ROOMS: dict[str, set[str]] = {
+    "media": set(),
+    "catalog": {"media"},
+    "packing": {"media", "catalog"},
+    "loading": {"media", "catalog"},
+    "synthetic": set(),
+}
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -31,6 +40,20 @@ def test_imports_only_from_the_layers_below(file: Path) -> None:
     assert room in MAY_IMPORT, f"{file} stands in no folder of the design"
     above = _imported_rooms(file.read_text(), file) - {room} - MAY_IMPORT[room]
     assert not above, f"{file.relative_to(PACKAGE)}: {room} must not import {', '.join(sorted(above))}"
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.is_relative_to(PACKAGE / "clips")], ids=lambda file: str(file.relative_to(PACKAGE))
+)
+def test_the_rooms_of_clips_import_in_the_order_of_the_flow(file: Path) -> None:
+    inside = file.relative_to(PACKAGE / "clips").parts
+    if inside == ("__init__.py",):
+        return
+    package = ["cmacc", *file.relative_to(PACKAGE).parts[:-1]]
+    modules = _imported_modules(ast.parse(file.read_text()), package)
+    rooms = {parts[2] for parts in (m.split(".") for m in modules) if parts[:2] == ["cmacc", "clips"] and parts[2:]}
+    above = (rooms & CLIPS_ROOMS.keys()) - {inside[0]} - CLIPS_ROOMS.get(inside[0], set())
+    assert not above, f"{file.relative_to(PACKAGE)} must not import from {', '.join(sorted(above))}"
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.name == "__init__.py"], ids=lambda file: file.parent.name)

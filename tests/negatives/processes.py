@@ -64,10 +64,10 @@ def outcomes(rank: int = 0, processes: int = 1, group: dist.ProcessGroup | None 
     result: dict[str, Any] = {
         "few, blocks": picks(few, 3, 60),
         "few, one by one": picks(few, 3, 20, method="one_by_one"),
-        "few, greedy": picks(few, 3, 20, candidates=3),
+        "few, greedy": picks(few, 3, 20, local_trials=3),
         "many": picks(many, 60, 5),
-        "many, greedy": picks(many, 20, 1, candidates=4),
-        "given, eligible": picks(many, 60, 5, given=given, eligible=part(eligible, rank, processes)),
+        "many, greedy": picks(many, 20, 1, local_trials=4),
+        "given, eligible": picks(many, 60, 5, initial_centers=given, eligible=part(eligible, rank, processes)),
         "flat": picks(flat, 40, 5),
         "flat, double": picks(flat.double(), 40, 2),
         "copies": picks(copies, 30, 5),
@@ -90,7 +90,13 @@ def dictionaries(rank: int = 0, processes: int = 1, group: dist.ProcessGroup | N
     result: dict[str, Any] = {}
     for selector in ("newest", "hardest", "random", "active"):
         dictionary = ActiveDictionary(
-            6, 24, 64 // processes, penultimate_size=5, temperature=0.2, selector=selector, given=selector == "active"
+            6,
+            24,
+            64 // processes,
+            penultimate_size=5,
+            temperature=0.2,
+            selector=selector,
+            initial_centers="dictionary" if selector == "active" else "none",
         )
         for step in range(20):
             queries, embedding = normalize(torch.randn(2, 8, 6, generator=generator), dim=2)

@@ -39,7 +39,8 @@ def test_the_same_seed_gives_the_same_picks_on_every_run() -> None:
 
 def test_selection_on_its_own_stream_changes_nothing(small_config: PretrainConfig) -> None:
     config = dataclasses.replace(
-        small_config, dictionary=dataclasses.replace(small_config.dictionary, given="dictionary", refresh="selected")
+        small_config,
+        dictionary=dataclasses.replace(small_config.dictionary, initial_centers="dictionary", refresh="selected"),
     )
     manifest = Manifest.read(config.data.manifest)
     ids, _ = usable_files(manifest, config)

@@ -26,10 +26,15 @@ def test_a_memory_map_gives_the_picks_of_a_tensor(tmp_path: Path, dtype: type, f
     def points(tables: list) -> tuple | torch.Tensor | np.ndarray:
         return tuple(tables) if factors else tables[0]
 
-    wanted = kmeans_plusplus(points(tensors), 50, generator=_generator(), given=points(given))
+    wanted = kmeans_plusplus(points(tensors), 50, generator=_generator(), initial_centers=points(given))
     for memory_bytes in (1 << 30, 1 << 26):
         picks = select_diverse(
-            points(mapped), 50, given=points(given), generator=_generator(), memory_bytes=memory_bytes, progress=False
+            points(mapped),
+            50,
+            initial_centers=points(given),
+            generator=_generator(),
+            memory_bytes=memory_bytes,
+            progress=False,
         )
         assert picks.tolist() == wanted.tolist()
 
@@ -37,7 +42,7 @@ def test_a_memory_map_gives_the_picks_of_a_tensor(tmp_path: Path, dtype: type, f
 def test_given_rows_count_against_the_memory() -> None:
     table = np.zeros((1000, 128), dtype=np.float64)
     with pytest.raises(ValueError, match=r"memory_bytes must be at least .* and 50000 given, got"):
-        select_diverse(table, 5, given=np.zeros((50_000, 128)), memory_bytes=1 << 26)
+        select_diverse(table, 5, initial_centers=np.zeros((50_000, 128)), memory_bytes=1 << 26)
 
 
 @pytest.mark.slow
@@ -83,7 +88,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match=r"select_diverse: points must be of a float type, got int64"):
         select_diverse(np.ones((5, 2), dtype=np.int64), 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"select_diverse: given must have the columns of points, \[8\], got \[7\]"):
-        select_diverse(table, 5, given=table[:, :7])
+        select_diverse(table, 5, initial_centers=table[:, :7])
     table[4321, 2] = np.inf
     with pytest.raises(ValueError, match=r"select_diverse: points must be finite, got NaN or infinity in row 4321"):
         select_diverse(table, 5)

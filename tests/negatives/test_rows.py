@@ -62,7 +62,7 @@ def test_a_row_is_measured_the_same_whatever_stands_beside_it() -> None:
 
 def _rows(tables: list[Tensor], given: list[Tensor] | None = None) -> Rows:
     centres = None if given is None else tuple(given)
-    return Rows(tuple(tables), Shards(len(tables[0])), torch.device("cpu"), 1000, "test", given=centres)
+    return Rows(tuple(tables), Shards(len(tables[0])), torch.device("cpu"), 1000, "test", initial_centers=centres)
 
 
 def _distances(tables: list[Tensor], centres: list[Tensor]) -> np.ndarray:

@@ -48,7 +48,7 @@ def test_same_picks_as_plain_python_on_explicit_outer_products(
     count = data.draw(st.integers(1, int(eligible.sum())))
     given = data.draw(st.integers(0, 2))
     centres = left[:given] + 1, right[:given]
-    picks = _seed((left, right), count, number, most_proposals=proposals, eligible=eligible, given=centres)
+    picks = _seed((left, right), count, number, most_proposals=proposals, eligible=eligible, initial_centers=centres)
     explicit = _outer(left, right)
     assert picks == _naive(explicit, _outer(*centres), eligible.tolist(), count, number, proposals)
 
@@ -59,8 +59,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "blocks of 2": {"most_proposals": 2},
     "blocks of 3": {"most_proposals": 3},
     "blocks of 16": {"most_proposals": 16},
-    "greedy of 2": {"most_proposals": 1, "candidates": 2},
-    "greedy of 4": {"most_proposals": 1, "candidates": 4},
+    "greedy of 2": {"most_proposals": 1, "local_trials": 2},
+    "greedy of 4": {"most_proposals": 1, "local_trials": 4},
 }
 # Norms from 0.4 to 5, so that few runs tell D^2 from D; no two potentials are equal, which greedy could not tell apart.
 LEFT = torch.tensor([[1.0, 0.2], [1.0, 0.5], [0.1, 2.0], [-1.3, 1.0], [0.3, -0.25]])
@@ -77,11 +77,11 @@ def test_frequencies_are_the_enumerated_probabilities(method: str, count: int) -
     observed = Counter(
         tuple(_seed((LEFT, RIGHT), count, number, **METHODS[method])) for number in range(runs)
     )  # fmt: skip
-    candidates = METHODS[method].get("candidates", 1)
-    assert _p_value(observed, _probabilities(rows, count, candidates=candidates), runs) > ALPHA
+    local_trials = METHODS[method].get("local_trials", 1)
+    assert _p_value(observed, _probabilities(rows, count, local_trials=local_trials), runs) > ALPHA
     # The test has the power to tell D^2 from D and from a uniform draw.
-    assert _p_value(observed, _probabilities(rows, count, candidates=candidates, power=1), runs) < ALPHA
-    assert _p_value(observed, _probabilities(rows, count, candidates=candidates, power=0), runs) < ALPHA
+    assert _p_value(observed, _probabilities(rows, count, local_trials=local_trials, power=1), runs) < ALPHA
+    assert _p_value(observed, _probabilities(rows, count, local_trials=local_trials, power=0), runs) < ALPHA
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_frequencies_from_given_centres_among_the_eligible(proposals: int) -> No
     rows, eligible = _outer(LEFT, RIGHT), torch.tensor([True, True, False, True, True])
     centres = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.5]])
     observed = Counter(
-        tuple(_seed((LEFT, RIGHT), 2, number, most_proposals=proposals, eligible=eligible, given=centres))
+        tuple(_seed((LEFT, RIGHT), 2, number, most_proposals=proposals, eligible=eligible, initial_centers=centres))
         for number in range(runs)
     )
     fair = _probabilities(rows, 2, given=_outer(*centres), barred=(2,))
@@ -106,19 +106,21 @@ def test_the_methods_of_the_public_function_are_those_that_were_tested() -> None
         public = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(3), method=method)  # type: ignore[arg-type]
         number = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))
         assert public.tolist() == _seed((points,), 20, number, most_proposals=fixed)
-    greedy = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(3), candidates=3)
-    assert greedy.tolist() == _seed((points,), 20, number, most_proposals=1, candidates=3)
+    greedy = kmeans_plusplus(points, 20, generator=torch.Generator().manual_seed(3), local_trials=3)
+    assert greedy.tolist() == _seed((points,), 20, number, most_proposals=1, local_trials=3)
 
 
 def test_greedy_leaves_a_smaller_potential() -> None:
-    """Over 40 seeds on clustered rows; the mean falls with the number of candidates."""
+    """Over 40 seeds on clustered rows; the mean falls with the number of local_trials."""
     points = 10 * torch.randn(15, 4)[torch.arange(300) % 15] + torch.randn(300, 4)
 
-    def mean(candidates: int) -> float:
+    def mean(local_trials: int) -> float:
         return float(
             np.mean(
                 [
-                    _potential(points.numpy(), _seed((points,), 15, number, most_proposals=1, candidates=candidates))
+                    _potential(
+                        points.numpy(), _seed((points,), 15, number, most_proposals=1, local_trials=local_trials)
+                    )
                     for number in range(40)
                 ]
             )
@@ -130,10 +132,10 @@ def test_greedy_leaves_a_smaller_potential() -> None:
 def test_parts_and_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows read 50 at a time, centres 7 at a time, weights summed 64 at a time: the same picks."""
     points, centres = (torch.randn(1000, 6), torch.randn(1000, 5)), (torch.randn(30, 6), torch.randn(30, 5))
-    whole = [_seed(points, 40, number, given=centres) for number in range(10)]
+    whole = [_seed(points, 40, number, initial_centers=centres) for number in range(10)]
     monkeypatch.setattr(seeding, "CENTRES_AT_A_TIME", 7)
     monkeypatch.setattr(seeding, "SUMMED_ROWS", 64)
-    assert [_seed(points, 40, number, given=centres, part_rows=50) for number in range(10)] == whole
+    assert [_seed(points, 40, number, initial_centers=centres, part_rows=50) for number in range(10)] == whole
 
 
 SHAPES: dict[str, Callable[[int, torch.Generator], Tensor]] = {
@@ -218,7 +220,7 @@ def test_at_both_ends_of_a_types_range(dtype: torch.dtype, scale: float, factors
 def test_given_centres_may_be_far_longer_than_the_points() -> None:
     points = torch.randn(30, 4) * 1e-6
     for scale in (1.0, 1e20):
-        picks = kmeans_plusplus(points, 10, given=torch.ones(3, 4) * scale)
+        picks = kmeans_plusplus(points, 10, initial_centers=torch.ones(3, 4) * scale)
         assert len(set(picks.tolist())) == 10
 
 
@@ -321,16 +323,16 @@ def test_errors(points: Tensor | tuple[Tensor, Tensor], count: int, message: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"candidates": 0}, "candidates must be at least 1, got 0"),
-        ({"candidates": 2, "method": "blocks"}, "method must be auto or one_by_one with candidates=2, got blocks"),
+        ({"local_trials": 0}, "local_trials must be at least 1, got 0"),
+        ({"local_trials": 2, "method": "blocks"}, "method must be auto or one_by_one with local_trials=2, got blocks"),
         (
             {"eligible": torch.ones(3, dtype=torch.bool)},
             r"eligible must have one bool for each of the 4 rows, got \(3,\)",
         ),
         ({"eligible": torch.arange(4) < 1}, r"count must be in 1\.\.1 \(the number of eligible rows\), got 2"),
-        ({"given": torch.ones(2, 3)}, r"given must have the columns of points, \[2\], got \[3\]"),
-        ({"given": torch.tensor([[1.0, float("nan")]])}, "given must be finite"),
-        ({"given": torch.ones(2)}, r"given must be \(N, D\), or a pair .*, got \(2,\)"),
+        ({"initial_centers": torch.ones(2, 3)}, r"initial_centers must have the columns of points, \[2\], got \[3\]"),
+        ({"initial_centers": torch.tensor([[1.0, float("nan")]])}, "initial_centers must be finite"),
+        ({"initial_centers": torch.ones(2)}, r"initial_centers must be \(N, D\), or a pair .*, got \(2,\)"),
     ],
 )
 def test_errors_of_options(options: dict[str, Any], message: str) -> None:
@@ -366,15 +368,15 @@ def _seed(
     number: int,
     *,
     most_proposals: int | None = None,
-    candidates: int = 1,
+    local_trials: int = 1,
     eligible: Tensor | None = None,
-    given: tuple[Tensor, ...] | None = None,
+    initial_centers: tuple[Tensor, ...] | None = None,
     part_rows: int = 10_000,
 ) -> list[int]:
     """The bare loop, with the random numbers of ``number``."""
-    rows = Rows(tables, Shards(len(tables[0])), torch.device("cpu"), part_rows, "test", given=given)
+    rows = Rows(tables, Shards(len(tables[0])), torch.device("cpu"), part_rows, "test", initial_centers=initial_centers)
     return seeding.seed(
-        rows, count, eligible, number, most_proposals=most_proposals, candidates=candidates, owner="test"
+        rows, count, eligible, number, most_proposals=most_proposals, local_trials=local_trials, owner="test"
     ).indices.tolist()
 
 
@@ -428,7 +430,7 @@ def _probabilities(
     rows: NDArray[np.float64],
     count: int,
     *,
-    candidates: int = 1,
+    local_trials: int = 1,
     power: int = 2,
     given: NDArray[np.float64] | None = None,
     barred: tuple[int, ...] = (),
@@ -442,7 +444,7 @@ def _probabilities(
         weights = np.array([1.0 if d == math.inf else d ** (power / 2) if d else 0.0 for d in squared])
         weights[list(barred + picks)] = 0
         weights /= weights.sum()
-        if candidates == 1 or not (picks or len(given)):
+        if local_trials == 1 or not (picks or len(given)):
             return weights
         # The best draw is row i if all draws are among the rows no better than i, and not all among the worse.
         left_over = [
@@ -450,7 +452,7 @@ def _probabilities(
         ]
         order = sorted(range(len(rows)), key=lambda i: (left_over[i], i))
         tail = np.cumsum([weights[i] for i in order][::-1])[::-1]
-        best = tail**candidates - np.append(tail[1:], 0) ** candidates
+        best = tail**local_trials - np.append(tail[1:], 0) ** local_trials
         result = np.zeros(len(rows))
         result[order] = best
         return result

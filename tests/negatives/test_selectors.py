@@ -88,7 +88,7 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="gradient must be one of last_layer, key, feature, got 'none'"):
         build_selector("active", TEMPERATURE, "none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="given must be false for another selector than active, got true for 'random'"):
-        build_selector("random", TEMPERATURE, given=True)
+        build_selector("random", TEMPERATURE, initial_centers="dictionary")
 
 
 @pytest.mark.parametrize("name", get_args(SelectorName))

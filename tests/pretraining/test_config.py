@@ -23,7 +23,7 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DataConfig(max_bad=1.5), r"data.max_bad must be in \[0, 1\], got 1.5"),
+        (lambda: DataConfig(max_bad_fraction=1.5), r"data.max_bad_fraction must be in \[0, 1\], got 1.5"),
         (lambda: DataConfig(workers=-1), "data.workers must be at least 0, got -1"),
         (lambda: DataConfig(clips_per_video=0), "data.clips_per_video must be at least 1, got 0"),
         (lambda: DictionaryConfig(size=0), "dictionary.size must be at least 1, got 0"),
@@ -45,8 +45,8 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
             r"dictionary.pool_size must be at least .* \(96\), got 64",
         ),
         (
-            lambda: DictionaryConfig(selector="random", given="dictionary"),
-            "dictionary.given must be none for another dictionary.selector than active, got dictionary",
+            lambda: DictionaryConfig(selector="random", initial_centers="dictionary"),
+            "dictionary.initial_centers must be none for another dictionary.selector than active, got dictionary",
         ),
         (
             lambda: PretrainConfig(

@@ -248,9 +248,9 @@ def test_bad_files_are_named_and_left_out(small_config: PretrainConfig, tmp_path
     assert str(broken) in log
     assert str(records[first + 1].path) in log
 
-    strict = dataclasses.replace(config, data=dataclasses.replace(data, max_bad=0.01))
+    strict = dataclasses.replace(config, data=dataclasses.replace(data, max_bad_fraction=0.01))
     start_run(strict, tmp_path / "strict")
-    with pytest.raises(RunError, match=r"data.max_bad must be at least the share .* got 0.01 with 1 of"):
+    with pytest.raises(RunError, match=r"data.max_bad_fraction must be at least the share .* got 0.01 with 1 of"):
         pretrain(tmp_path / "strict")
 
 

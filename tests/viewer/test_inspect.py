@@ -12,9 +12,9 @@ import pytest
 from cmacc.cli import main
 from cmacc.clips import Manifest
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, PretrainConfig, pretrain, start_run
-from cmacc.pretraining.replay import ReplayError, SelectionReplay
 from cmacc.viewer import ReportError, write_inspection
 from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
+from cmacc.viewer.replay import ReplayError, SelectionReplay
 
 EVIL = "<script>alert('x')</script> & $\\frac"
 EVIL_FILE = "<img src=x onerror=alert(1)>.mp4"

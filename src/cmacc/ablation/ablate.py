@@ -213,7 +213,7 @@ def _prepared(cell: Cell, folder: Path, fingerprint: Callable[[Path], str], prog
         manifest = Path(world.manifest)
     data = dataclasses.replace(cell.config.data, manifest=manifest)
     config = dataclasses.replace(cell.config, data=data)
-    facts = [fingerprint(manifest), data.split, data.max_bad, dataclasses.asdict(data.clip)]
+    facts = [fingerprint(manifest), data.split, data.max_bad_fraction, dataclasses.asdict(data.clip)]
     decoded = f"clips-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.safetensors"
     if not (folder / decoded).exists():
         decode_all(config, folder / decoded, progress)

@@ -11,7 +11,7 @@ import torch
 
 from cmacc.ablation.problem import Problem
 from cmacc.ablation.scores import scores_of
-from cmacc.clips.plan import epoch_order
+from cmacc.clips.loading.plan import epoch_order
 from cmacc.pretraining import PretrainConfig, learning_rate
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.health import dictionary_health

@@ -22,7 +22,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1: where the runs are made")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     parser.add_argument("--data", metavar="MANIFEST", help="manifest of a plan of kind clips, instead of the plan's")
-    parser.add_argument("--only-page", action="store_true", help="make no runs; write table and page of those there")
+    parser.add_argument("--report-only", action="store_true", help="make no runs; write table and page of those there")
     options = parser.parse_args(arguments)
     import torch
 
@@ -38,7 +38,12 @@ def ablate_command(arguments: Sequence[str]) -> int:
         raise ValueError(f"--device {options.device}: no such GPU here")
     with progress_bars("ablate") as advance:
         runs = ablate(
-            plan, options.out, workers=options.workers, device=device, only_planned=options.only_page, progress=advance
+            plan,
+            options.out,
+            workers=options.workers,
+            device=device,
+            only_planned=options.report_only,
+            progress=advance,
         )
     results = results_of_runs(plan, runs, options.out)
     write_results(results, options.out)

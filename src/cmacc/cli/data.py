@@ -23,7 +23,7 @@ def scan_command(arguments: Sequence[str]) -> int:
         "Look every media file over, and write a manifest of those that can be used, with a page that tells what is\n"
         "wrong with which. A scan that was stopped goes on where it was; a later one looks at changed files only.",
         "cmacc scan videos/ --out videos.parquet --test-fraction 0.2\n"
-        "         cmacc scan UCF-101/ --layout ucf101 --list ucfTrainTestlist/ --split-number 1 --out ucf1.parquet",
+        "         cmacc scan UCF-101/ --layout ucf101 --annotations ucfTrainTestlist/ --out ucf1.parquet",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument(
@@ -33,7 +33,9 @@ def scan_command(arguments: Sequence[str]) -> int:
         help="manifest to write, .parquet or .csv; the page goes beside it (.html), and the journal (.scan/)",
     )
     parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="what lies in the folder")
-    parser.add_argument("--list", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder"
+    )
     parser.add_argument("--names", type=Path, metavar="CSV", help="audioset: class_labels_indices.csv")
     parser.add_argument("--split-number", type=int, default=1, help="ucf101, hmdb51: split 1 to 3; esc50: test fold")
     parser.add_argument(
@@ -48,17 +50,17 @@ def scan_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of that split")
     parser.add_argument("--min-seconds", type=float, default=0.5, help="shorter files are too_short")
     parser.add_argument(
-        "--refuse",
+        "--exclude",
         nargs="*",
         metavar="FINDING",
         help="what keeps a file out of the manifest: unreadable, corrupt and too_short by default; also no_audio, "
         "silent, black, still, duplicate, near_duplicate...",
     )
-    _add_task_arguments(parser, limit_seconds=60.0)
+    _add_task_arguments(parser, timeout_seconds=60.0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
     options = parser.parse_args(arguments)
     from cmacc.clips import examine_files, scan, workers_of
-    from cmacc.clips.scan import REFUSED
+    from cmacc.clips.catalog.scan import REFUSED
     from cmacc.viewer import write_scan_page
 
     # All that can be wrong is found out before the work. The page and the journal bear the manifest's whole name, so
@@ -82,7 +84,7 @@ def scan_command(arguments: Sequence[str]) -> int:
                 listing,
                 part=part,
                 executor=executor,
-                limit_seconds=options.limit_seconds,
+                timeout_seconds=options.timeout_seconds,
                 journal=journal,
                 progress=report,
             )
@@ -90,12 +92,12 @@ def scan_command(arguments: Sequence[str]) -> int:
             return 0
         result = scan(
             listing,
-            refuse=REFUSED if options.refuse is None else options.refuse,
+            exclude=REFUSED if options.exclude is None else options.exclude,
             min_seconds=options.min_seconds,
             test_fraction=options.test_fraction,
             seed=options.seed,
             executor=executor,
-            limit_seconds=options.limit_seconds,
+            timeout_seconds=options.timeout_seconds,
             journal=journal,
             progress=report,
         )
@@ -122,7 +124,7 @@ def pack_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 to 51; lower is better and larger")
     parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
     parser.add_argument("--samples-per-shard", type=int, default=256)
-    _add_task_arguments(parser, limit_seconds=600.0)
+    _add_task_arguments(parser, timeout_seconds=600.0)
     parser.add_argument("--overwrite", action="store_true", help="lose another pack that is in DIR")
     options = parser.parse_args(arguments)
     from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
@@ -152,7 +154,7 @@ def pack_command(arguments: Sequence[str]) -> int:
                     settings,
                     part=part,
                     executor=executor,
-                    limit_seconds=options.limit_seconds,
+                    timeout_seconds=options.timeout_seconds,
                     overwrite=options.overwrite,
                     progress=report,
                 )
@@ -170,11 +172,14 @@ def pack_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _add_task_arguments(parser: argparse.ArgumentParser, limit_seconds: float) -> None:
+def _add_task_arguments(parser: argparse.ArgumentParser, timeout_seconds: float) -> None:
     """Where the tasks of `scan` and `pack` run."""
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at work")
     parser.add_argument(
-        "--limit-seconds", type=_positive_seconds, default=limit_seconds, help="a file that takes longer is left out"
+        "--timeout-seconds",
+        type=_positive_seconds,
+        default=timeout_seconds,
+        help="skip a file that takes longer",
     )
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only this part, for batch schedulers")
     parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers see the same files")
@@ -197,7 +202,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def _listing(options: argparse.Namespace) -> "Listing":
     """The files that `scan` is to look over."""
-    from cmacc.clips import LabelTable, layouts, list_folders
+    from cmacc.clips import LabelTable, list_folders
+    from cmacc.clips.catalog import layouts
 
     if options.layout == "folders":
         table = None
@@ -210,22 +216,22 @@ def _listing(options: argparse.Namespace) -> "Listing":
                 options.path_column,
             )
         return list_folders(options.folders, table)
-    if len(options.folders) != 1 or options.list is None:
-        raise ValueError(f"--layout {options.layout} must have one folder and --list, the official list")
+    if len(options.folders) != 1 or options.annotations is None:
+        raise ValueError(f"--layout {options.layout} must have one folder and --annotations, the official list")
     (folder,) = options.folders
     match options.layout:
         case "kinetics":
-            return layouts.list_kinetics(folder, options.list, ids_are_cut=options.ids_are_cut)
+            return layouts.list_kinetics(folder, options.annotations, ids_are_cut=options.ids_are_cut)
         case "audioset":
-            return layouts.list_audioset(folder, options.list, options.names, ids_are_cut=options.ids_are_cut)
+            return layouts.list_audioset(folder, options.annotations, options.names, ids_are_cut=options.ids_are_cut)
         case "vggsound":
-            return layouts.list_vggsound(folder, options.list, ids_are_cut=options.ids_are_cut)
+            return layouts.list_vggsound(folder, options.annotations, ids_are_cut=options.ids_are_cut)
         case "ucf101":
-            return layouts.list_ucf101(folder, options.list, options.split_number)
+            return layouts.list_ucf101(folder, options.annotations, options.split_number)
         case "hmdb51":
-            return layouts.list_hmdb51(folder, options.list, options.split_number)
+            return layouts.list_hmdb51(folder, options.annotations, options.split_number)
         case _:
-            return layouts.list_esc50(folder, options.list, options.split_number)
+            return layouts.list_esc50(folder, options.annotations, options.split_number)
 
 
 def _print_scan(result: "ScanResult") -> None:

@@ -35,7 +35,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         "--protocol", nargs="+", choices=get_args(ProtocolName), default=[], help="each task's own else"
     )
     parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder; labelled, pairs: a manifest")
-    parser.add_argument("--list", type=Path, metavar="PATH", help="official lists, where they are not beneath ROOT")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="PATH", help="official lists, where they are not beneath ROOT"
+    )
     parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="only these splits or folds")
     parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, not the manifest's splits")
     parser.add_argument("--allow-partial", action="store_true", help="files may be missing; the card says what share")
@@ -67,7 +69,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 
     how = EvaluateOptions(
         windows=options.windows,
-        lists=options.list,
+        lists=options.annotations,
         parts=tuple(options.splits),
         folds=options.folds,
         allow_partial=options.allow_partial,

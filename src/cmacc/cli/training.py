@@ -34,7 +34,7 @@ def pretrain_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--overwrite", type=bool, nargs="?", const=True, default=False, help="lose a run that is in --out"
     )
-    parser.add_argument("--max-bad", type=float, default=None, help="the same as --data.max_bad")
+    parser.add_argument("--max-bad-fraction", type=float, default=None, help="the same as --data.max_bad_fraction")
     parser.add_class_arguments(PretrainConfig)
     options = parser.parse_args(list(arguments))
     if options.resume is not None:
@@ -46,8 +46,10 @@ def pretrain_command(arguments: Sequence[str]) -> int:
         settings = parser.instantiate(options).as_dict()
         names = [field.name for field in dataclasses.fields(PretrainConfig)]
         config = PretrainConfig(**{name: settings[name] for name in names})
-        if options.max_bad is not None:
-            config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bad=options.max_bad))
+        if options.max_bad_fraction is not None:
+            config = dataclasses.replace(
+                config, data=dataclasses.replace(config.data, max_bad_fraction=options.max_bad_fraction)
+            )
         start_run(config, run_dir, overwrite=options.overwrite)
     outcome = _pretrain_with_progress(run_dir)
     _print_outcome(outcome)

@@ -1,25 +1,19 @@
 """Files to clips: probe, scan, decode, windows, transforms, log-mel, loader, the synthetic world."""
 
-from cmacc.clips.clip import Clip, ClipBatch, ClipSpec
-from cmacc.clips.container import MediaError
-from cmacc.clips.examine import FINDINGS, Examination, Finding
-from cmacc.clips.listing import LabelTable, ListedFile, Listing, ListingError, list_folders
-from cmacc.clips.loader import (
+from cmacc.clips.catalog.examine import FINDINGS, Examination, Finding
+from cmacc.clips.catalog.listing import LabelTable, ListedFile, Listing, ListingError, list_folders
+from cmacc.clips.catalog.manifest import Manifest, ManifestError, MediaRecord, assign_split
+from cmacc.clips.catalog.scan import ScanError, ScanResult, examine_files, scan
+from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
+from cmacc.clips.loading.loader import (
     ClipRequest,
     TrainingPlan,
     evaluation_loader,
     evaluation_requests,
     training_loader,
 )
-from cmacc.clips.logmel import LogMel
-from cmacc.clips.manifest import Manifest, ManifestError, MediaRecord, assign_split
-from cmacc.clips.media import MediaInfo, decode_clip, decode_clips, probe
-from cmacc.clips.pack import PackError, PackResult, pack, verify
-from cmacc.clips.parallel import workers_of
-from cmacc.clips.scan import ScanError, ScanResult, examine_files, scan
-from cmacc.clips.storage import PackedSample
-from cmacc.clips.transcode import PackSettings
-from cmacc.clips.transforms import (
+from cmacc.clips.loading.logmel import LogMel
+from cmacc.clips.loading.transforms import (
     AugmentConfig,
     View,
     augment_video,
@@ -29,6 +23,11 @@ from cmacc.clips.transforms import (
     mask_spectrograms,
     to_video,
 )
+from cmacc.clips.media.decoding import MediaInfo, decode_clip, decode_clips, probe
+from cmacc.clips.packing.shards import PackError, PackResult, pack, verify
+from cmacc.clips.packing.transcode import PackSettings
+from cmacc.clips.parallel import workers_of
+from cmacc.clips.storage import PackedSample
 
 __all__ = [
     "FINDINGS",

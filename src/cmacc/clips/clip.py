@@ -26,6 +26,10 @@ from torch import Tensor
 ShortFiles = Literal["pad", "loop", "refuse"]
 
 
+class MediaError(ValueError):
+    """A media file that cannot be read as asked; the message names the file and the reason."""
+
+
 @dataclass(frozen=True)
 class ClipSpec:
     """The exact size of every clip: ``frame_count`` frames and ``sample_count`` samples.

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cmacc.clips.container import MediaError
+from cmacc.clips.clip import MediaError
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,18 @@
 from cmacc.negatives.dictionary import ActiveDictionary
 from cmacc.negatives.diverse import select_diverse
 from cmacc.negatives.gradients import Factors, GradientName, gradient_factors
-from cmacc.negatives.inputs import InputRing
+from cmacc.negatives.input_buffer import InputBuffer
 from cmacc.negatives.queue import KeyQueue, Keys
 from cmacc.negatives.seeding import kmeans_plusplus
-from cmacc.negatives.selectors import Candidates, Selector, SelectorName, build_selector
+from cmacc.negatives.selectors import Candidates, InitialCenters, Selector, SelectorName, build_selector
 
 __all__ = [
     "ActiveDictionary",
     "Candidates",
     "Factors",
     "GradientName",
-    "InputRing",
+    "InitialCenters",
+    "InputBuffer",
     "KeyQueue",
     "Keys",
     "Selector",

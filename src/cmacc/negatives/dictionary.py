@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cmacc.negatives.gradients import GradientName
 from cmacc.negatives.queue import KeyQueue, Keys
-from cmacc.negatives.selectors import Candidates, SelectorName, build_selector
+from cmacc.negatives.selectors import Candidates, InitialCenters, SelectorName, build_selector
 from cmacc.negatives.shards import Shards
 
 
@@ -44,8 +44,8 @@ class ActiveDictionary(nn.Module):
         ``active`` (the method), or ``newest`` (the plain queue), ``random``, ``hardest``.
     gradient
         What the gradient is taken with respect to; see `cmacc.negatives.gradients`.
-    given
-        ``active`` only: whether the dictionary's present keys count as centres already chosen.
+    initial_centers
+        ``active`` only: ``dictionary`` counts the dictionary's present keys as centers already chosen.
     allow_repeats
         Whether a sample may be chosen that stands in the dictionary already, or is in the batch. If not, each sample
         stands in the dictionary once at most, so it takes at least K + M samples to fill and renew it; and of a
@@ -80,13 +80,13 @@ class ActiveDictionary(nn.Module):
         temperature: float = 0.07,
         selector: SelectorName = "active",
         gradient: GradientName = "last_layer",
-        given: bool = False,
+        initial_centers: InitialCenters = "none",
         allow_repeats: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"ActiveDictionary: temperature must be positive, got {temperature}")
-        self.selector = build_selector(selector, temperature, gradient, given)
+        self.selector = build_selector(selector, temperature, gradient, initial_centers)
         self.allow_repeats = allow_repeats
         if selector in ("active", "hardest") and gradient != "key" and penultimate_size < 1:
             raise ValueError(
@@ -126,7 +126,7 @@ class ActiveDictionary(nn.Module):
             ``(M,)``: the batch's sample ids, which without ``allow_repeats`` are not to be chosen.
         group
             Processes that select together: each holds its own part of the pool and gives its own part of the batch;
-            all get the same dictionary. The chosen keys lose their tickets: only one process would have their inputs.
+            all get the same dictionary. The chosen keys lose their handles: only one process would have their inputs.
 
         Returns
         -------
@@ -169,8 +169,8 @@ class ActiveDictionary(nn.Module):
             picks = self.selector.select(candidates, count, generator).cpu()
         chosen = Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields()))
         if shards.processes > 1:
-            # Tickets are those of the process that encoded the key: of no use to the others.
-            chosen = dataclasses.replace(chosen, tickets=torch.full_like(chosen.tickets, -1))
+            # Handles are those of the process that encoded the key: of no use to the others.
+            chosen = dataclasses.replace(chosen, handles=torch.full_like(chosen.handles, -1))
         self.dictionary.push(chosen)
         return count
 

@@ -18,7 +18,7 @@ def select_diverse(
     points: Array | tuple[Array, Array],
     count: int,
     *,
-    given: Array | tuple[Array, Array] | None = None,
+    initial_centers: Array | tuple[Array, Array] | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
     memory_bytes: int = 1 << 30,
@@ -35,15 +35,15 @@ def select_diverse(
         arrays, among them memory maps (``numpy.load(path, mmap_mode="r")``), of a float type.
     count
         Number of picks, 1 <= count <= N.
-    given
+    initial_centers
         Rows chosen before, of the same columns, from which the picks shall differ too.
     generator
         Source of randomness, on the CPU; the same state gives the same picks, whatever ``memory_bytes``.
     device
         Where distances are computed; parts of the table are brought there.
     memory_bytes
-        Most memory to use beside the tables: the state of N rows (9 bytes each, of float64 17), ``given``, a part of
-        the table, a block's work.
+        Most memory to use beside the tables: the state of N rows (9 bytes each, of float64 17), ``initial_centers``, a
+        part of the table, a block's work.
     progress
         Whether to show a bar on stderr where that is a terminal.
 
@@ -67,19 +67,19 @@ def select_diverse(
     kinds = (Tensor, np.ndarray)
     tables = check_tables("select_diverse", "points", points, kinds=kinds)
     centres = None
-    if given is not None:
-        centres = check_tables("select_diverse", "given", given, like=tables, kinds=kinds)
+    if initial_centers is not None:
+        centres = check_tables("select_diverse", "initial_centers", initial_centers, like=tables, kinds=kinds)
     device = torch.device(device)
     part_rows = _part_rows(tables, 0 if centres is None else len(centres[0]), memory_bytes)
     with torch.no_grad(), exact_products(device), _bar(len(tables[0]), count, progress) as bar:
         on_read, on_picked = bar
         shards = Shards(len(tables[0]))
-        rows = Rows(tables, shards, device, part_rows, "select_diverse", given=centres, on_read=on_read)
+        rows = Rows(tables, shards, device, part_rows, "select_diverse", initial_centers=centres, on_read=on_read)
         number = shards.agreed_number(generator)
         return seed(rows, count, None, number, on_picked=on_picked, owner="select_diverse").indices
 
 
-def _part_rows(tables: tuple[Array, ...], given_rows: int, memory_bytes: int) -> int:
+def _part_rows(tables: tuple[Array, ...], center_rows: int, memory_bytes: int) -> int:
     """Rows that can be worked on at a time in what the whole table's state leaves of the memory."""
     count, width = len(tables[0]), sum(table.shape[1] for table in tables)
     # A part as read, in working precision, and measured from the midst; its distances to a tile of centres, twice.
@@ -89,13 +89,13 @@ def _part_rows(tables: tuple[Array, ...], given_rows: int, memory_bytes: int) ->
         (2 * number + 1) * count  # nearest distance, squared length, and whether the row may still be picked
         + 24 * min(count, SUMMED_ROWS)  # the sums' whole numbers
         + 4 * number * MOST_PROPOSALS * (MOST_PROPOSALS + width)  # a block's rows and distances
-        + 4 * number * width * given_rows  # in working precision, scaled, and measured from the midst
+        + 4 * number * width * center_rows  # in working precision, scaled, and measured from the midst
     )
     rows = (memory_bytes - fixed) // a_row
     if rows < min(count, 64):
         raise ValueError(
             f"select_diverse: memory_bytes must be at least {fixed + 64 * a_row} for {count} rows of {width} columns "
-            f"and {given_rows} given, got {memory_bytes}"
+            f"and {center_rows} initial centers, got {memory_bytes}"
         )
     # More than fits into a processor's cache would only be slower.
     return int(min(rows, max(256, (1 << 22) // width)))

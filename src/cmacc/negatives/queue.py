@@ -24,8 +24,8 @@ class Keys:
         ``(n,)`` int64: which sample each key is of.
     steps
         ``(n,)`` int64: at which training step it was encoded.
-    tickets
-        ``(n,)`` int64: what `InputRing.push` gave for the key's input; -1 where inputs are not kept.
+    handles
+        ``(n,)`` int64: what `InputBuffer.push` gave for the key's input; -1 where inputs are not kept.
 
     Raises
     ------
@@ -38,7 +38,7 @@ class Keys:
     penultimate: Float[Tensor, "keys penultimate"]
     sample_ids: Int[Tensor, " keys"]
     steps: Int[Tensor, " keys"]
-    tickets: Int[Tensor, " keys"]
+    handles: Int[Tensor, " keys"]
 
     def __post_init__(self) -> None:
         for field, value in zip(dataclasses.fields(self), self.fields(), strict=True):
@@ -69,7 +69,7 @@ class Keys:
         *,
         length: Tensor | None = None,
         penultimate: Tensor | None = None,
-        tickets: Tensor | None = None,
+        handles: Tensor | None = None,
     ) -> "Keys":
         """Keys of one step; without ``penultimate`` they serve every gradient but ``last_layer`` and ``feature``."""
         return cls(
@@ -78,7 +78,7 @@ class Keys:
             penultimate=penultimate if penultimate is not None else embedding.new_empty(len(embedding), 0),
             sample_ids=sample_ids,
             steps=torch.full_like(sample_ids, step),
-            tickets=tickets if tickets is not None else torch.full_like(sample_ids, -1),
+            handles=handles if handles is not None else torch.full_like(sample_ids, -1),
         )
 
 
@@ -114,7 +114,7 @@ class KeyQueue(nn.Module):
     penultimate: Tensor
     sample_ids: Tensor
     steps: Tensor
-    tickets: Tensor
+    handles: Tensor
     pushed: Tensor
 
     def __init__(self, capacity: int, key_size: int, penultimate_size: int = 0) -> None:
@@ -132,7 +132,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("penultimate", torch.zeros(capacity, penultimate_size))
         self.register_buffer("sample_ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
-        self.register_buffer("tickets", torch.full((capacity,), -1, dtype=torch.int64))
+        self.register_buffer("handles", torch.full((capacity,), -1, dtype=torch.int64))
         # Keys pushed since the beginning. Reading it waits for a GPU, once a push and once for `keys`.
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 

@@ -77,7 +77,7 @@ class Rows:
         Most rows worked on at a time.
     owner
         Whose input the rows are, for messages.
-    given
+    initial_centers
         Rows of other tables, the same on every process, that distances shall be measured from.
     on_read
         Called with the number of rows of each part when it has been worked on.
@@ -91,8 +91,8 @@ class Rows:
     ----------
     squared_lengths
         ``(n,)`` of this process's rows.
-    given
-        What was given, as centres.
+    initial_centers
+        The initial centers.
     """
 
     def __init__(
@@ -103,11 +103,13 @@ class Rows:
         part_rows: int,
         owner: str,
         *,
-        given: tuple[Array, ...] | None = None,
+        initial_centers: tuple[Array, ...] | None = None,
         on_read: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
-        self._given = None if given is None else tuple(_of(table, slice(None)) for table in given)
+        self._initial_centers = (
+            None if initial_centers is None else tuple(_of(table, slice(None)) for table in initial_centers)
+        )
         self._owner, self._on_read = owner, on_read
         # Products of half-precision numbers overflow and lose the small distances: float32 at least.
         self.dtype = working_type(tables)
@@ -118,7 +120,7 @@ class Rows:
             self._scales = [_scale(value, self.dtype) for value in self._largest_entries()]
             self._midst = self._find_midst()
             self.squared_lengths, _ = self._measure()
-        self.given = None if self._given is None else Centres.of(self._ready(self._given))
+        self.initial_centers = None if self._initial_centers is None else Centres.of(self._ready(self._initial_centers))
 
     def __len__(self) -> int:
         """Rows of this process."""
@@ -160,29 +162,29 @@ class Rows:
         return self.take(spread).factors[0].sort(dim=0).values[_MIDST_ROWS // 2]
 
     def _measure(self) -> tuple[Float[Tensor, " rows"], list[float]]:
-        """Squared length of every own row; the greatest length of every factor, of all processes and what is given."""
+        """Squared length of every own row; the greatest length of every factor, all processes and initial centers."""
         squared = torch.empty(len(self), dtype=self.dtype, device=self.device)
         longest = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part, factors in self.parts():
             lengths = _lengths(factors)
             squared[part] = lengths.prod(0).square()
             longest = torch.maximum(longest, lengths.amax(1))
-        if self._given is not None and len(self._given[0]) > 0:
-            longest = torch.maximum(longest, _lengths(self._ready(self._given)).amax(1))
+        if self._initial_centers is not None and len(self._initial_centers[0]) > 0:
+            longest = torch.maximum(longest, _lengths(self._ready(self._initial_centers)).amax(1))
         return squared, self.shards.each(longest).amax(0).tolist()
 
     def _largest_entries(self) -> list[float]:
-        """The greatest absolute entry of every factor, of all processes and of what is given."""
+        """The greatest absolute entry of every factor, of all processes and of the initial centers."""
         peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
         for part in self._slices():
             peaks = torch.maximum(peaks, _peaks(tuple(_of(table, part) for table in self.tables)).to(peaks))
         largest = self.shards.each(peaks).amax(0)
         if not bool(torch.isfinite(largest).all()):
             raise ValueError(f"{self._owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
-        if self._given is not None and len(self._given[0]) > 0:
-            largest = torch.maximum(largest, _peaks(self._given).cpu())
+        if self._initial_centers is not None and len(self._initial_centers[0]) > 0:
+            largest = torch.maximum(largest, _peaks(self._initial_centers).cpu())
             if not bool(torch.isfinite(largest).all()):
-                raise ValueError(f"{self._owner}: given must be finite, got NaN or infinity")
+                raise ValueError(f"{self._owner}: initial_centers must be finite, got NaN or infinity")
         entries: list[float] = largest.tolist()
         return entries
 

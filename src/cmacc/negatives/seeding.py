@@ -47,9 +47,9 @@ def kmeans_plusplus(
     count: int,
     *,
     generator: torch.Generator | None = None,
-    candidates: int = 1,
+    local_trials: int = 1,
     method: MethodName = "auto",
-    given: Points | None = None,
+    initial_centers: Points | None = None,
     eligible: Bool[Tensor, " rows"] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Int[Tensor, " count"]:
@@ -67,19 +67,19 @@ def kmeans_plusplus(
     generator
         Source of randomness on the CPU, whatever the device of ``points``; one number is taken from it. The same state
         gives the same picks. Of several processes the first one's counts.
-    candidates
+    local_trials
         Above 1, the greedy variant: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
         Two passes over the rows, and a wait for a GPU, each pick.
     method
         ``blocks`` (few passes over the rows), ``one_by_one`` (one a pick), or ``auto``: blocks, or for
-        ``candidates`` > 1 the only one there is, one by one. Both give the same distribution, not the same picks.
-    given
+        ``local_trials`` > 1 the only one there is, one by one. Both give the same distribution, not the same picks.
+    initial_centers
         ``(K, D)``, or factors: centres chosen before, which D counts from the beginning. Then no pick is uniform.
     eligible
         ``(N,)``: rows that may be picked; all, if not given.
     group
-        Processes of which each calls this with its own part of the rows; parts may differ in size. ``given`` is the
-        same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do not
+        Processes of which each calls this with its own part of the rows; parts may differ in size. ``initial_centers``
+        is the same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do not
         depend, for one seed, on the number of processes.
 
     Returns
@@ -106,23 +106,29 @@ def kmeans_plusplus(
     device = (points[0] if isinstance(points, tuple) else points).device
     if method not in get_args(MethodName):
         raise ValueError(f"kmeans_plusplus: method must be one of {', '.join(get_args(MethodName))}, got {method!r}")
-    if candidates < 1:
-        raise ValueError(f"kmeans_plusplus: candidates must be at least 1, got {candidates}")
-    if candidates > 1 and method == "blocks":
-        raise ValueError(f"kmeans_plusplus: method must be auto or one_by_one with candidates={candidates}, got blocks")
+    if local_trials < 1:
+        raise ValueError(f"kmeans_plusplus: local_trials must be at least 1, got {local_trials}")
+    if local_trials > 1 and method == "blocks":
+        raise ValueError(
+            f"kmeans_plusplus: method must be auto or one_by_one with local_trials={local_trials}, got blocks"
+        )
     if eligible is not None and (eligible.shape != (len(tables[0]),) or eligible.dtype != torch.bool):
         raise ValueError(
             f"kmeans_plusplus: eligible must have one bool for each of the {len(tables[0])} rows, "
             f"got {tuple(eligible.shape)} of {eligible.dtype}"
         )
-    centres = check_tables("kmeans_plusplus", "given", given, like=tables) if given is not None else None
+    centres = (
+        check_tables("kmeans_plusplus", "initial_centers", initial_centers, like=tables)
+        if initial_centers is not None
+        else None
+    )
     with torch.no_grad(), exact_products(device):
         shards = Shards(len(tables[0]), group, device)
-        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus", given=centres)
+        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus", initial_centers=centres)
         seeding = seed(
             rows, count, eligible, shards.agreed_number(generator),
-            most_proposals=1 if method == "one_by_one" or candidates > 1 else None,
-            candidates=candidates, owner="kmeans_plusplus",
+            most_proposals=1 if method == "one_by_one" or local_trials > 1 else None,
+            local_trials=local_trials, owner="kmeans_plusplus",
         )  # fmt: skip
     return seeding.indices.to(device)
 
@@ -143,7 +149,7 @@ def seed(
     number: int,
     *,
     most_proposals: int | None = None,
-    candidates: int = 1,
+    local_trials: int = 1,
     on_picked: Callable[[int], None] = lambda picked: None,
     owner: str,
 ) -> Seeding:
@@ -159,8 +165,8 @@ def seed(
         kind = "rows" if most == shards.count else "eligible rows"
         raise ValueError(f"{owner}: count must be in 1..{most} (the number of {kind}), got {count}")
     passes = proposed = 0
-    if rows.given is not None:
-        weights.count_in(rows.given)
+    if rows.initial_centers is not None:
+        weights.count_in(rows.initial_centers)
         passes += 1
     picks: list[int] = []
     block = _BlockSize(shards.count, most_proposals)
@@ -173,13 +179,13 @@ def seed(
             chance = random.Random(int(torch.randint(2**62, (), generator=uniform)))
             picks += weights.locate(torch.tensor(chance.sample(range(weights.total()), missing))).tolist()
             break
-        size = 1 if not weights.measured else candidates if candidates > 1 else block.size(missing)
+        size = 1 if not weights.measured else local_trials if local_trials > 1 else block.size(missing)
         drawn, chances = torch.rand(2, size, dtype=torch.float64, generator=uniform)
         indices = weights.locate((drawn * total).long().clamp_max(total - 1))
         centres = rows.take(indices)
         if not weights.measured:
             accepted = [0]
-        elif candidates > 1:
+        elif local_trials > 1:
             accepted = [weights.best(centres)]
             passes += 1
         else:

@@ -13,6 +13,7 @@ from cmacc.negatives.seeding import kmeans_plusplus
 from cmacc.negatives.shards import Shards
 
 SelectorName = Literal["newest", "random", "hardest", "active"]
+InitialCenters = Literal["none", "dictionary"]
 
 
 @dataclass(frozen=True)
@@ -89,47 +90,50 @@ class HardestSelector:
 class ActiveSelector:
     """k-means++ seeding over gradient embeddings (Ma et al., 2021, algorithm 1): uncertain and diverse.
 
-    With ``given`` the dictionary's staying keys count as centres already chosen: diversity is then that of the whole
-    dictionary, not of one step's choice alone (beyond the paper).
+    With ``initial_centers="dictionary"`` the dictionary's staying keys count as centers already chosen: diversity is
+    then that of the whole dictionary, not of one step's choice alone (beyond the paper).
     """
 
     temperature: float
     gradient: GradientName = "last_layer"
-    given: bool = False
+    initial_centers: InitialCenters = "none"
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """``count`` seeds, in the order of picking."""
         factors = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient)
         centres = None
-        if self.given and len(candidates.staying) > 0:
+        if self.initial_centers == "dictionary" and len(candidates.staying) > 0:
             held = gradient_factors(candidates.staying, candidates.queries, self.temperature, self.gradient)
             centres = (held.left, held.right)
         return kmeans_plusplus(
             (factors.left, factors.right),
             count,
             generator=generator,
-            given=centres,
+            initial_centers=centres,
             eligible=candidates.eligible,
             group=candidates.shards.group,
         )
 
 
 def build_selector(
-    name: SelectorName, temperature: float, gradient: GradientName = "last_layer", given: bool = False
+    name: SelectorName,
+    temperature: float,
+    gradient: GradientName = "last_layer",
+    initial_centers: InitialCenters = "none",
 ) -> Selector:
     """The selector of that name.
 
     Raises
     ------
     ValueError
-        ``name`` or ``gradient`` is unknown, or ``given`` is asked of another than ``active``.
+        ``name`` or ``gradient`` is unknown, or ``initial_centers`` is asked of another than ``active``.
     """
     if gradient not in get_args(GradientName):
         raise ValueError(
             f"build_selector: gradient must be one of {', '.join(get_args(GradientName))}, got {gradient!r}"
         )
-    if given and name != "active":
-        raise ValueError(f"build_selector: given must be false for another selector than active, got true for {name!r}")
+    if initial_centers != "none" and name != "active":
+        raise ValueError(f"build_selector: initial_centers must be none for selector {name!r}, got {initial_centers!r}")
     if name == "newest":
         return NewestSelector()
     if name == "random":
@@ -137,5 +141,5 @@ def build_selector(
     if name == "hardest":
         return HardestSelector(temperature, gradient)
     if name == "active":
-        return ActiveSelector(temperature, gradient, given)
+        return ActiveSelector(temperature, gradient, initial_centers)
     raise ValueError(f"build_selector: name must be one of {', '.join(get_args(SelectorName))}, got {name!r}")

@@ -10,7 +10,7 @@ import yaml
 
 from cmacc.clips import AugmentConfig, ClipSpec
 from cmacc.encoders import EncoderConfig
-from cmacc.negatives import GradientName, SelectorName
+from cmacc.negatives import GradientName, InitialCenters, SelectorName
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
@@ -41,7 +41,7 @@ class DataConfig:
     start_method
         How they begin: ``fork`` or ``spawn``; None is the platform's way. Forking takes milliseconds, spawning seconds;
         spawned ones inherit no locks of other threads.
-    max_bad
+    max_bad_fraction
         Greatest share of files that cannot be trained on; above it the run stops.
     shuffle_pairs
         A control: every picture gets another file's sound, so that there is nothing to learn.
@@ -54,7 +54,7 @@ class DataConfig:
     clips_per_video: int = 1
     workers: int = 1
     start_method: Literal["fork", "spawn"] | None = None
-    max_bad: float = 0.2
+    max_bad_fraction: float = 0.2
     shuffle_pairs: bool = False
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class DataConfig:
         _require(
             self.start_method in (None, "fork", "spawn"), "data.start_method", "fork, spawn or null", self.start_method
         )
-        _require(0 <= self.max_bad <= 1, "data.max_bad", "in [0, 1]", self.max_bad)
+        _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "in [0, 1]", self.max_bad_fraction)
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class DictionaryConfig:
         What the gradient embeddings are taken with respect to.
     pseudo_labels
         Whether a candidate is assigned to the queries of the other modality (the paper's) or of its own.
-    given
-        Whether the ``active`` selector counts the keys that stay in the dictionary as centres already chosen.
+    initial_centers
+        ``dictionary``: the ``active`` selector counts the keys that stay in the dictionary as centers already chosen.
     allow_repeats
         Whether a sample may be chosen that stands in the dictionary already or is in the batch. If not, the run needs
         at least ``size + optim.batch_size`` files.
@@ -95,8 +95,8 @@ class DictionaryConfig:
         are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept.
     refresh_every
         Steps between refreshments of the whole ``dictionary``.
-    refresh_store
-        Where the inputs are kept: in the ``host``'s memory, or on the ``device``.
+    refresh_device
+        Where the inputs are kept: in the ``cpu``'s memory, or on the ``accelerator`` that trains.
     warmup_steps
         Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. Cross-batch
         memory (Wang et al., 2020) waits so, until the encoders change slowly; with ``objective.batch_keys`` other than
@@ -108,20 +108,20 @@ class DictionaryConfig:
     pool_size: int = 1024
     gradient: GradientName = "last_layer"
     pseudo_labels: Literal["cross_modal", "within_modal"] = "cross_modal"
-    given: Literal["none", "dictionary"] = "none"
+    initial_centers: InitialCenters = "none"
     allow_repeats: bool = False
     select_every: int = 1
     refresh: Literal["none", "selected", "dictionary"] = "none"
     refresh_every: int = 10
-    refresh_store: Literal["host", "device"] = "host"
+    refresh_device: Literal["cpu", "accelerator"] = "cpu"
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         _require(
-            self.given == "none" or self.selector == "active",
-            "dictionary.given",
+            self.initial_centers == "none" or self.selector == "active",
+            "dictionary.initial_centers",
             "none for another dictionary.selector than active",
-            self.given,
+            self.initial_centers,
         )
         _require(self.select_every >= 1, "dictionary.select_every", "at least 1", self.select_every)
         _require(self.refresh_every >= 1, "dictionary.refresh_every", "at least 1", self.refresh_every)

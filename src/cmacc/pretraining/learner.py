@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cmacc.encoders import AudioVisualEncoder, EncoderPair, momentum_copy
-from cmacc.negatives import ActiveDictionary, InputRing
+from cmacc.negatives import ActiveDictionary, InputBuffer
 from cmacc.objectives import CrossModalContrast
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.views import ClipViews, Views
@@ -25,7 +25,7 @@ class Learner:
     views: Views
     video_dictionary: ActiveDictionary | None
     audio_dictionary: ActiveDictionary | None
-    inputs: InputRing | None
+    inputs: InputBuffer | None
     objective: CrossModalContrast
     optimizer: torch.optim.Optimizer
     autocast_dtype: torch.dtype | None
@@ -55,7 +55,7 @@ class Learner:
             views=views,
             video_dictionary=_dictionary(config, encoder.video.penultimate_size, device),
             audio_dictionary=_dictionary(config, encoder.audio.penultimate_size, device),
-            inputs=input_ring(config, device),
+            inputs=input_buffer(config, device),
             objective=CrossModalContrast(config.objective.temperature, config.objective.in_batch),
             # Not the fused one: a resumed run went another way than an uninterrupted one (its state comes back in plain
             # order, while kernels lie channels-last).
@@ -75,7 +75,7 @@ class Learner:
         return self.video_dictionary is not None or self.config.objective.batch_keys != "online"
 
 
-def input_ring(config: PretrainConfig, device: torch.device, first_ticket: int = 0) -> InputRing | None:
+def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int = 0) -> InputBuffer | None:
     """A ring deep enough for every key that may be encoded anew; None if none is.
 
     A key is chosen while it is among the last N pushed, and stays while about K others are chosen, one for each pushed.
@@ -83,8 +83,8 @@ def input_ring(config: PretrainConfig, device: torch.device, first_ticket: int =
     if config.dictionary.selector == "none" or config.dictionary.refresh == "none":
         return None
     stays = config.dictionary.size if config.dictionary.refresh == "dictionary" else 0
-    store = device if config.dictionary.refresh_store == "device" else torch.device("cpu")
-    return InputRing(config.dictionary.pool_size + stays, store, first_ticket)
+    store = device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
+    return InputBuffer(config.dictionary.pool_size + stays, store, first_handle)
 
 
 def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:
@@ -107,7 +107,7 @@ def _dictionary(config: PretrainConfig, penultimate_size: int, device: torch.dev
         temperature=config.objective.temperature,
         selector=config.dictionary.selector,
         gradient=config.dictionary.gradient,
-        given=config.dictionary.given == "dictionary",
+        initial_centers=config.dictionary.initial_centers,
         allow_repeats=config.dictionary.allow_repeats,
     ).to(device)
 

@@ -19,7 +19,7 @@ from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.config import OptimConfig, PretrainConfig, read_config, write_config
 from cmacc.pretraining.health import dictionary_health
-from cmacc.pretraining.learner import Learner, input_ring
+from cmacc.pretraining.learner import Learner, input_buffer
 from cmacc.pretraining.step import training_step
 
 log = logging.getLogger("cmacc")
@@ -135,7 +135,7 @@ def pretrain(
                 clock.add("data", time.perf_counter() - started)
                 for sample_id, reason in batch.failures.items():
                     _note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
-                _check_bad_share(bad_files, len(manifest), config.data.max_bad)
+                _check_bad_share(bad_files, len(manifest), config.data.max_bad_fraction)
                 for group in learner.optimizer.param_groups:
                     group["lr"] = learning_rate(config.optim, step)
                 result = training_step(learner, batch.to(accelerator.device), step, plan.visit(step), clock)
@@ -175,7 +175,7 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
     Raises
     ------
     RunError
-        More than ``data.max_bad`` of the files are unusable, or too few are left for a batch.
+        More than ``data.max_bad_fraction`` of the files are unusable, or too few are left for a batch.
     """
     in_split = manifest.ids_where(lambda record: record.split in (None, config.data.split))
     bad_files: dict[str, str] = {}
@@ -192,7 +192,7 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
             _note_bad_file(bad_files, str(record.path), FINDINGS[finding])
         else:
             usable.append(sample_id)
-    _check_bad_share(bad_files, len(in_split), config.data.max_bad)
+    _check_bad_share(bad_files, len(in_split), config.data.max_bad_fraction)
     if len(usable) < config.optim.batch_size:
         raise RunError(
             f"manifest {config.data.manifest}: split {config.data.split!r} must hold at least optim.batch_size "
@@ -262,7 +262,7 @@ def _refill_inputs(learner: Learner, plan: TrainingPlan, step: int) -> None:
     config = learner.config
     first = max(0, step - math.ceil(learner.inputs.capacity / config.optim.batch_size))
     log.info("reading the clips of steps %s to %s again, to encode their keys anew", first, step - 1)
-    learner.inputs = input_ring(config, learner.device, first * config.optim.batch_size)
+    learner.inputs = input_buffer(config, learner.device, first * config.optim.batch_size)
     assert learner.inputs is not None
     loader = training_loader(
         plan,
@@ -291,13 +291,13 @@ def _note_bad_file(bad_files: dict[str, str], path: str, reason: str) -> None:
         bad_files[path] = reason
 
 
-def _check_bad_share(bad_files: dict[str, str], count: int, max_bad: float) -> None:
-    if len(bad_files) > max_bad * count:
+def _check_bad_share(bad_files: dict[str, str], count: int, max_bad_fraction: float) -> None:
+    if len(bad_files) > max_bad_fraction * count:
         path, reason = next(iter(bad_files.items()))
         raise RunError(
-            f"data.max_bad must be at least the share of files that cannot be trained on, got {max_bad:g} "
-            f"with {len(bad_files)} of {count} files bad, among them {path} ({reason}); raise --data.max_bad to train "
-            "without them, or scan another folder"
+            "data.max_bad_fraction must be at least the share of files that cannot be trained on, got "
+            f"{max_bad_fraction:g} with {len(bad_files)} of {count} files bad, among them {path} ({reason}); raise "
+            "--data.max_bad_fraction to train without them, or scan another folder"
         )
 
 

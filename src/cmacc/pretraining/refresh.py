@@ -24,19 +24,19 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
     assert learner.inputs is not None
     held = dictionary.negatives()
     held = held[slice(len(held) - count, None)]
-    tickets = held.tickets.cpu()
-    kept = learner.inputs.has(tickets).nonzero().flatten()
+    handles = held.handles.cpu()
+    kept = learner.inputs.has(handles).nonzero().flatten()
     if len(kept) == 0:
         return 0
     # In batches of the training's own size, which is known to fit into memory.
-    encodings = [_encode(learner, dictionary, tickets[part]) for part in kept.split(learner.config.optim.batch_size)]
+    encodings = [_encode(learner, dictionary, handles[part]) for part in kept.split(learner.config.optim.batch_size)]
     fresh = Keys(
         embedding=torch.cat([e.embedding for e in encodings]),
         length=torch.cat([e.length for e in encodings]),
         penultimate=torch.cat([e.penultimate for e in encodings]),
         sample_ids=held.sample_ids[kept],
         steps=torch.full_like(held.steps[kept], step),
-        tickets=held.tickets[kept],
+        handles=held.handles[kept],
     )
     for old, new in zip(held.fields(), fresh.fields(), strict=True):
         old[kept.to(old.device)] = new.to(old)
@@ -44,9 +44,9 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
     return len(kept)
 
 
-def _encode(learner: Learner, dictionary: ActiveDictionary, tickets: Tensor) -> Encoding:
+def _encode(learner: Learner, dictionary: ActiveDictionary, handles: Tensor) -> Encoding:
     assert learner.inputs is not None
-    kept = partial(learner.inputs.take, tickets)
+    kept = partial(learner.inputs.take, handles)
     if dictionary is learner.video_dictionary:
         encoder, inputs = learner.twin.video, learner.views.video_again(kept)
     else:

@@ -112,10 +112,10 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         learner.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-    tickets: torch.Tensor | None = None
+    handles: torch.Tensor | None = None
     if learner.inputs is not None:
         with clock.phase("refresh"):
-            tickets = learner.inputs.push(learner.views.kept(batch, visit))
+            handles = learner.inputs.push(learner.views.kept(batch, visit))
 
     with clock.phase("update"):
         learner.optimizer.step()
@@ -130,7 +130,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                         step,
                         length=keys.length,
                         penultimate=keys.penultimate,
-                        tickets=tickets,
+                        handles=handles,
                     )
                 )
     return StepResult(loss.detach(), _reported(directions[0]), _reported(directions[1]), refreshed)

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evaluation_requests
-from cmacc.clips.plan import ClipRequest
+from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.storage import written_aside
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.protocols import unit_rows

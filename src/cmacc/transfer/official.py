@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cmacc.clips import Listing, Manifest, layouts, scan, workers_of
+from cmacc.clips import Listing, Manifest, scan, workers_of
+from cmacc.clips.catalog import layouts
 from cmacc.transfer.card import DataFacts
 from cmacc.transfer.encoder import Modality
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName, fingerprint, with_trained_classes
@@ -70,7 +71,7 @@ def official_task(
 ) -> TaskData:
     """An official data set on disk.
 
-    Every file is looked over once (`cmacc.clips.scan`), for its length, for damage and for a hash of its content.
+    Every file is examined once (`cmacc.clips.catalog.scan`): its length, damage, and a hash of its content.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def official_task(
     with workers_of(max(1, workers)) as executor:
         scanned = scan(
             listings[numbers[0]],
-            refuse=("unreadable", "corrupt"),
+            exclude=("unreadable", "corrupt"),
             executor=executor,
             journal=journal,
             progress=progress,

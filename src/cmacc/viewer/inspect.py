@@ -1,6 +1,6 @@
 """The negatives under a microscope: which keys a run chose at a few of its steps, beside random ones, as one HTML file.
 
-Nothing of it was logged: the steps are replayed from the run's checkpoints (`cmacc.pretraining.replay`).
+Nothing of it was logged: the steps are replayed from the run's checkpoints (`cmacc.viewer.replay`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from cmacc.clips.storage import written_aside
-from cmacc.pretraining.replay import Selection, SelectionReplay
-from cmacc.pretraining.selection import SelectionFacts, rivals, selection_facts
 from cmacc.viewer.inspect_figures import figures_of
 from cmacc.viewer.inspect_measures import KEYS, glance_section, table, verdict
-from cmacc.viewer.inspect_pictures import KeyPictures, duplicates_part, groups_part, rivals_part
+from cmacc.viewer.inspect_pictures import KeyPictures, duplicates_part, groups_part, hard_negatives_part
 from cmacc.viewer.page import escape, note, page, section
+from cmacc.viewer.replay import Selection, SelectionReplay
 from cmacc.viewer.run_folder import check_out
+from cmacc.viewer.selection import SelectionFacts, hard_negatives, selection_facts
 
 OnStep = Callable[[int, int], None]
 
@@ -93,10 +93,10 @@ def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: On
             facts = selection_facts(
                 selection, replay.config.objective.temperature, what.gradient, labels_by_id, generator
             )
-            glance.append((selection, facts, rivals(selection)[1]))
+            glance.append((selection, facts, hard_negatives(selection)[1]))
             parts += [f"<p>{verdict(facts)}</p>", table(facts)]
             parts.append(figures_of(selection, facts))
-            shown = [part(pictures, selection, facts) for part in (groups_part, rivals_part, duplicates_part)]
+            shown = [part(pictures, selection, facts) for part in (groups_part, hard_negatives_part, duplicates_part)]
             state = " open" if step == steps[-1] else ""
             summary = "Pictures: the chosen keys beside random ones, likely false negatives, duplicates"
             parts.append(f"<details{state}><summary>{summary}</summary>{''.join(shown)}</details>")

@@ -6,10 +6,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmacc.pretraining.replay import Selection
-from cmacc.pretraining.selection import SelectionFacts, mean_cosine
 from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
 from cmacc.viewer.page import figure
+from cmacc.viewer.replay import Selection
+from cmacc.viewer.selection import SelectionFacts, mean_cosine
 from cmacc.viewer.similarity import plane
 
 _MAP_KEYS = 500  # of the pool and of the dictionary, each; t-SNE takes some seconds for as many

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from cmacc.pretraining.replay import Selection
-from cmacc.pretraining.selection import Measure, SelectionFacts
 from cmacc.viewer.page import note, section
+from cmacc.viewer.replay import Selection
+from cmacc.viewer.selection import Measure, SelectionFacts
 
 KEYS = {"audio": "sounds", "video": "pictures"}
 # Name, what it is called, how it is read, and the format of its values.
@@ -109,12 +109,12 @@ def table(facts: SelectionFacts) -> str:
 
 
 def glance_section(found: Sequence[tuple[Selection, SelectionFacts, float]]) -> str:
-    """All selections side by side; the number is the share of pairs in which a negative leads (`rivals`)."""
+    """All selections side by side; the number is the share of pairs in which a negative leads (`hard_negatives`)."""
     shown = [m for m in _MEASURES if m[0] in _AT_A_GLANCE and any(m[0] in facts.measures for _, facts, _ in found)]
     if not found:
         return section("glance", "At a glance", note("At none of these steps was a key chosen."))
     rows = []
-    for selection, facts, rival_share in found:
+    for selection, facts, hard_negative_share in found:
         cells = []
         for name, title, _, form in shown:
             measure = facts.measures[name]
@@ -125,7 +125,7 @@ def glance_section(found: Sequence[tuple[Selection, SelectionFacts, float]]) -> 
         rows.append(
             f'<tr class="new"><th scope="row"><a href="#step-{selection.step}-{selection.modality}">step '
             f"{selection.step:,}, {KEYS[selection.modality]}</a></th>{''.join(cells)}"
-            f'<td class="number" data-name="nearer than the right key">{_shown(rival_share, "%")}</td></tr>'
+            f'<td class="number" data-name="nearer than the right key">{_shown(hard_negative_share, "%")}</td></tr>'
         )
     head = "".join(f'<th class="number">{title.lower()}</th>' for _, title, _, _ in shown)
     return section(

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from cmacc.negatives import Keys
-from cmacc.pretraining.replay import ModalityName, Selection, SelectionReplay
-from cmacc.pretraining.selection import Rival, SelectionFacts, near_duplicates, repeated_samples, rivals
 from cmacc.viewer.gallery import ClipPictures
 from cmacc.viewer.page import escape
+from cmacc.viewer.replay import ModalityName, Selection, SelectionReplay
+from cmacc.viewer.selection import HardNegative, SelectionFacts, hard_negatives, near_duplicates, repeated_samples
 
 _SHOWN = 12  # of the chosen, and of the draw
-_RIVALS = 4
+_HARD_NEGATIVES = 4
 _PAIRS = 3
 _LEAST_COSINE = 0.98
 _NOUN = {"audio": "sound", "video": "picture"}
@@ -86,9 +86,9 @@ def groups_part(pictures: KeyPictures, selection: Selection, facts: SelectionFac
     )
 
 
-def rivals_part(pictures: KeyPictures, selection: Selection, _: SelectionFacts) -> str:
+def hard_negatives_part(pictures: KeyPictures, selection: Selection, _: SelectionFacts) -> str:
     """Negatives that outdo the right key."""
-    found, share = rivals(selection)
+    found, share = hard_negatives(selection)
     keys, noun = selection.dictionary, _NOUN[selection.modality]
     asks = _OTHER[selection.modality]
     heading = "<h4>Likely false negatives</h4>"
@@ -97,17 +97,17 @@ def rivals_part(pictures: KeyPictures, selection: Selection, _: SelectionFacts) 
         return f"{heading}<p>None: in none of {pairs} does the key lie nearer to the query than the right one.</p>"
     articles: list[str] = []
     seen: set[int] = set()
-    for rival in found:
-        if len(articles) == _RIVALS or rival.query in seen:  # one odd query would else fill the row
+    for one in found:
+        if len(articles) == _HARD_NEGATIVES or one.query in seen:  # one odd query would else fill the row
             continue
-        seen.add(rival.query)
-        own, other = int(selection.query_ids[rival.query]), int(keys.sample_ids[rival.key])
+        seen.add(one.query)
+        own, other = int(selection.query_ids[one.query]), int(keys.sample_ids[one.key])
         mark = '<b class="false">same label</b>' if pictures.same_label(own, other) else ""
         articles.append(
-            f"<li><div>{pictures.query(own, selection.step, None)}{pictures.name(own)}<small>query {rival.query + 1} "
-            f"and its own {noun}: cosine {rival.own_cosine:.2f}</small></div><div>"
-            f"{pictures.key(keys, rival.key, selection.modality)}{pictures.name(other)}{mark}"
-            f"<small>a negative, {noun}: cosine {rival.cosine:.2f} with query {rival.query + 1}</small></div></li>"
+            f"<li><div>{pictures.query(own, selection.step, None)}{pictures.name(own)}<small>query {one.query + 1} "
+            f"and its own {noun}: cosine {one.own_cosine:.2f}</small></div><div>"
+            f"{pictures.key(keys, one.key, selection.modality)}{pictures.name(other)}{mark}"
+            f"<small>a negative, {noun}: cosine {one.cosine:.2f} with query {one.query + 1}</small></div></li>"
         )
     return (
         f"{heading}<p>In {100 * share:.1f} % of {pairs} the key lies nearer to the query, a {_NOUN[asks]}, than the "
@@ -146,10 +146,10 @@ def duplicates_part(pictures: KeyPictures, selection: Selection, _: SelectionFac
     return f'{heading}<p>{text} The most alike pairs:</p><ol class="pairs">{"".join(articles)}</ol>'
 
 
-def _by_label(pictures: KeyPictures, selection: Selection, found: Sequence[Rival]) -> str:
+def _by_label(pictures: KeyPictures, selection: Selection, found: Sequence[HardNegative]) -> str:
     """How many of the leading keys are false negatives by label, and how many would be by chance."""
     keys = selection.dictionary
-    pairs = [(int(selection.query_ids[rival.query]), int(keys.sample_ids[rival.key])) for rival in found]
+    pairs = [(int(selection.query_ids[one.query]), int(keys.sample_ids[one.key])) for one in found]
     known = [(own, other) for own, other in pairs if pictures.label(own) is not None and pictures.label(other)]
     if not known:
         return ""

@@ -1,0 +1,1 @@
+"""Folders to manifests: listing, layouts, examination, scan."""

@@ -1,0 +1,299 @@
+"""Look one file over: what it holds, what is wrong with it, and what it looks and sounds like.
+
+Three passes, each cheaper than the next: the bytes (hash), the packets (all of them, not decoded: time stamps, ends,
+damage that the container notices), and a few windows, decoded strictly, so that a picture that FFmpeg would patch up in
+silence counts as damaged. Between the windows damage is not seen.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from cmacc.clips.catalog.fingerprint import picture_bits, sound_bits
+from cmacc.clips.clip import Clip, ClipSpec, MediaError
+from cmacc.clips.media.container import Medium, stream_start_seconds, streams
+from cmacc.clips.media.decoding import MediaInfo, OpenFile, probe
+from cmacc.clips.media.sound import mono
+from cmacc.clips.windows import spread_starts
+
+# Raised when an examination of the same bytes would come to something else: what was noted before then counts no more.
+VERSION = 1
+# What a finding is called, and what it says of a file.
+FINDINGS = {
+    "unreadable": "cannot be opened, or nothing in it decodes",
+    "corrupt": "part of it is damaged or missing",
+    "too_short": "shorter than asked for",
+    "no_audio": "no sound",
+    "no_picture": "no picture",
+    "silent": "its sound is silence",
+    "black": "its picture is black",
+    "still": "its picture never changes",
+    "variable_frame_rate": "frames do not follow in equal steps",
+    "offset": "sound and picture begin at different times",
+    "audio_shorter": "the sound ends before the picture",
+    "duplicate": "the same bytes as another file",
+    "near_duplicate": "looks and sounds like another file",
+}
+_WINDOWS = 3
+_SPEC = ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=72, frame_width=96, audio_seconds=1.0)
+_SILENT_DBFS = -60.0
+_BLACK_LEVEL = 20.0  # of 255; limited-range black, noise and all
+_STILL_LEVELS = 2.0  # of fields of 8 x 8 pixels; the flicker of an encoded still picture averages out to less
+_OFFSET_SECONDS = 0.1
+_MISSING_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing of a file: a name of `FINDINGS`, and the particulars in words."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What came of looking a file over.
+
+    Attributes
+    ----------
+    content_hash, size_bytes
+        SHA-256 in hex, and length, of the file.
+    info
+        What it holds; None if it is unreadable.
+    findings
+        What is wrong or odd.
+    loudness_dbfs
+        Root mean square of the windows' sound against full scale; None without sound.
+    picture_print, sound_print
+        Fingerprints, in hex; None without a picture or sound that has features.
+    thumbnail
+        A small JPEG of the middle, in base64; None without a picture.
+    """
+
+    content_hash: str
+    size_bytes: int
+    info: MediaInfo | None
+    findings: tuple[Finding, ...]
+    loudness_dbfs: float | None = None
+    picture_print: str | None = None
+    sound_print: str | None = None
+    thumbnail: str | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether there is a finding of that name."""
+        return any(finding.name == name for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """As what JSON knows."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Examination":
+        """From what `to_json` gave."""
+        info = data["info"]
+        return cls(
+            **data | {"info": info and MediaInfo(**info), "findings": tuple(Finding(**f) for f in data["findings"])}
+        )
+
+
+def unreadable(reason: str, size_bytes: int = 0) -> Examination:
+    """The examination of a file that could not be looked over, and must not be touched again."""
+    return Examination("", size_bytes, None, (Finding("unreadable", reason),))
+
+
+def examine(path: Path) -> dict[str, Any]:
+    """Look a file over; `Examination.to_json` of what came of it, for `guarded` to hand over.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read at all.
+    """
+    digest, size = _hash(path)
+    try:
+        info = probe(path)
+        findings = _packet_findings(path, info)
+    except MediaError as error:
+        return Examination(digest, size, None, (Finding("unreadable", _reason(error, path)),)).to_json()
+    clips: list[Clip] = []
+    faults: list[str] = []
+    # A file shorter than a window has one and the same window thrice, so that all fingerprints are equally long.
+    starts = spread_starts(info.duration_seconds, _SPEC.length_seconds, _WINDOWS)
+    for start in starts:
+        try:
+            clips.append(_decode_strictly(path, start))
+        except MediaError as error:
+            faults.append(f"at {max(0.0, start):.1f} s: {_reason(error, path)}")
+    if not clips:
+        return Examination(digest, size, None, (Finding("unreadable", faults[0]),)).to_json()
+    if faults:
+        findings.insert(0, Finding("corrupt", "; ".join(dict.fromkeys(faults))))
+    picture = np.stack([clip.frames.numpy() for clip in clips]) if info.width else None
+    sound = np.stack([clip.waveform.numpy() for clip in clips]) if info.has_audio else None
+    findings += _picture_findings(picture) + _sound_findings(path, info, sound)
+    whole = len(clips) == len(starts)  # prints of fewer windows could not be compared
+    return Examination(
+        content_hash=digest,
+        size_bytes=size,
+        info=info,
+        findings=tuple(findings),
+        loudness_dbfs=None if sound is None else round(_loudness_dbfs(sound), 1),
+        picture_print=_print([picture_bits(frames[1]) for frames in picture])
+        if whole and picture is not None
+        else None,
+        sound_print=_print([sound_bits(s, _SPEC.sample_rate_hz) for s in sound])
+        if whole and sound is not None
+        else None,
+        thumbnail=None if picture is None else _jpeg(picture[len(picture) // 2, 1]),
+    ).to_json()
+
+
+def _hash(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return digest, file.tell()
+
+
+def _reason(error: MediaError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _packet_findings(path: Path, info: MediaInfo) -> list[Finding]:
+    """What the time stamps of all packets tell."""
+    findings = []
+    with Medium.file(path).open() as container:
+        video, audio = streams(container, str(path))
+        times: dict[int, list[float]] = {}
+        ends: dict[int, float] = {}
+        damaged: list[float] = []
+        last = 0.0
+        try:
+            for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if packet.size and stamp is not None and packet.time_base is not None:
+                    last = float(stamp * packet.time_base)
+                    times.setdefault(packet.stream_index, []).append(last)
+                    end = last + float((packet.duration or 0) * packet.time_base)
+                    ends[packet.stream_index] = max(end, ends.get(packet.stream_index, end))
+                if packet.is_corrupt:
+                    damaged.append(last)
+        except (av.FFmpegError, ValueError) as error:
+            findings.append(Finding("corrupt", f"cannot be read on from {last:.1f} s ({type(error).__name__})"))
+        if damaged:
+            findings.append(Finding("corrupt", f"{len(damaged)} damaged packets, the first at {damaged[0]:.1f} s"))
+        video_start = stream_start_seconds(video) if video is not None else 0.0
+        if video is not None and video.index in times:
+            if video.index in ends and info.duration_seconds - (ends[video.index] - video_start) > _MISSING_SECONDS:
+                until = ends[video.index] - video_start
+                findings.append(
+                    Finding("corrupt", f"the picture ends at {until:.1f} s of the stated {info.duration_seconds:.1f} s")
+                )
+            if video.frames > 1.02 * len(times[video.index]) + 2:
+                present = f"{len(times[video.index]):,} of the stated {video.frames:,} frames are there"
+                findings.append(Finding("corrupt", present))
+            findings += _rate_findings(np.diff(np.sort(times[video.index])))
+        if video is not None and audio is not None and info.has_audio and audio.index in ends and video.index in ends:
+            offset = stream_start_seconds(audio) - video_start
+            if abs(offset) > _OFFSET_SECONDS:
+                findings.append(
+                    Finding(
+                        "offset",
+                        f"the sound begins {abs(offset):.2f} s {'after' if offset > 0 else 'before'} the picture",
+                    )
+                )
+            lacking = ends[video.index] - ends[audio.index]
+            if lacking > _MISSING_SECONDS:
+                findings.append(Finding("audio_shorter", f"the sound ends {lacking:.1f} s before the picture"))
+    return findings
+
+
+def _rate_findings(gaps: NDArray[np.float64]) -> list[Finding]:
+    if len(gaps) < 3:
+        return []
+    middle = float(np.median(gaps))
+    uneven = np.abs(gaps - middle) > max(0.1 * middle, 0.0025)  # Matroska rounds to whole milliseconds
+    if uneven.mean() <= 0.01:
+        return []
+    detail = (
+        f"{uneven.mean():.0%} of the steps differ from {middle * 1000:.1f} ms; the longest lasts {gaps.max():.2f} s"
+    )
+    return [Finding("variable_frame_rate", detail)]
+
+
+def _decode_strictly(path: Path, start_seconds: float) -> Clip:
+    """The window, with every error of the decoder raised, instead of patched up."""
+    medium = Medium.file(path)
+    with medium.open() as container:
+        file = OpenFile([(medium, container)])
+        for stream in (*container.streams.video, *container.streams.audio):
+            stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
+        return file.clips([start_seconds], _SPEC)[0]
+
+
+def _picture_findings(picture: NDArray[np.uint8] | None) -> list[Finding]:
+    """``picture`` is (windows, frames, height, width, 3)."""
+    if picture is None:
+        return [Finding("no_picture", "the file has none")]
+    level = float(picture.mean())
+    if level < _BLACK_LEVEL and np.quantile(picture, 0.99) < 2 * _BLACK_LEVEL:
+        return [Finding("black", f"mean level {level:.0f} of 255")]
+    fields = picture.reshape(-1, _SPEC.frame_height // 8, 8, _SPEC.frame_width // 8, 8, 3).mean((2, 4, 5))
+    change = float(np.abs(fields - fields[0]).max())
+    if change < _STILL_LEVELS:
+        return [Finding("still", f"no part of the frames looked at changes by more than {change:.1f} levels of 255")]
+    return []
+
+
+def _sound_findings(path: Path, info: MediaInfo, sound: NDArray[np.float32] | None) -> list[Finding]:
+    """``sound`` is (windows, samples)."""
+    if sound is None:
+        return [Finding("no_audio", "the file has none")]
+    if _loudness_dbfs(sound) >= _SILENT_DBFS:
+        return []
+    # A bark in the middle of padding, as in ESC-50, may lie between the windows: before a file is called silent, all of
+    # it is heard.
+    loudest, second, count = -120.0, [np.zeros(0, np.float32)], 0
+    try:
+        with Medium.file(path).open() as container:
+            _, audio = streams(container, str(path))
+            for frame in container.decode(audio) if audio is not None else ():
+                second.append(mono(frame))
+                count += frame.samples
+                if count >= info.audio_rate_hz:
+                    loudest = max(loudest, _loudness_dbfs(np.concatenate(second)))
+                    second, count = [], 0
+                if loudest >= _SILENT_DBFS:
+                    return []
+    except MediaError as error:
+        return [Finding("corrupt", _reason(error, path))]
+    if count:
+        loudest = max(loudest, _loudness_dbfs(np.concatenate(second)))
+    if loudest >= _SILENT_DBFS:
+        return []
+    return [Finding("silent", f"its loudest second has {loudest:.0f} dB of full scale")]
+
+
+def _loudness_dbfs(sound: NDArray[np.float32]) -> float:
+    return max(-120.0, 10 * float(np.log10(np.mean(np.square(sound, dtype=np.float64)) + 1e-12)))
+
+
+def _print(views: list[bytes | None]) -> str | None:
+    """All views' bits in hex; none if one view has no features."""
+    return None if any(view is None for view in views) else b"".join(view or b"" for view in views).hex()
+
+
+def _jpeg(frame: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(frame).save(buffer, "JPEG", quality=70)
+    return base64.b64encode(buffer.getvalue()).decode()

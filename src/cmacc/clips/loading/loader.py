@@ -1,0 +1,385 @@
+"""From a plan to batches: a dataset that decodes, torch's DataLoader around it, and a loader that outlives its workers.
+
+Training batches always hold exactly ``batch_size / ranks`` clips. A file that turns out not to decode is replaced by
+another, drawn from (seed, visit, sample id), and reported in ``ClipBatch.failures``: the loop decides when too many are
+bad. The same becomes of a file that kills the worker that decodes it, or on which it hangs.
+
+Trade-offs and traps:
+
+* A worker that dies takes the whole DataLoader with it: torch has no way to replace one, and locks that the dead one
+  held stay shut. All workers are then started anew at the first batch that was not handed over.
+* torch tells of a dead worker by raising in its SIGCHLD handler, wherever the main thread happens to be, say inside an
+  optimizer's step. The loader's workers are therefore taken off that watch, and looked after once a second instead.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from cmacc.clips.catalog.manifest import Manifest
+from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
+from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, Windows, evaluation_requests, share_memory
+from cmacc.clips.media.decoding import decode_clips
+
+__all__ = [
+    "HANG_SECONDS",
+    "ClipLoader",
+    "ClipRequest",
+    "TrainingPlan",
+    "evaluation_loader",
+    "evaluation_requests",
+    "training_loader",
+]
+
+HANG_SECONDS = 120.0
+_POLL_SECONDS = 1
+_MOST_DEATHS = 6  # in a row without a batch: three files that kill, in one batch
+_NO_SAMPLE = -1
+_IDLE = [0, _NO_SAMPLE, 0]
+
+log = logging.getLogger("cmacc")
+
+StartMethod = Literal["fork", "spawn"]
+
+
+def training_loader(
+    plan: TrainingPlan,
+    spec: ClipSpec,
+    *,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    rank: int = 0,
+    ranks: int = 1,
+    start_method: StartMethod | None = None,
+    pin_memory: bool = False,
+    hang_seconds: float = HANG_SECONDS,
+) -> "ClipLoader":
+    """Batches of the steps ``first_step <= step < last_step``, in order.
+
+    They depend on the plan alone: not on workers or ranks, nor on the step at which a run was resumed.
+
+    Parameters
+    ----------
+    plan
+        What each step's batch holds. With ``clips_per_video`` k > 1, k batches are read before the first of them is
+        given: it comes later, and twice k batches per worker are in memory.
+    spec
+        Size of the clips.
+    first_step, last_step
+        May lie within a group of ``clips_per_video`` steps; the group is then read whole, the rest of it dropped.
+    workers
+        Decoding processes; 0 decodes in this one, where a file that crashes its decoder ends it.
+    rank, ranks
+        Of several processes each gets its own ``batch_size / ranks`` clips of every batch: rank r those from
+        ``r * batch_size / ranks`` on.
+    start_method
+        How workers begin; None is the platform's way.
+    pin_memory
+        Whether batches come in page-locked memory, for copies to a GPU in the background.
+    hang_seconds
+        After so long without an end to any file, workers count as dead.
+
+    Raises
+    ------
+    ValueError
+        ``batch_size`` does not divide by ``ranks``, or there is no such rank.
+    MediaError
+        While reading: a file and all its substitutes do not decode, or workers die again and again.
+    """
+    if ranks < 1 or plan.batch_size % ranks:
+        raise ValueError(f"training_loader: ranks must be a divisor of batch_size ({plan.batch_size}), got {ranks}")
+    if not 0 <= rank < ranks:
+        raise ValueError(f"training_loader: rank must be in [0, {ranks}), got {rank}")
+    share = plan.batch_size // ranks
+    k = plan.clips_per_video
+    tasks = _PlannedTasks(plan, range(first_step // k, -(-last_step // k)), slice(rank * share, (rank + 1) * share))
+    batches = range(first_step % k, first_step % k + last_step - first_step)
+    dataset = _Clips(FileTable.of(plan.manifest), spec, plan.windows, k, workers)
+    return ClipLoader(dataset, tasks, batches, workers, start_method, pin_memory, hang_seconds)
+
+
+def evaluation_loader(
+    manifest: Manifest, requests: Sequence[ClipRequest], spec: ClipSpec, *, batch_size: int, workers: int
+) -> "ClipLoader":
+    """Batches of the requests in order; a file that does not decode is missing from its batch and in ``failures``."""
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    tasks = [_Task([r.sample_id for r in b], starts_seconds=tuple(r.start_seconds for r in b)) for b in batches]
+    dataset = _Clips(FileTable.of(manifest), spec, None, 1, workers)
+    return ClipLoader(dataset, tasks, range(len(tasks)), workers, None, False, HANG_SECONDS)
+
+
+class ClipLoader:
+    """Batches of clips in order; iterate over it. Made by `training_loader` and `evaluation_loader`.
+
+    When a worker dies (a crash of FFmpeg, the kernel short of memory) or hangs, all are started anew at the first batch
+    that was not handed over, which leaves the batches as they would have been. A sample that was being decoded at two
+    deaths, without coming through in between, is blamed: for the rest of this loader's life it counts as one that does
+    not decode. One death alone is no proof: a kill from outside meets an innocent file.
+    """
+
+    def __init__(
+        self,
+        dataset: "_Clips",
+        tasks: "Sequence[_Task]",
+        batches: range,
+        workers: int,
+        start_method: StartMethod | None,
+        pin_memory: bool,
+        hang_seconds: float,
+    ) -> None:
+        self._dataset = dataset
+        self._tasks = tasks
+        self._batches = batches  # those wanted of all that the tasks make
+        self._workers = workers
+        self._start_method = start_method
+        self._pin_memory = pin_memory
+        self._hang_seconds = hang_seconds
+        self._suspects: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        number = 0
+        for batches in self._surviving() if self._workers else self._data_loader(0):
+            for batch in batches:
+                if number in self._batches:
+                    yield batch
+                number += 1
+
+    def _data_loader(self, place: int) -> "DataLoader[list[ClipBatch]]":
+        """A DataLoader of the tasks from ``place`` on; what a task makes is a list of batches."""
+        return DataLoader(
+            self._dataset,
+            batch_size=None,
+            sampler=(self._tasks[i] for i in range(place, len(self._tasks))),
+            collate_fn=_unchanged,
+            num_workers=self._workers,
+            # Ahead of the step by two batches a worker, as torch is by itself; but not by two groups of many.
+            prefetch_factor=max(1, 2 // self._dataset.batch_count) if self._workers else None,
+            worker_init_fn=_ignore_interrupts if self._workers else None,
+            multiprocessing_context=self._start_method if self._workers else None,
+            timeout=_POLL_SECONDS if self._workers else 0,
+            pin_memory=self._pin_memory,
+            # torch would otherwise draw the workers' base seed from the global generator and disturb the caller's.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def _surviving(self) -> Iterator[list[ClipBatch]]:
+        place = deaths = 0
+        while place < len(self._tasks):
+            iterator: Any = None
+            try:
+                self._dataset.slots.copy_(torch.tensor(_IDLE))
+                iterator = iter(self._data_loader(place))
+                torch._C._remove_worker_pids(id(iterator))
+                iterator._worker_pids_set = False  # else torch would take them off a second time, which is an error
+                while place < len(self._tasks):
+                    batches = self._next(iterator)
+                    place, deaths = place + 1, 0
+                    if self._suspects:
+                        self._suspects.difference_update(i for batch in batches for i in batch.sample_ids.tolist())
+                    yield batches
+            except RuntimeError as error:
+                if not _tells_of_death(error):
+                    raise
+                deaths += 1
+                self._find_culprits(error)
+                if deaths == _MOST_DEATHS:
+                    raise MediaError(
+                        f"loader: workers must live for one batch at least, got {deaths} deaths in a row ({error}); "
+                        "workers=0 shows the reason, unless memory is short"
+                    ) from error
+            finally:
+                if iterator is not None:
+                    _end(iterator)
+
+    def _next(self, iterator: Iterator[list[ClipBatch]]) -> list[ClipBatch]:
+        """What the iterator gives next. Raises torch's own errors for a death, and for as long without progress."""
+        progress = self._dataset.slots.clone()
+        since = time.monotonic()
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                now = self._dataset.slots.clone()
+                if not torch.equal(now, progress):
+                    progress, since = now, time.monotonic()
+                elif time.monotonic() - since > self._hang_seconds:
+                    raise RuntimeError(f"DataLoader timed out: nothing decoded in {self._hang_seconds:g} s") from error
+            except (OSError, EOFError) as error:
+                # A batch arrives as the address of its memory: if its worker dies before that is fetched, there is
+                # nobody to answer, perhaps a moment before the death can be seen.
+                time.sleep(0.1)
+                if not self._dead_pids():
+                    raise
+                raise RuntimeError("DataLoader worker (pid unknown) died with a batch on its way") from error
+
+    def _dead_pids(self) -> set[int]:
+        """Of the workers that have decoded anything."""
+        living = {process.pid for process in multiprocessing.active_children()}
+        return {pid for pid in self._dataset.slots[:, 0].tolist() if pid and pid not in living}
+
+    def _find_culprits(self, error: RuntimeError) -> None:
+        """Suspect, or at the second time blame, what the lost workers were decoding."""
+        dataset = self._dataset
+        hung = str(error).startswith("DataLoader timed out")
+        lost = {pid for pid in dataset.slots[:, 0].tolist() if pid} if hung else self._dead_pids()
+        # Each once: two workers at the same file, as a substitute perhaps, are one death's witnesses.
+        at_work = sorted({i for pid, i, _ in dataset.slots.tolist() if pid in lost and i != _NO_SAMPLE})
+        log.warning(
+            "loader: %s, at %s; workers are started anew",
+            error, ", ".join(dataset.files.path(sample_id) for sample_id in at_work) or "no file",
+        )  # fmt: skip
+        for sample_id in at_work:
+            if sample_id in self._suspects:
+                dataset.blamed[sample_id] = "hung its decoder" if hung else "crashed the worker that decoded it"
+            self._suspects.add(sample_id)
+
+
+def _tells_of_death(error: RuntimeError) -> bool:
+    return str(error).startswith(("DataLoader worker (pid", "DataLoader timed out"))
+
+
+def _end(iterator: Any) -> None:
+    """Leave no worker behind. They are killed, not asked: nothing of theirs is wanted, and one may hang."""
+    for worker in iterator._workers:
+        worker.kill()
+    for worker in iterator._workers:
+        worker.join(timeout=5)
+    # torch sets the event that tells workers to end, and one that was killed may have held its lock.
+    iterator._workers_done_event = multiprocessing.Event()
+    iterator._shutdown_workers()
+
+
+def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
+    return batches
+
+
+def _ignore_interrupts(_: int) -> None:
+    # Ctrl-C goes to the whole process group; only the main process answers it, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does in one go: the batches that share some files. ``starts_seconds`` where nothing is drawn."""
+
+    sample_ids: list[int]
+    visit: int = 0
+    starts_seconds: tuple[float, ...] = ()
+
+
+class _PlannedTasks(Sequence[_Task]):
+    """The tasks of a range of the plan's groups of steps, each made when it is asked for."""
+
+    def __init__(self, plan: TrainingPlan, groups: range, share: slice) -> None:
+        self._plan, self._groups, self._share = plan, groups, share
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, place: Any) -> Any:
+        step = self._groups[place] * self._plan.clips_per_video
+        return _Task(self._plan.files(step)[self._share].tolist(), self._plan.visit(step))
+
+
+class _Clips(Dataset[list[ClipBatch]]):
+    """Makes a task's ``batch_count`` batches; with ``windows`` those of training, full ones by taking substitutes.
+
+    ``slots`` has a row a worker, shared with the main process, which reads it when the worker is dead: process id,
+    the sample being decoded or -1, and a counter that moves with every sample begun or done. ``blamed`` are samples not
+    to be tried, with the reason: what is written there reaches the workers that are started next.
+    """
+
+    def __init__(
+        self, files: FileTable, spec: ClipSpec, windows: Windows | None, batch_count: int, worker_count: int
+    ) -> None:
+        self.files, self._spec, self._windows, self.batch_count = files, spec, windows, batch_count
+        self.blamed: dict[int, str] = {}
+        self.slots = torch.tensor([_IDLE] * max(1, worker_count))
+        if worker_count:
+            self.slots.share_memory_()
+            share_memory(files)
+            if windows is not None:
+                share_memory(windows)
+
+    def __getitem__(self, task: _Task) -> list[ClipBatch]:
+        batches = [_Batch(self._spec, len(task.sample_ids)) for _ in range(self.batch_count)]
+        failures: dict[int, str] = {}
+        for place, wanted in enumerate(task.sample_ids):
+            failed: dict[int, str] = {}
+            for sample_id in self._candidates(wanted, task.visit):
+                if sample_id in failed:
+                    continue
+                try:
+                    clips = self._decode(sample_id, self._starts(task, place, sample_id))
+                except MediaError as error:
+                    failed[sample_id] = str(error)
+                    continue
+                for batch, clip in zip(batches, clips, strict=True):
+                    batch.add(sample_id, clip)
+                break
+            else:
+                if self._windows is not None:
+                    raise MediaError(
+                        f"loader: {len(failed)} files in a row do not decode, among them {next(iter(failed.values()))}"
+                    )
+            failures |= failed
+        return [batch.done(self.files.labels, failures) for batch in batches]
+
+    def _candidates(self, sample_id: int, visit: int) -> Iterator[int]:
+        yield sample_id
+        if self._windows is not None:
+            yield from self._windows.substitutes(sample_id, visit)
+
+    def _starts(self, task: _Task, place: int, sample_id: int) -> list[float]:
+        if self._windows is None:
+            return [task.starts_seconds[place]]
+        visits = range(task.visit, task.visit + self.batch_count)
+        return [self._windows.request(sample_id, visit).start_seconds for visit in visits]
+
+    def _decode(self, sample_id: int, starts: list[float]) -> list[Clip]:
+        if sample_id in self.blamed:
+            raise MediaError(f"{self.files.path(sample_id)}: {self.blamed[sample_id]}")
+        begin = self.files.starts_seconds[sample_id].item()
+        worker = get_worker_info()
+        slot = self.slots[worker.id if worker is not None else 0]
+        slot[0], slot[1] = os.getpid(), sample_id
+        slot[2] += 1
+        try:
+            return decode_clips(self.files.source(sample_id), [begin + start for start in starts], self._spec)
+        finally:
+            slot[1] = _NO_SAMPLE
+            slot[2] += 1
+
+
+class _Batch:
+    """A batch in the making, whose memory is taken once."""
+
+    def __init__(self, spec: ClipSpec, size: int) -> None:
+        shape = (size, spec.frame_count, spec.frame_height, spec.frame_width, 3)
+        self._frames = torch.empty(shape, dtype=torch.uint8)
+        self._waveforms = torch.empty((size, spec.sample_count))
+        self._sample_ids: list[int] = []
+
+    def add(self, sample_id: int, clip: Clip) -> None:
+        place = len(self._sample_ids)
+        self._frames[place], self._waveforms[place] = clip.frames, clip.waveform
+        self._sample_ids.append(sample_id)
+
+    def done(self, labels: Tensor, failures: dict[int, str]) -> ClipBatch:
+        ids, count = torch.tensor(self._sample_ids, dtype=torch.int64), len(self._sample_ids)
+        return ClipBatch(self._frames[:count], self._waveforms[:count], ids, labels[ids], dict(failures))

@@ -1,0 +1,249 @@
+"""What to read: which clips make up the batch of every step, and where their files lie. Pure, tested without files.
+
+Both are made from the manifest's columns, and what workers need of them are a few tensors that can lie in shared
+memory. A Python list of a million paths would be copied into every worker: pickled where they are spawned, page by page
+through its reference counts where they are forked.
+
+Opening a file costs as much as decoding a window or two of it. With ``clips_per_video`` k > 1 a file that is opened
+gives one clip to each of k consecutive batches: the steps come in groups of k that share their files, so that a batch
+still never holds two clips of one file. The price: those k batches have the same files, and they are read together.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float64, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cmacc.clips import seeds
+from cmacc.clips.catalog.manifest import Manifest
+from cmacc.clips.seeds import seeded_rng
+from cmacc.clips.storage import Extent, PackedSample
+from cmacc.clips.windows import random_start, spread_starts
+
+_MOST_SUBSTITUTES = 16
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One window of one file, ``start_seconds`` after the sample's begin, at the file's ``visit``-th visit from 0."""
+
+    sample_id: int
+    start_seconds: float
+    visit: int = 0
+
+
+@dataclass(frozen=True)
+class FileTable:
+    """Where every sample of a manifest lies and which class it is of, without a Python object a sample.
+
+    Attributes
+    ----------
+    paths
+        The paths' UTF-8 bytes one after the other, path i from ``ends[i]`` to ``ends[i + 1]``.
+    ends
+        ``(N + 1,)``.
+    starts_seconds
+        ``(N,)``: where the sample begins in its file.
+    labels
+        ``(N,)``: class index, -1 without a label.
+    extents
+        ``(N, 4)``: offset and size of picture and sound in a shard, -1 where there is none.
+    """
+
+    paths: UInt8[Tensor, " bytes"]
+    ends: Int64[Tensor, " files_and_one"]
+    starts_seconds: Float64[Tensor, " files"]
+    labels: Int64[Tensor, " files"]
+    extents: Int64[Tensor, "files 4"]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "FileTable":
+        """From the manifest's columns: half a second for a million rows."""
+        table = manifest.table
+        # Offsets of 64 bits, since the paths of all chunks together may take more than 2 GiB.
+        paths = table.column("path").cast(pa.large_string()).combine_chunks()
+        text, ends = np.zeros(0, np.uint8), np.zeros(1, np.int64)
+        if len(paths):
+            _, offsets, data = paths.buffers()
+            ends = np.frombuffer(offsets, np.int64)[paths.offset : paths.offset + len(paths) + 1]
+            text = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+        labels = pc.index_in(table.column("label"), value_set=pa.array(manifest.classes(), pa.string()))
+        extents = [
+            table.column(f"{name}_{part}").fill_null(-1).to_numpy()
+            for name in ("video", "audio")
+            for part in ("offset", "size")
+        ]
+        return cls(
+            torch.tensor(text),
+            torch.tensor(ends - ends[0]),
+            torch.tensor(table.column("start_seconds").fill_null(0.0).to_numpy()),
+            torch.tensor(labels.fill_null(-1).to_numpy(), dtype=torch.int64),
+            torch.tensor(np.stack(extents, axis=1)),
+        )
+
+    def path(self, sample_id: int) -> str:
+        """The file, or the shard."""
+        begin, end = self.ends[sample_id : sample_id + 2].tolist()
+        return self.paths[begin:end].numpy().tobytes().decode()
+
+    def source(self, sample_id: int) -> Path | PackedSample:
+        """What `decode_clips` takes: as ``MediaRecord.source``."""
+        path, extents = self.path(sample_id), self.extents[sample_id].tolist()
+        video, audio = (
+            Extent(offset, size) if min(offset, size) >= 0 else None for offset, size in (extents[:2], extents[2:])
+        )
+        return Path(path) if video is None and audio is None else PackedSample(path, video, audio)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where a file is cut at each visit, and which others step in for it: all that a worker needs of a plan.
+
+    Attributes
+    ----------
+    durations_seconds
+        ``(N,)`` float64, of every row of the manifest.
+    sample_ids
+        ``(n,)`` int64: the rows that substitutes are drawn from.
+    length_seconds
+        Length of a window.
+    seed
+        The run's.
+    """
+
+    durations_seconds: Float64[Tensor, " files"]
+    sample_ids: Int64[Tensor, " usable"]
+    length_seconds: float
+    seed: int
+
+    def request(self, sample_id: int, visit: int) -> ClipRequest:
+        """The window of a file at a visit; about 30 microseconds, most of them for the generator."""
+        rng = seeded_rng(seeds.WINDOW, self.seed, visit, sample_id)
+        start = random_start(self.durations_seconds[sample_id].item(), self.length_seconds, rng)
+        return ClipRequest(sample_id, start, visit)
+
+    def substitutes(self, sample_id: int, visit: int) -> Iterator[int]:
+        """Sample ids to take instead of one that does not decode, in this order; one may come twice."""
+        rng = seeded_rng(seeds.SUBSTITUTE, self.seed, visit, sample_id)
+        for _ in range(_MOST_SUBSTITUTES):
+            yield int(self.sample_ids[int(rng.integers(len(self.sample_ids)))])
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Which windows make up the batch of every step; a pure function of its fields.
+
+    An epoch visits every file in an order of its own, less the remainder that does not fill a batch, and takes
+    ``clips_per_video`` windows of each.
+
+    Parameters
+    ----------
+    manifest
+        Gives the files and their durations.
+    sample_ids
+        The rows to train on.
+    length_seconds
+        Length of a window.
+    batch_size
+        Clips of a step, of all ranks together.
+    seed
+        Of order, windows and substitutes.
+    clips_per_video
+        k: consecutive steps that share their files.
+
+    Raises
+    ------
+    ValueError
+        ``batch_size`` or ``clips_per_video`` is below 1, or there are fewer files than one batch needs.
+    """
+
+    manifest: Manifest
+    sample_ids: tuple[int, ...]
+    length_seconds: float
+    batch_size: int
+    seed: int
+    clips_per_video: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "clips_per_video"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainingPlan: {name} must be at least 1, got {getattr(self, name)}")
+        if len(self.sample_ids) < self.batch_size:
+            raise ValueError(
+                f"TrainingPlan: batch_size must be at most the number of usable files, "
+                f"got {self.batch_size} with {len(self.sample_ids)} files"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass over the files: ``clips_per_video`` for each full batch of files."""
+        return len(self.sample_ids) // self.batch_size * self.clips_per_video
+
+    def epoch(self, step: int) -> int:
+        """The pass over the files that ``step`` (counted from 0) belongs to."""
+        return step // self.steps_per_epoch
+
+    def visit(self, step: int) -> int:
+        """How often a file of this step was due before: what seeds its window and its augmentation.
+
+        Without ``clips_per_video`` it is the epoch.
+        """
+        return self.epoch(step) * self.clips_per_video + step % self.clips_per_video
+
+    def files(self, step: int) -> NDArray[np.int64]:
+        """Sample ids of a step's batch, ``(batch_size,)``: the same for the ``clips_per_video`` steps of a group."""
+        place = step % self.steps_per_epoch // self.clips_per_video * self.batch_size
+        order = epoch_order(self.seed, self.epoch(step), len(self.sample_ids))
+        chosen: NDArray[np.int64] = self.windows.sample_ids.numpy()[order[place : place + self.batch_size]]
+        return chosen
+
+    def requests(self, step: int) -> list[ClipRequest]:
+        """The ``batch_size`` windows of a step."""
+        return [self.windows.request(sample_id, self.visit(step)) for sample_id in self.files(step).tolist()]
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The part of the plan that workers have."""
+        durations = self.manifest.table.column("duration_seconds").to_numpy()
+        return Windows(
+            torch.tensor(durations, dtype=torch.float64),
+            torch.tensor(self.sample_ids, dtype=torch.int64),
+            self.length_seconds,
+            self.seed,
+        )
+
+
+@lru_cache(maxsize=1)
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """The order of an epoch. A million files take 20 ms and 8 MB: made once an epoch, and one kept at a time."""
+    return seeded_rng(seeds.ORDER, seed, epoch).permutation(count)
+
+
+def evaluation_requests(
+    manifest: Manifest, sample_ids: Sequence[int], length_seconds: float, windows_per_file: int = 1
+) -> list[ClipRequest]:
+    """``windows_per_file`` windows spread evenly over each file, file after file."""
+    durations = manifest.table.column("duration_seconds").to_numpy()
+    return [
+        ClipRequest(sample_id, start)
+        for sample_id in sample_ids
+        for start in spread_starts(float(durations[sample_id]), length_seconds, windows_per_file)
+    ]
+
+
+def share_memory(tensors: Any) -> None:
+    """Move a dataclass's tensors into memory that workers map instead of copying it."""
+    for field in dataclasses.fields(tensors):
+        value = getattr(tensors, field.name)
+        if isinstance(value, Tensor):
+            value.share_memory_()

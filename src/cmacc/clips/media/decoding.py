@@ -1,0 +1,227 @@
+"""Read media: what a file holds (`probe`) and exact windows of it (`decode_clips`)."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from cmacc.clips.clip import Clip, ClipSpec, MediaError
+from cmacc.clips.media.container import LONGEST_SECONDS, Medium, stream_duration_seconds, stream_start_seconds, streams
+from cmacc.clips.media.frames import read_frames
+from cmacc.clips.media.sound import read_sound
+from cmacc.clips.storage import PackedSample, read_extent
+
+_WORTH_A_SEEK_SECONDS = 0.7  # what lies closer is sooner decoded than sought
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds. A file without picture has ``fps``, ``width`` and ``height`` 0."""
+
+    duration_seconds: float
+    fps: float
+    width: int
+    height: int
+    has_audio: bool
+    audio_rate_hz: int
+
+
+def probe(path: Path | str) -> MediaInfo:
+    """Read a file's facts and decode the first frame of each stream, so that a file that cannot be used shows it.
+
+    Raises
+    ------
+    MediaError
+        The file is missing, holds neither picture nor sound, or does not decode.
+    """
+    with Medium.file(path).open() as container:
+        video, audio = streams(container, str(path))
+        if video is not None and next(container.decode(video), None) is None:
+            raise MediaError(f"{path}: no picture could be decoded")
+        has_audio = False
+        if audio is not None:
+            container.seek(0)
+            has_audio = next(container.decode(audio), None) is not None
+        if video is None and not has_audio:
+            raise MediaError(f"{path}: no sound could be decoded")
+        timed = video if video is not None else audio
+        assert timed is not None
+        duration_seconds = stream_duration_seconds(container, timed)
+        if duration_seconds <= 0:
+            raise MediaError(f"{path}: the file states no duration and holds no time stamps")
+        if duration_seconds > LONGEST_SECONDS:
+            raise MediaError(f"{path}: must last at most {LONGEST_SECONDS:g} s, got {duration_seconds:g} s: damaged?")
+        rate = video.average_rate or video.guessed_rate or video.base_rate if video is not None else None
+        return MediaInfo(
+            duration_seconds=duration_seconds,
+            fps=float(rate) if rate else 0.0,
+            width=video.codec_context.width if video is not None else 0,
+            height=video.codec_context.height if video is not None else 0,
+            has_audio=has_audio,
+            audio_rate_hz=int(audio.codec_context.sample_rate) if has_audio and audio is not None else 0,
+        )
+
+
+def decode_clip(source: Path | str | PackedSample, start_seconds: float, spec: ClipSpec) -> Clip:
+    """Decode exactly one window: `decode_clips` with one start."""
+    return decode_clips(source, [start_seconds], spec)[0]
+
+
+def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
+    """Decode exactly the asked windows of one file, which is opened once for all of them.
+
+    Windows that share keyframes or overlap are decoded in one go: k of them cost less than k times one.
+
+    Parameters
+    ----------
+    source
+        A file, or a sample of a packed shard.
+    starts
+        Start of each half-open window ``[start_seconds, start_seconds + spec.length_seconds)`` on the clock that begins
+        with the file's first picture (with its first sample, where there is no picture). A window may reach over the
+        file's ends: there the first or last frame is held and the sound is zero. What happens in a file that is shorter
+        than a window is for ``spec.short_files`` to say.
+    spec
+        Size of the clips.
+
+    Returns
+    -------
+    list of Clip
+        In the order of ``starts``; each has ``spec.frame_count`` frames and ``spec.sample_count`` samples, always. A
+        stream that the file does not have is zeros.
+
+    Raises
+    ------
+    MediaError
+        The file is missing, a stream of it does not decode at that place, or it is too short and ``spec.short_files``
+        is ``refuse``.
+    """
+    if not starts:
+        return []
+    if isinstance(source, PackedSample):
+        media = [
+            Medium(f"{source.shard} at {extent.offset}", read_extent(source.shard, extent))
+            for extent in (source.video, source.audio)
+            if extent is not None
+        ]
+    else:
+        media = [Medium.file(source)]
+    with ExitStack() as stack:
+        opened = [(medium, stack.enter_context(medium.open())) for medium in media]
+        return OpenFile(opened).clips(starts, spec)
+
+
+class OpenFile:
+    """A file's two streams, in one container or in two, on a clock that begins with the first picture."""
+
+    def __init__(self, opened: Sequence[tuple[Medium, InputContainer]]) -> None:
+        self._video: tuple[Medium, InputContainer, VideoStream] | None = None
+        self._audio: tuple[Medium, InputContainer, AudioStream] | None = None
+        for medium, container in opened:
+            video, audio = streams(container, medium.name)
+            if video is not None:
+                self._video = medium, container, video
+            if audio is not None:
+                self._audio = medium, container, audio
+        self._video_origin = stream_start_seconds(self._video[2]) if self._video else 0.0
+        self._audio_origin = stream_start_seconds(self._audio[2]) if self._audio else 0.0
+        if self._video and self._audio and self._video[1] is self._audio[1]:
+            self._audio_origin = self._video_origin  # one clock for both
+
+    def clips(self, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
+        """Decode the windows that begin at ``starts``."""
+        period = self._loop_seconds(spec)
+        count, shape = spec.frame_count, (spec.frame_height, spec.frame_width, 3)
+        if self._video is not None:
+            times = np.concatenate([spec.frame_times(start) for start in starts])
+            frames, frame_seconds = self._pictures(times if period is None else times % period, shape)
+        else:
+            frames = np.zeros((len(starts) * count, *shape), np.uint8)
+            frame_seconds = np.full(len(starts) * count, math.nan)
+        clips = []
+        for number, start in enumerate(starts):
+            own = slice(number * count, (number + 1) * count)
+            waveform, audio_start_seconds = self._waveform(start, spec, period)
+            clips.append(
+                Clip(
+                    torch.from_numpy(frames[own]),
+                    torch.from_numpy(waveform),
+                    start,
+                    torch.from_numpy(frame_seconds[own]),
+                    audio_start_seconds,
+                )
+            )
+        return clips
+
+    def _pictures(
+        self, times: NDArray[np.float64], shape: tuple[int, int, int]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+        """The frames on show at ``times``, in any order, and when each began."""
+        assert self._video is not None
+        order = np.argsort(times, kind="stable")
+        ascending = times[order] + self._video_origin
+        frames, began = np.empty((len(times), *shape), np.uint8), np.empty(len(times))
+        for run in self._runs(ascending):
+            began[run] = read_frames(*self._video, ascending[run].tolist(), frames[run])
+        began -= self._video_origin
+        if len(times) > 1 and (np.diff(order) < 0).any():
+            back = np.argsort(order)
+            return frames[back], began[back]
+        return frames, began
+
+    def _runs(self, ascending: NDArray[np.float64]) -> list[slice]:
+        """Stretches of times that are best decoded in one go: seeking only pays where it leads to another keyframe."""
+        assert self._video is not None
+        stream = self._video[2]
+        cuts = [0]
+        for place in np.flatnonzero(np.diff(ascending) > _WORTH_A_SEEK_SECONDS).tolist():
+            here, there = (int(ascending[i] / (stream.time_base or 1)) for i in (place, place + 1))
+            index = stream.index_entries
+            if not len(index) or index.search_timestamp(here) != index.search_timestamp(there):
+                cuts.append(place + 1)
+        return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(ascending)], strict=True)]
+
+    def _waveform(
+        self, start_seconds: float, spec: ClipSpec, period: float | None
+    ) -> tuple[NDArray[np.float32], float]:
+        """The window's sound and the time of its first sample; zeros and NaN without sound."""
+        if self._audio is None:
+            return np.zeros(spec.sample_count, np.float32), math.nan
+        wanted = spec.audio_start_seconds(start_seconds)
+        if period is None:
+            return self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
+        once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
+        # Each sample's own place: a period of not a whole number of samples would else drift from the picture.
+        places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
+        indices = np.rint(places).astype(np.int64) % len(once)
+        return once[indices], float(indices[0]) / spec.sample_rate_hz
+
+    def _sound(self, start_seconds: float, count: int, rate_hz: int) -> tuple[NDArray[np.float32], float]:
+        assert self._audio is not None
+        waveform, began = read_sound(*self._audio, start_seconds + self._audio_origin, count, rate_hz)
+        return waveform, began - self._audio_origin
+
+    def _loop_seconds(self, spec: ClipSpec) -> float | None:
+        """Length after which the file repeats itself, where it is to be looped; None where it is not."""
+        if spec.short_files == "pad":
+            return None
+        present = self._video if self._video is not None else self._audio
+        assert present is not None
+        medium, container, stream = present
+        seconds = stream_duration_seconds(container, stream)
+        if seconds >= spec.length_seconds:
+            return None
+        if spec.short_files == "refuse" or seconds <= 0:
+            raise MediaError(
+                f"{medium.name}: must last at least as long as a clip, {spec.length_seconds:g} s, got {seconds:.3f} s; "
+                "short_files=pad or loop takes shorter files"
+            )
+        return seconds

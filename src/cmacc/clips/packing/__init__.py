@@ -1,0 +1,1 @@
+"""Manifests to shards that are quick to read at random."""

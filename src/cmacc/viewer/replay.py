@@ -1,0 +1,302 @@
+"""A selection replayed: what the dictionaries were offered before a step, and what they took.
+
+A run logs no negatives, and need not: a checkpoint holds encoders, dictionaries and pools as they were before a step,
+and the batch, its augmentation and the selector's draws are functions of the seed and the step. Encoding that batch
+again and asking the step's own `select_negatives` gives the run's choice: on a CPU key for key, as tests hold it to, in
+the precision that it was trained in. On another kind of device, or on a GPU whose kernels add in no fixed order,
+rounding may tip single picks.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from torch import Tensor
+
+from cmacc.clips import ClipBatch, Manifest, training_loader
+from cmacc.encoders import Encoding
+from cmacc.negatives import ActiveDictionary, Candidates, Keys, Selector
+from cmacc.pretraining.checkpoint import checkpoint_folders, load_checkpoint
+from cmacc.pretraining.config import read_config
+from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.loop import autocast_dtype, training_plan, usable_files
+from cmacc.pretraining.step import select_negatives
+
+log = logging.getLogger("cmacc")
+
+ModalityName = Literal["audio", "video"]
+
+_OTHER: dict[ModalityName, ModalityName] = {"audio": "video", "video": "audio"}
+
+
+class ReplayError(ValueError):
+    """A selection that cannot be replayed; the message says why and the way out."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one dictionary was offered at a step, and took; all tensors on the CPU.
+
+    Attributes
+    ----------
+    modality
+        Of the dictionary's keys.
+    step
+        The step that the checkpoint stands before.
+    pool
+        N keys, in no particular order.
+    eligible
+        ``(N,)``: those that might be chosen.
+    chosen
+        ``(m,)``: places in ``pool``, in the order of picking.
+    before
+        The dictionary's keys before the selection.
+    staying
+        Those of them that stayed; with the chosen they are the dictionary that the step's loss saw.
+    queries
+        ``(M, d)``: the queries that pseudo-labels are about.
+    query_modality
+        Of ``queries``.
+    contrasted
+        ``(M, d)``: the queries that the dictionary's keys are negatives of, those of the other modality. The same as
+        ``queries`` unless pseudo-labels are ``within_modal``.
+    positives
+        ``(M, d)``: the right key of each of ``contrasted``, of the encoder that the loss takes it from.
+    query_ids
+        ``(M,)``: the batch's sample ids.
+    failures
+        ``{sample id: reason}`` of files of the batch that would not decode now and were replaced, as in training. If
+        they did decode then, the run's choice was another.
+    """
+
+    modality: ModalityName
+    step: int
+    pool: Keys
+    eligible: Bool[Tensor, " pool"]
+    chosen: Int[Tensor, " chosen"]
+    before: Keys
+    staying: Keys
+    queries: Float[Tensor, "batch dim"]
+    query_modality: ModalityName
+    contrasted: Float[Tensor, "batch dim"]
+    positives: Float[Tensor, "batch dim"]
+    query_ids: Int[Tensor, " batch"]
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def dictionary(self) -> Keys:
+        """The keys that the step's loss saw, the chosen last."""
+        taken = self.pool[self.chosen]
+        return Keys(*(torch.cat(both) for both in zip(self.staying.fields(), taken.fields(), strict=True)))
+
+
+class SelectionReplay:
+    """The selections of a run, replayed from its checkpoints.
+
+    Parameters
+    ----------
+    run_dir
+        Made by `pretrain`, with a checkpoint at least.
+    device
+        Where to encode; the default is a GPU where there is one, as in training.
+
+    Raises
+    ------
+    ReplayError
+        The run has no dictionary, or no checkpoint at a step that selects.
+    ConfigError, ManifestError, RunError
+        What the run folder points to cannot be read.
+    """
+
+    def __init__(self, run_dir: Path, device: torch.device | None = None) -> None:
+        if not run_dir.is_dir():
+            raise ReplayError(f"run folder {run_dir}: must be a folder made by `cmacc pretrain`, got nothing there")
+        self.run_dir = run_dir
+        self.config = read_config(run_dir / "config.yaml")
+        if self.config.dictionary.selector == "none":
+            raise ReplayError(
+                f"run {run_dir}: dictionary.selector must be active, newest, random or hardest to choose negatives, "
+                "got none; its only negatives are the other clips of each batch"
+            )
+        self._folders = {int(folder.name.removeprefix("step-")): folder for folder in checkpoint_folders(run_dir)}
+        if not self._folders:
+            raise ReplayError(
+                f"run {run_dir}: must hold a checkpoint in {run_dir / 'checkpoints'}, got none; train it "
+                f"first (`cmacc pretrain --resume {run_dir}`)"
+            )
+        every = self.config.dictionary.select_every
+        #: Steps that can be replayed, in order.
+        self.steps = [step for step in self._folders if step % every == 0]
+        if not self.steps:
+            raise ReplayError(
+                f"run {run_dir}: must hold a checkpoint at a multiple of dictionary.select_every ({every}), where keys "
+                f"are chosen, got {_listed(list(self._folders))}"
+            )
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.manifest = Manifest.read(self.config.data.manifest)
+        with _unlogged():
+            sample_ids, _ = usable_files(self.manifest, self.config)
+        self.plan = training_plan(self.manifest, sample_ids, self.config)
+
+    def default_steps(self, most: int = 4) -> list[int]:
+        """The last step that can be replayed and others, evenly spaced, before it."""
+        count = min(most, len(self.steps))
+        return [self.steps[-1 - i * (len(self.steps) - 1) // max(1, count - 1)] for i in range(count)][::-1]
+
+    def check(self, step: int) -> None:
+        """Refuse a step that cannot be replayed.
+
+        Raises
+        ------
+        ReplayError
+            There is no checkpoint before that step, or nothing is chosen at it.
+        """
+        if step not in self.steps:
+            raise ReplayError(
+                f"steps: must be among the checkpoints of run {self.run_dir} at which keys are chosen "
+                f"({_listed(self.steps)}), got {step}; a run with --keep_every N keeps every N-th step's"
+            )
+
+    def at(self, step: int) -> list[Selection]:
+        """Replay a step: the audio dictionary's selection, then the video dictionary's.
+
+        Raises
+        ------
+        ReplayError
+            The step cannot be replayed, or the manifest is no longer that of the run.
+        CheckpointError, MediaError
+            The checkpoint, or a clip of the batch, cannot be read.
+        """
+        self.check(step)
+        # Refreshing comes after the choice; without it no inputs need be held.
+        config = dataclasses.replace(
+            self.config, dictionary=dataclasses.replace(self.config.dictionary, refresh="none")
+        )
+        loader = training_loader(self.plan, config.data.clip, first_step=step, last_step=step + 1, workers=0)
+        with torch.random.fork_rng():  # a checkpoint brings the global generator's state along
+            learner = Learner.build(config, self.device, autocast_dtype(config, self.device))
+            load_checkpoint(learner, self._folders[step])
+            assert learner.audio_dictionary is not None
+            self._check_manifest(learner.audio_dictionary.pool.keys(), step)
+            batch = next(iter(loader)).to(self.device)
+            video, audio = learner.views.of(batch, self.plan.visit(step))
+            with torch.no_grad(), learner.autocast():
+                video_queries, audio_queries = learner.encoder(video, audio)
+                video_keys, audio_keys = video_queries, audio_queries
+                if config.objective.batch_keys != "online":
+                    video_keys, audio_keys = learner.twin(video, audio)
+        return _replayed(learner, (video_queries, audio_queries), (video_keys, audio_keys), batch, step)
+
+    def trained_elsewhere(self, step: int) -> bool:
+        """Whether the checkpoint is of a GPU and this replay is not, or the other way round."""
+        with safe_open(self._folders[step] / "optimizer.safetensors", "pt") as file:
+            return ("random.cuda" in file.keys()) != (self.device.type == "cuda")  # noqa: SIM118, it is no dict
+
+    def start_seconds(self, sample_id: int, step: int) -> float:
+        """Where in its file the clip began that a sample gave to the batch of a step."""
+        return self.plan.windows.request(sample_id, self.plan.visit(step)).start_seconds
+
+    def encoded_at(self, keys: Keys) -> Int[Tensor, " keys"]:
+        """The step whose view each key is of: of one that was encoded anew not that step, but its first."""
+        return torch.where(keys.handles >= 0, keys.handles // self.config.optim.batch_size, keys.steps)
+
+    def _check_manifest(self, pool: Keys, step: int) -> None:
+        """The pool's newest keys are of the batch before; of that batch, few files can have been replaced."""
+        newest = pool.sample_ids[pool.steps == step - 1].cpu()
+        planned = torch.from_numpy(self.plan.files(step - 1))
+        known = len(newest) == 0 or float(torch.isin(newest, planned).float().mean()) > 0.5
+        if not known or (len(pool) > 0 and int(pool.sample_ids.max()) >= len(self.manifest)):
+            raise ReplayError(
+                f"manifest {self.config.data.manifest}: must be as it was when run {self.run_dir} was trained, got "
+                f"other files where step {step - 1} took its batch; restore it, or its files' places in it"
+            )
+
+
+@dataclass
+class _Watched:
+    """A selector that notes what it was asked and what it answered."""
+
+    inner: Selector
+    asked: Candidates | None = None
+    answer: Int[Tensor, " count"] | None = None
+
+    def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
+        self.asked, self.answer = candidates, self.inner.select(candidates, count, generator)
+        return self.answer
+
+
+def _replayed(
+    learner: Learner,
+    queries: tuple[Encoding, Encoding],
+    keys: tuple[Encoding, Encoding],
+    batch: ClipBatch,
+    step: int,
+) -> list[Selection]:
+    """Selections of both dictionaries; ``queries`` and ``keys`` are (video, audio)."""
+    assert learner.audio_dictionary is not None
+    assert learner.video_dictionary is not None
+    dictionaries: list[tuple[ModalityName, ActiveDictionary, Encoding, Encoding, Encoding]] = [
+        ("audio", learner.audio_dictionary, queries[1], queries[0], keys[1]),
+        ("video", learner.video_dictionary, queries[0], queries[1], keys[0]),
+    ]
+    before = {name: dictionary.negatives() for name, dictionary, *_ in dictionaries}
+    watched = {name: _Watched(dictionary.selector) for name, dictionary, *_ in dictionaries}
+    for name, dictionary, *_ in dictionaries:
+        dictionary.selector = watched[name]
+    select_negatives(learner, *queries, batch.sample_ids, step)
+    selections = []
+    for name, dictionary, own, other, right in dictionaries:
+        asked, answer = watched[name].asked, watched[name].answer
+        dictionary.selector = watched[name].inner
+        crosswise = learner.config.dictionary.pseudo_labels == "cross_modal"
+        pool = dictionary.pool.held()[0]
+        if asked is None or answer is None:  # none could be chosen, and the selector was not asked
+            nobody = torch.zeros(len(pool), dtype=torch.bool)
+            offered = pool, nobody, torch.zeros(0, dtype=torch.int64), before[name]
+        else:
+            offered = asked.keys, asked.eligible, answer, asked.staying
+        selections.append(
+            Selection(
+                modality=name,
+                step=step,
+                pool=_on_cpu(offered[0]),
+                eligible=offered[1].cpu(),
+                chosen=offered[2].cpu(),
+                before=_on_cpu(before[name]),
+                staying=_on_cpu(offered[3]),
+                queries=(other if crosswise else own).embedding.float().cpu(),
+                query_modality=_OTHER[name] if crosswise else name,
+                contrasted=other.embedding.float().cpu(),
+                positives=right.embedding.float().cpu(),
+                query_ids=batch.sample_ids.cpu(),
+                failures=batch.failures,
+            )
+        )
+    return selections
+
+
+def _on_cpu(keys: Keys) -> Keys:
+    return Keys(*(value.cpu() for value in keys.fields()))
+
+
+def _listed(steps: list[int]) -> str:
+    shown = ", ".join(str(step) for step in steps[:12])
+    return shown if len(steps) <= 12 else f"{shown}, ... {steps[-1]}"
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """The run has logged the files that it leaves out; with any handler, warnings do not fall through to stderr."""
+    handler = logging.NullHandler()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

@@ -14,6 +14,7 @@ from cmacc.pretraining.config import (
 )
 from cmacc.pretraining.learner import untrained_encoder
 from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, learning_rate, pretrain, start_run
+from cmacc.pretraining.provenance import Provenance, code_version, config_hash
 
 __all__ = [
     "CheckpointError",
@@ -23,10 +24,13 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "PretrainConfig",
+    "Provenance",
     "RunError",
     "RunOutcome",
     "autocast_dtype",
+    "code_version",
     "config_from_plain",
+    "config_hash",
     "last_checkpoint",
     "learning_rate",
     "load_encoder",

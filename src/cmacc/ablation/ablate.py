@@ -1,5 +1,7 @@
 """All runs of a plan, restartably: what is done is kept under a name made of its contents, and never done again.
 
+The code and the version of torch are among these contents: after an upgrade old figures do not come back as new ones.
+
 A folder of an ablation holds ``runs/<key>.json`` (one a run, whole or not there), ``step_seconds.json`` (what equal
 time was reckoned with), decoded clips where the problem has any, and what is made of them: ``metrics.parquet``,
 ``differences.parquet`` and ``table.md``. A plan may be changed and run again in the same folder: runs that it shares
@@ -14,20 +16,21 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cmacc.ablation.clipset import ClipProblem, ManifestClips, RenderedClips, decode_all, render
+from cmacc.ablation.clipset import ClipDataset, ManifestClips, RenderedClips, decode_all, render
 from cmacc.ablation.plan import AblationPlan, BudgetName, Cell, PlanError, run_key
-from cmacc.ablation.problem import Problem, VectorProblem
+from cmacc.ablation.problem import Dataset
 from cmacc.ablation.run import run_cell, step_seconds
-from cmacc.ablation.vectors import VectorWorld
+from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips import Manifest
 from cmacc.clips.parallel import results_of
 from cmacc.clips.storage import written_aside
-from cmacc.pretraining import PretrainConfig
+from cmacc.pretraining import PretrainConfig, Provenance, code_version, require_one_process
 from cmacc.transfer.reading import UnfitError, dataclass_of
 
 # Takes (what, done, total).
@@ -76,8 +79,9 @@ def ablate(
     Raises
     ------
     PlanError, ClipSetError, ManifestError, RunError
-        The problem cannot be had, or a run cannot be made.
+        The data cannot be read or made, or a run cannot be made.
     """
+    require_one_process()
     device = device or torch.device("cpu")
     for cell in plan.cells:
         _world_of(cell.problem)
@@ -147,7 +151,7 @@ def run_rows(folder: Path, run: PlannedRun) -> list[dict[str, Any]] | None:
     try:
         points: list[dict[str, Any]] = json.loads(path.read_text())["points"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"run {path}: cannot be read ({error}); delete it to have it made anew") from error
+        raise PlanError(f"run {path}: cannot be read ({error}); delete it to have the run made again") from error
     return points
 
 
@@ -163,15 +167,17 @@ def _make_run(folder: Path, points: int, device: torch.device, alone: bool, run:
     """Top level, and all by arguments: for spawned processes."""
     if alone and device.type == "cpu":
         torch.set_num_threads(1)
-    problem = _problem(json.dumps(run.cell.problem, sort_keys=True), run.config.seed, str(folder), str(device))
-    found = run_cell(problem, run.config, points)
+    dataset = _dataset(json.dumps(run.cell.problem, sort_keys=True), run.config.seed, str(folder), str(device))
+    found = run_cell(dataset, run.config, points, device)
     told = {
         "regime": run.cell.regime,
         "variant": run.cell.variant,
         "seed": run.config.seed,
         "steps": run.config.optim.steps,
         "device": str(device),
-        "torch": torch.__version__,
+        "provenance": dataclasses.asdict(
+            Provenance.now(device, run.config.seed, config=run.key, data=str(run.cell.problem.get("decoded", "")))
+        ),
         "points": [dataclasses.asdict(point) for point in found],
     }
     with written_aside(_run_path(folder, run.key)) as aside:
@@ -179,12 +185,12 @@ def _make_run(folder: Path, points: int, device: torch.device, alone: bool, run:
 
 
 @lru_cache(maxsize=2)
-def _problem(plain: str, seed: int, folder: str, device: str) -> Problem:
-    """The problem of a cell; decoded clips and drawn worlds serve the runs that follow as well."""
+def _dataset(plain: str, seed: int, folder: str, device: str) -> Dataset:
+    """The data of a cell; decoded clips and drawn worlds serve the runs that follow as well."""
     problem = json.loads(plain)
     if problem["kind"] == "vectors":
-        return VectorProblem(_world_of(problem), seed, torch.device(device))
-    return ClipProblem(Path(folder) / problem["decoded"], torch.device(device))
+        return VectorDataset(_world_of(problem), seed, torch.device(device))
+    return ClipDataset(Path(folder) / problem["decoded"], torch.device(device))
 
 
 def _world_of(problem: dict[str, Any]) -> Any:
@@ -204,7 +210,8 @@ def _prepared(cell: Cell, folder: Path, fingerprint: Callable[[Path], str], prog
     world = _world_of(cell.problem)
     if isinstance(world, VectorWorld):
         return cell
-    named = hashlib.sha256(json.dumps(cell.problem, sort_keys=True).encode()).hexdigest()[:12]
+    facts: list[Any] = [cell.problem, code_version("clips/synthetic")]
+    named = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     if isinstance(world, RenderedClips):
         manifest = folder / f"rendered-{named}" / "manifest.parquet"
         if not manifest.exists():
@@ -213,7 +220,10 @@ def _prepared(cell: Cell, folder: Path, fingerprint: Callable[[Path], str], prog
         manifest = Path(world.manifest)
     data = dataclasses.replace(cell.config.data, manifest=manifest)
     config = dataclasses.replace(cell.config, data=data)
-    facts = [fingerprint(manifest), data.split, data.max_bad_fraction, dataclasses.asdict(data.clip)]
+    facts = [
+        fingerprint(manifest), data.split, data.max_bad_fraction, dataclasses.asdict(data.clip), code_version("clips"),
+        version("av"),
+    ]  # fmt: skip
     decoded = f"clips-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}.safetensors"
     if not (folder / decoded).exists():
         decode_all(config, folder / decoded, progress)
@@ -236,11 +246,11 @@ def _equal_steps(
         own = [cell for cell in cells if cell.regime == regime and plan.has(cell, "time")]
         keys = [run_key(cell.problem, cell.seeded(plan.seeds[0]), 0, device.type) for cell in own]
         if any(key not in known for key in keys):
-            problems = [
-                _problem(json.dumps(c.problem, sort_keys=True), plan.seeds[0], str(folder), str(device)) for c in own
+            datasets = [
+                _dataset(json.dumps(c.problem, sort_keys=True), plan.seeds[0], str(folder), str(device)) for c in own
             ]
-            pairs = [(p, c.seeded(plan.seeds[0])) for p, c in zip(problems, own, strict=True)]
-            known |= dict(zip(keys, step_seconds(pairs), strict=True))
+            pairs = [(d, c.seeded(plan.seeds[0])) for d, c in zip(datasets, own, strict=True)]
+            known |= dict(zip(keys, step_seconds(pairs, device), strict=True))
             with written_aside(path) as aside:
                 aside.write_text(json.dumps(known, indent=1))
         progress("step times", number + 1, len(plan.regimes))

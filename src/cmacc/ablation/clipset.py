@@ -30,9 +30,11 @@ from cmacc.clips import (
 )
 from cmacc.clips.storage import written_aside
 from cmacc.clips.synthetic import WorldConfig, write_world
-from cmacc.pretraining import PretrainConfig, autocast_dtype
+from cmacc.encoders import MODALITIES, AudioVisualEncoder
+from cmacc.pretraining import PretrainConfig, untrained_encoder
+from cmacc.pretraining.clip_stream import check_bad_fraction, note_bad_file, usable_files
+from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.loop import usable_files
 
 _MEASURED_AT_ONCE = 100
 Progress = Callable[[str, int, int], None]
@@ -97,6 +99,8 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
     ------
     ClipSetError
         Nothing is held out.
+    RunError
+        More than ``data.max_bad_fraction`` of the files do not decode; fewer are logged, and named in the file.
     """
     manifest = Manifest.read(config.data.manifest)
     training, _ = usable_files(manifest, config)
@@ -113,9 +117,13 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
     spec = config.data.clip
     requests = evaluation_requests(manifest, [*training, *held_out], spec.length_seconds)
     batches: list[ClipBatch] = []
+    skipped: dict[str, str] = {}
     for batch in evaluation_loader(manifest, requests, spec, batch_size=50, workers=config.data.workers):
         batches.append(batch)
+        for sample_id, reason in batch.failures.items():
+            note_bad_file(skipped, str(manifest.records[sample_id].path), reason)
         progress("clips decoded", min(len(requests), 50 * len(batches)), len(requests))
+    check_bad_fraction(skipped, len(requests), config.data.max_bad_fraction)
     ids = torch.cat([batch.sample_ids for batch in batches])
     is_training = torch.isin(ids, torch.tensor(training))
     order = torch.cat([is_training.nonzero().flatten(), (~is_training).nonzero().flatten()])
@@ -124,13 +132,18 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
         "waveforms": torch.cat([batch.waveforms for batch in batches]).half()[order],
         "labels": torch.tensor(manifest.label_indices(), dtype=torch.int64)[ids][order],
     }
-    facts = {"training": int(is_training.sum()), "fingerprint": manifest.fingerprint()}
+    facts = {"training": int(is_training.sum()), "fingerprint": manifest.fingerprint(), "skipped": skipped}
     with written_aside(out) as aside:
         save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
 
 
-class ClipProblem:
+class ClipDataset:
     """What `decode_all` wrote: training clips first, then held-out ones.
+
+    Attributes
+    ----------
+    skipped
+        ``{path: reason}`` of the files that did not decode.
 
     Raises
     ------
@@ -145,10 +158,13 @@ class ClipProblem:
                 facts = json.loads(file.metadata()["facts"])
                 tensors = {name: file.get_tensor(name) for name in ("frames", "waveforms", "labels")}
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise ClipSetError(f"decoded clips {path}: cannot be read ({error}); delete it to decode anew") from error
+            raise ClipSetError(
+                f"decoded clips {path}: cannot be read ({error}); delete it to have it decoded again"
+            ) from error
         self._frames, self._waveforms = tensors["frames"].to(device), tensors["waveforms"].to(device)
         self._labels: Tensor = tensors["labels"]
         self._training = int(facts["training"])
+        self.skipped: dict[str, str] = facts.get("skipped", {})
 
     @property
     def labels(self) -> Tensor:
@@ -160,9 +176,13 @@ class ClipProblem:
         """Of the held-out clips."""
         return self._labels[self._training :]
 
-    def learner(self, config: PretrainConfig) -> Learner:
+    def encoder(self, config: PretrainConfig) -> AudioVisualEncoder:
         """As `cmacc pretrain` begins."""
-        return Learner.build(config, self._device, autocast_dtype(config, self._device))
+        return untrained_encoder(config)
+
+    def views(self, config: PretrainConfig) -> ClipViews:
+        """As in `cmacc pretrain`."""
+        return ClipViews(config, self._device)
 
     def batch(self, sample_ids: Tensor) -> ClipBatch:
         """These clips."""
@@ -181,14 +201,14 @@ class ClipProblem:
             if config.data.augment.grey_probability == 1:
                 video = grey_video(video)
             with learner.autocast():
-                encodings = encoder(video, log_mel(self._waveforms[rows.to(self._device)].float()))
-            for name, encoding in zip(("video", "audio"), encodings, strict=True):
+                encodings = encoder(video=video, audio=log_mel(self._waveforms[rows.to(self._device)].float()))
+            for name, encoding in encodings.items():
                 parts[name].append(plain_rows(encoding.feature))
                 parts[f"{name}_key"].append(plain_rows(encoding.embedding))
         encoder.train()
         joined = {name: np.concatenate(rows) for name, rows in parts.items()}
         cut = self._training
         return Measured(
-            features={name: (joined[name][:cut], joined[name][cut:]) for name in ("video", "audio")},
-            matched={name: joined[f"{name}_key"][cut:] for name in ("video", "audio")},
+            features={m: (joined[m][:cut], joined[m][cut:]) for m in MODALITIES},
+            matched={m: joined[f"{m}_key"][cut:] for m in MODALITIES},
         )

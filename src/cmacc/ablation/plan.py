@@ -28,13 +28,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 import yaml
 
-from cmacc.pretraining import ConfigError, PretrainConfig, config_from_plain, to_plain
+from cmacc.pretraining import ConfigError, PretrainConfig, code_version, config_from_plain, to_plain
+from cmacc.pretraining.config import present_name, with_present_names
 from cmacc.transfer.reading import UnfitError, value_of
 
 BudgetName = Literal["steps", "time"]
-_RUN_FORMAT = 2
+_RUN_FORMAT = 3
+# The folders whose code shapes a run's figures.
+_SHAPING_CODE = ("clips", "encoders", "negatives", "objectives", "pretraining", "ablation")
 _DEFAULTS: dict[str, Any] = {
     "title": "",
     "settings": {},
@@ -174,7 +178,7 @@ def plan_from_plain(plain: object) -> AblationPlan:
         raise PlanError(f"must be a mapping with `problem` and `variants` or `grid`, got {plain!r:.60}")
     for name in plain:
         if name not in _TYPES:
-            raise PlanError(f"{name} is no setting of a plan; they are {', '.join(_TYPES)}")
+            raise PlanError(f"unknown setting {name} of a plan; the settings are {', '.join(_TYPES)}")
     filled = {name: value for name, value in _DEFAULTS.items() if name not in plain} | dict(plain)
     values = {name: value_of(hint, filled, name) for name, hint in _TYPES.items()}
     if not values["variants"] and not values["grid"]:
@@ -220,7 +224,15 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, dev
         plain["dictionary"].pop("refresh_every", None)
     for name in ("save_every", "keep_every", "health_every"):
         plain.pop(name)
-    told = {"format": _RUN_FORMAT, "problem": dict(problem), "config": plain, "points": points, "device": device}
+    told = {
+        "format": _RUN_FORMAT,
+        "problem": dict(problem),
+        "config": plain,
+        "points": points,
+        "device": device,
+        "code": code_version(*_SHAPING_CODE),
+        "torch": torch.__version__,
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -239,8 +251,9 @@ def _cell(
     what = f"variant {variant!r}" + (f" in regime {regime!r}" if regime else "")
     own_problem = dict(problem)
     plain = cast("dict[str, Any]", to_plain(PretrainConfig()))
-    _merge(plain, settings, "settings")
+    _merge(plain, with_present_names(settings), "settings")
     for name, value in changes.items():
+        name, value = present_name(name, value)
         if name.startswith("problem."):
             own_problem[name.removeprefix("problem.")] = value
         else:
@@ -249,7 +262,9 @@ def _cell(
             for part in path:
                 inner = inner.get(part) if isinstance(inner, dict) else None
             if not isinstance(inner, dict) or last not in inner:
-                raise PlanError(f"{what}: {name} is no setting; they are those of `cmacc pretrain`, and problem.*")
+                raise PlanError(
+                    f"{what}: unknown setting {name}; the settings are those of `cmacc pretrain`, and problem.*"
+                )
             inner[last] = value
     try:
         return Cell(regime, variant, own_problem, config_from_plain(plain))
@@ -260,7 +275,7 @@ def _cell(
 def _merge(into: dict[str, Any], changes: Mapping[str, Any], where: str) -> None:
     for name, value in changes.items():
         if name not in into:
-            raise PlanError(f"{where}.{name} is no setting of `cmacc pretrain`")
+            raise PlanError(f"unknown setting {where}.{name}; the settings are those of `cmacc pretrain`")
         if isinstance(into[name], dict) and isinstance(value, Mapping):
             _merge(into[name], value, f"{where}.{name}")
         else:

@@ -1,5 +1,10 @@
-"""What is learnt in an ablation, behind one protocol: vectors, rendered clips, or the clips of a manifest."""
+"""What is learnt in an ablation: a table of samples that all lie in memory, trained on and measured.
 
+A `Dataset` is drawn or decoded once and serves many runs; with a run's settings it becomes a `TableProblem`, which
+`cmacc.pretraining.Trainer` drives.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,14 +14,15 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cmacc.ablation.vectors import VectorBatch, VectorViews, VectorWorld, draw_vectors, vector_pair
-from cmacc.pretraining import PretrainConfig
+from cmacc.clips.loading.plan import epoch_order
+from cmacc.encoders import EncoderPair, Modality
+from cmacc.pretraining import Batch, PretrainConfig, Views
 from cmacc.pretraining.learner import Learner
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Frozen encoders on both parts of a problem.
+    """Frozen encoders on both parts of a data set.
 
     Attributes
     ----------
@@ -26,13 +32,13 @@ class Measured:
         Embeddings ``(n, d)`` of the held-out samples, by modality.
     """
 
-    features: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    matched: dict[str, NDArray[np.float32]]
+    features: dict[Modality, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    matched: dict[Modality, NDArray[np.float32]]
 
 
 @runtime_checkable
-class Problem(Protocol):
-    """Training samples 0..samples-1 with labels (-1: unknown), held-out samples, and learners that begin on them."""
+class Dataset(Protocol):
+    """Training samples 0..samples-1 with labels (-1: unknown), and held-out samples."""
 
     @property
     def labels(self) -> Int[Tensor, " samples"]:
@@ -44,12 +50,16 @@ class Problem(Protocol):
         """Of the held-out samples."""
         ...
 
-    def learner(self, config: PretrainConfig) -> Learner:
-        """A learner at step 0."""
+    def encoder(self, config: PretrainConfig) -> EncoderPair:
+        """Untrained encoders that fit."""
         ...
 
-    def batch(self, sample_ids: Int[Tensor, " batch"]) -> Any:
-        """These training samples, for the learner's step."""
+    def views(self, config: PretrainConfig) -> Views:
+        """How batches become their inputs."""
+        ...
+
+    def batch(self, sample_ids: Int[Tensor, " batch"]) -> Batch:
+        """These training samples."""
         ...
 
     def measured(self, learner: Learner) -> Measured:
@@ -57,41 +67,40 @@ class Problem(Protocol):
         ...
 
 
-class VectorProblem:
-    """`VectorWorld` of one seed, on the CPU or a GPU."""
+class TableProblem:
+    """A data set with a run's settings: its encoders, views and order of samples.
 
-    def __init__(self, world: VectorWorld, seed: int, device: torch.device) -> None:
-        self._world, self._device = world, device
-        self._data, self._held_out = draw_vectors(world, seed)
-        self.labels, self.held_out_labels = self._data.labels, self._held_out.labels
+    Raises
+    ------
+    ValueError
+        There are fewer samples than a batch needs.
+    """
 
-    def learner(self, config: PretrainConfig) -> Learner:
-        """Perceptrons on the vectors, in float32."""
-        views = VectorViews(self._data, self._world.noise, config.seed, self._device)
-        return Learner.around(vector_pair(self._world, config), views, config, self._device, None)
+    def __init__(self, dataset: Dataset, config: PretrainConfig, device: torch.device) -> None:
+        self._dataset, self._config = dataset, config
+        self._count, self._size = len(dataset.labels), config.optim.batch_size
+        if self._count < self._size:
+            raise ValueError(f"optim.batch_size must be at most the {self._count} training samples, got {self._size}")
+        self.views = dataset.views(config)
+        self.labels: Tensor = dataset.labels.to(device)
 
-    def batch(self, sample_ids: Int[Tensor, " batch"]) -> VectorBatch:
-        """Their numbers."""
-        return VectorBatch(sample_ids, self.labels[sample_ids])
+    def encoder(self) -> EncoderPair:
+        """The data set's."""
+        return self._dataset.encoder(self._config)
 
-    @torch.no_grad()
-    def measured(self, learner: Learner) -> Measured:
-        """Without noise."""
-        encoder = learner.encoder.eval()
-        sides = [encoder(part.video.to(self._device), part.audio.to(self._device)) for part in
-                 (self._data, self._held_out)]  # fmt: skip
-        encoder.train()
-        (train_video, train_audio), (video, audio) = sides
-        return Measured(
-            features={
-                "video": (plain_rows(train_video.feature), plain_rows(video.feature)),
-                "audio": (plain_rows(train_audio.feature), plain_rows(audio.feature)),
-            },
-            matched={"video": plain_rows(video.embedding), "audio": plain_rows(audio.embedding)},
-        )
+    def visit(self, step: int) -> int:
+        """The epoch."""
+        return step // (self._count // self._size)
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """Every epoch in an order of its own, by the seed, less what does not fill a batch."""
+        for step in range(first_step, last_step):
+            place = step % (self._count // self._size) * self._size
+            order = epoch_order(self._config.seed, self.visit(step), self._count)
+            yield self._dataset.batch(torch.from_numpy(order[place : place + self._size]))
 
 
-def plain_rows(rows: Tensor) -> NDArray[np.float32]:
+def plain_rows(rows: Any) -> NDArray[np.float32]:
     """On the CPU, in float32."""
     plain: NDArray[np.float32] = rows.float().cpu().numpy()
     return plain

@@ -1,25 +1,21 @@
 """One run of an ablation: train, and measure at points along the way."""
 
 import math
-import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from cmacc.ablation.problem import Problem
+from cmacc.ablation.problem import Dataset, TableProblem
 from cmacc.ablation.scores import scores_of
-from cmacc.clips.loading.plan import epoch_order
-from cmacc.pretraining import PretrainConfig, learning_rate
-from cmacc.pretraining.clock import PhaseClock
-from cmacc.pretraining.health import dictionary_health
-from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.step import training_step
+from cmacc.pretraining import PretrainConfig, Trainer
+from cmacc.pretraining.health import dictionaries_health
 
 _PLATEAU_STEPS = 20
 _PLATEAU_SHARE = 0.9
+_DIRECTIONS = ("video_to_audio/", "audio_to_video/")
+_DICTIONARIES = ("video_dictionary/", "audio_dictionary/")
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,10 @@ class Point:
 
 
 def run_cell(
-    problem: Problem,
+    dataset: Dataset,
     config: PretrainConfig,
     points: int,
+    device: torch.device | None = None,
     progress: Callable[[int, int], None] = lambda done, all_: None,
 ) -> list[Point]:
     """Train from step 0 to ``config.optim.steps`` and measure at ``points`` evenly spaced steps, the last at the end.
@@ -47,92 +44,80 @@ def run_cell(
     Returns
     -------
     list of Point
-        The same for the same problem and config, but for the seconds.
+        The same for the same data set and config, but for the seconds.
+
+    Raises
+    ------
+    DivergenceError
+        The loss or the embeddings are no longer finite.
+    ValueError
+        There are fewer samples than a batch needs.
     """
-    learner = problem.learner(config)
-    steps, size, count = config.optim.steps, config.optim.batch_size, len(problem.labels)
-    if count < size:
-        raise ValueError(f"run_cell: optim.batch_size must be at most the {count} training samples, got {size}")
+    device = device or torch.device("cpu")
+    problem = TableProblem(dataset, config, device)
+    trainer = Trainer(problem, config, device)
+    steps, size = config.optim.steps, config.optim.batch_size
     due = {round(steps * (i + 1) / points) for i in range(points)}
     found: list[Point] = []
     sums: dict[str, list[float]] = defaultdict(list)
     recent: deque[float] = deque(maxlen=_PLATEAU_STEPS)
     left_at: int | None = None
     seconds = 0.0
-    labels, held_out_labels = problem.labels.numpy(), problem.held_out_labels.numpy()
-    for step in range(steps):
-        started = time.perf_counter()
-        batch, result = _step(problem, learner, step)
-        row = result.metrics()
-        seconds += time.perf_counter() - started
-        if not math.isfinite(row["loss"]):
-            raise ValueError(f"the loss at step {step} is {row['loss']}; a lower optim.learning_rate may help")
-        for name, value in _both_ways(row).items():
+    labels, held_out_labels = dataset.labels.numpy(), dataset.held_out_labels.numpy()
+    for done in trainer.steps():
+        seconds += done.seconds
+        figures = _over_both(done.metrics, _DIRECTIONS)
+        if "mutual_information_ceiling" in done.metrics:
+            figures["mutual_information_ceiling"] = done.metrics["mutual_information_ceiling"]
+        for name, value in figures.items():
             sums[name].append(value)
-        if left_at is None and "batch_loss_v2a" in row:
-            recent.append((row["batch_loss_v2a"] + row["batch_loss_a2v"]) / 2)
+        if left_at is None and "batch_loss" in figures:
+            recent.append(figures["batch_loss"])
             if len(recent) == _PLATEAU_STEPS and sum(recent) / len(recent) < _PLATEAU_SHARE * math.log(size):
-                left_at = step + 1
-        if step + 1 in due:
+                left_at = done.step + 1
+        if done.step + 1 in due:
             metrics = {name: sum(values) / len(values) for name, values in sums.items()}
-            metrics |= _health(learner, batch.labels.to(learner.device), problem.labels.to(learner.device), step)
-            metrics |= scores_of(problem.measured(learner), labels, held_out_labels)
+            health = dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
+            metrics |= _over_both(health, _DICTIONARIES)
+            metrics |= scores_of(dataset.measured(trainer.learner), labels, held_out_labels)
             if config.objective.in_batch:
-                metrics |= {"plateau_steps": float(left_at or step + 1), "left_plateau": float(left_at is not None)}
-            found.append(Point(step + 1, seconds, metrics))
+                metrics |= {
+                    "plateau_steps": float(left_at or done.step + 1),
+                    "left_plateau": float(left_at is not None),
+                }
+            found.append(Point(done.step + 1, seconds, metrics))
             sums.clear()
-        progress(step + 1, steps)
+        progress(done.step + 1, steps)
     return found
 
 
-def step_seconds(problems: list[tuple[Problem, PretrainConfig]], rounds: int = 3, steps: int = 16) -> list[float]:
+def step_seconds(
+    runs: list[tuple[Dataset, PretrainConfig]],
+    device: torch.device | None = None,
+    rounds: int = 3,
+    steps: int = 16,
+) -> list[float]:
     """Seconds of a step of each, once its pool and dictionary are full: medians of short stretches that take turns.
 
     Turns, so that whatever else the machine does meanwhile falls on all alike.
     """
-    learners = [problem.learner(config) for problem, config in problems]
-    done = [0] * len(learners)
-    stretches: list[list[float]] = [[] for _ in learners]
+    device = device or torch.device("cpu")
+    trainers = [Trainer(TableProblem(dataset, config, device), config, device) for dataset, config in runs]
+    stretches: list[list[float]] = [[] for _ in trainers]
     for turn in range(rounds + 1):
-        for i, (problem, config) in enumerate(problems):
+        for own, trainer in zip(stretches, trainers, strict=True):
             # The first turn fills pool and dictionary, and is not counted.
-            filled = (config.dictionary.pool_size + config.dictionary.size) // config.optim.batch_size + 5
-            started = time.perf_counter()
-            for _ in range(filled if turn == 0 else steps):
-                _step(problem, learners[i], done[i])
-                done[i] += 1
+            sizes = trainer.config.dictionary
+            filling = (sizes.pool_size + sizes.size) // trainer.config.optim.batch_size + 5
+            until = trainer.next_step + (filling if turn == 0 else steps)
+            seconds = [done.seconds for done in trainer.steps(until)]
             if turn > 0:
-                stretches[i].append((time.perf_counter() - started) / steps)
+                own.append(sum(seconds) / len(seconds))
     return [sorted(own)[len(own) // 2] for own in stretches]
 
 
-def _step(problem: Problem, learner: Learner, step: int) -> Any:
-    """A step on the batch that is due; (batch, result). The order of samples depends on the seed and the step alone."""
-    config = learner.config
-    size, count = config.optim.batch_size, len(problem.labels)
-    epoch, place = divmod(step, count // size)
-    ids = torch.from_numpy(epoch_order(config.seed, epoch, count)[place * size : (place + 1) * size])
-    for group in learner.optimizer.param_groups:
-        group["lr"] = learning_rate(config.optim, step)
-    batch = problem.batch(ids)
-    return batch, training_step(learner, batch, step, epoch, PhaseClock(learner.device))
-
-
-def _both_ways(row: dict[str, float]) -> dict[str, float]:
-    """Means of what is known of both directions, under one name."""
-    means = {
-        name.removesuffix("_v2a"): (value + row[name.replace("_v2a", "_a2v")]) / 2
-        for name, value in row.items()
-        if name.endswith("_v2a")
-    }
-    return means | {"mi_ceiling": row["mi_ceiling"]}
-
-
-def _health(learner: Learner, query_labels: torch.Tensor, labels: torch.Tensor, step: int) -> dict[str, float]:
-    both = [
-        dictionary_health(dictionary.negatives(), query_labels, labels, step)
-        for dictionary in (learner.audio_dictionary, learner.video_dictionary)
-        if dictionary is not None
-    ]
-    shared = set(both[0]).intersection(*both[1:]) if both else set()
-    return {name: sum(one[name] for one in both) / len(both) for name in sorted(shared)}
+def _over_both(row: dict[str, float], prefixes: tuple[str, str]) -> dict[str, float]:
+    """Means of what is known under both prefixes, by the name after them."""
+    first, second = prefixes
+    names = [name.removeprefix(first) for name in row if name.startswith(first)]
+    return {n: (row[first + n] + row[second + n]) / 2 for n in sorted(names) if second + n in row}

@@ -19,9 +19,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cmacc.ablation.problem import Measured, plain_rows
 from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import Encoder, EncoderPair
+from cmacc.encoders import MODALITIES, Encoder, EncoderPair, Modality
 from cmacc.pretraining import PretrainConfig
+from cmacc.pretraining.learner import Learner
 
 _WORLD, _ENCODERS = 100, 101  # purposes of random numbers, beside those of `cmacc.clips.seeds`
 _NOISE_ROWS = 8192
@@ -138,35 +140,35 @@ class VectorBatch:
     sample_ids: Int[Tensor, " batch"]
     labels: Int[Tensor, " batch"]
 
+    def to(self, device: torch.device) -> "VectorBatch":
+        """The numbers on a device."""
+        return VectorBatch(self.sample_ids.to(device), self.labels.to(device))
+
 
 class VectorViews:
     """The vectors of samples with noise that depends on (seed, visit, sample id) alone."""
 
     def __init__(self, data: PairedVectors, noise: float, seed: int, device: torch.device) -> None:
-        self._tables = {"video": data.video.to(device), "audio": data.audio.to(device)}
+        self._tables: dict[Modality, Tensor] = {"video": data.video.to(device), "audio": data.audio.to(device)}
         rng = seeded_rng(_WORLD, seed, 1)
         size = data.video.shape[1]
         # Drawn once: a generator for each sample and visit would take longer than the step.
         self._noise = torch.from_numpy((noise * rng.normal(size=(_NOISE_ROWS, size))).astype(np.float32)).to(device)
 
-    def of(self, batch: VectorBatch, visit: int) -> tuple[Tensor, Tensor]:
+    def of(self, batch: VectorBatch, visit: int) -> dict[Modality, Tensor]:
         """``(M, input_size)`` of each modality."""
         visits = torch.full_like(batch.sample_ids, visit)
-        return self._noisy("video", batch.sample_ids, visits), self._noisy("audio", batch.sample_ids, visits)
+        return {modality: self._noisy(modality, batch.sample_ids, visits) for modality in MODALITIES}
 
     def kept(self, batch: VectorBatch, visit: int) -> dict[str, Tensor]:
         """Which samples, and which visit: the tables hold the rest."""
         return {"sample_ids": batch.sample_ids, "visits": torch.full_like(batch.sample_ids, visit)}
 
-    def video_again(self, kept: Callable[[str], Tensor]) -> Tensor:
+    def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
         """``(M, input_size)``."""
-        return self._noisy("video", kept("sample_ids"), kept("visits"))
+        return self._noisy(modality, kept("sample_ids"), kept("visits"))
 
-    def audio_again(self, kept: Callable[[str], Tensor]) -> Tensor:
-        """``(M, input_size)``."""
-        return self._noisy("audio", kept("sample_ids"), kept("visits"))
-
-    def _noisy(self, modality: str, sample_ids: Tensor, visits: Tensor) -> Tensor:
+    def _noisy(self, modality: Modality, sample_ids: Tensor, visits: Tensor) -> Tensor:
         # Two multiplicative hashes, one a modality; samples that share a row of noise are thousands apart.
         place = (sample_ids * 2_654_435_761 + visits * 40_503 + (97 if modality == "audio" else 0)) % _NOISE_ROWS
         table = self._tables[modality]
@@ -176,7 +178,7 @@ class VectorViews:
 def vector_pair(world: VectorWorld, config: PretrainConfig) -> EncoderPair:
     """Untrained encoders: perceptrons with two layers of 128 units; weights depend on ``config.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # the GPUs' generators are the calling program's
         encoders = (
             Encoder(
                 _perceptron(world.input_size), _HIDDEN, config.encoder.head, config.encoder.hidden_size,
@@ -196,3 +198,38 @@ def _perceptron(inputs: int) -> nn.Sequential:
         nn.BatchNorm1d(_HIDDEN),
         nn.ReLU(),
     )
+
+
+class VectorDataset:
+    """`VectorWorld` of one seed, on the CPU or a GPU."""
+
+    def __init__(self, world: VectorWorld, seed: int, device: torch.device) -> None:
+        self._world, self._device = world, device
+        self._data, self._held_out = draw_vectors(world, seed)
+        self.labels, self.held_out_labels = self._data.labels, self._held_out.labels
+
+    def encoder(self, config: PretrainConfig) -> EncoderPair:
+        """Perceptrons."""
+        return vector_pair(self._world, config)
+
+    def views(self, config: PretrainConfig) -> VectorViews:
+        """The vectors with noise."""
+        return VectorViews(self._data, self._world.noise, config.seed, self._device)
+
+    def batch(self, sample_ids: Int[Tensor, " batch"]) -> VectorBatch:
+        """Their numbers."""
+        return VectorBatch(sample_ids, self.labels[sample_ids])
+
+    @torch.no_grad()
+    def measured(self, learner: Learner) -> Measured:
+        """Without noise."""
+        encoder = learner.encoder.eval()
+        training, held_out = (
+            encoder(video=part.video.to(self._device), audio=part.audio.to(self._device))
+            for part in (self._data, self._held_out)
+        )
+        encoder.train()
+        return Measured(
+            features={m: (plain_rows(training[m].feature), plain_rows(held_out[m].feature)) for m in MODALITIES},
+            matched={m: plain_rows(held_out[m].embedding) for m in MODALITIES},
+        )

@@ -1,14 +1,27 @@
 """Clips to embeddings: video and audio backbones, projection heads, the pair, the momentum copy."""
 
-from cmacc.encoders.momentum import momentum_copy, update_momentum
-from cmacc.encoders.pair import AudioVisualEncoder, Encoder, EncoderConfig, EncoderPair, Encoding
+from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum
+from cmacc.encoders.pair import (
+    MODALITIES,
+    AudioVisualEncoder,
+    Encoder,
+    EncoderConfig,
+    EncoderPair,
+    Encoding,
+    Modality,
+)
 
 __all__ = [
+    "MODALITIES",
     "AudioVisualEncoder",
+    "Backbone",
     "Encoder",
     "EncoderConfig",
     "EncoderPair",
     "Encoding",
+    "Modality",
     "momentum_copy",
+    "unwrapped",
     "update_momentum",
 ]

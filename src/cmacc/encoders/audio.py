@@ -1,4 +1,4 @@
-"""Audio backbones: ``(M, mels, time)`` log-mel spectrograms to ``(M, feature_size)``."""
+"""Audio backbones: ``(M, mels, time)`` log-mel spectrograms to a feature map and from it to ``(M, feature_size)``."""
 
 from itertools import pairwise
 from typing import Literal, get_args
@@ -8,13 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cmacc.encoders.backbone import Backbone
+
 AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
 
 _TIME_BINS = 8
 _FREQUENCY_BINS = 5
+_MAP_LAYERS = 12  # of `TinyAudio.layers`: four convolutions, each with its norm and ReLU
 
 
-class TinyAudio(nn.Module):
+class TinyAudio(Backbone):
     """Four 2-D convolutions over the spectrogram, then one over its full height.
 
     Like `TinyVideo` it keeps eight bins of time. Frequency is not pooled but weighed: pitch is *where* on that axis
@@ -37,9 +40,16 @@ class TinyAudio(nn.Module):
             nn.Flatten(),
         )
 
-    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
-        """Features before any projection."""
-        features: Tensor = self.layers(self.normalise(spectrograms)[:, None])
+    def feature_map(
+        self, inputs: Float[Tensor, "batch mels time"]
+    ) -> Float[Tensor, "batch channels map_mels map_time"]:
+        """Responses of the convolutions before the one over the full height."""
+        responses: Tensor = self.layers[:_MAP_LAYERS](self.normalise(inputs)[:, None])
+        return responses
+
+    def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
+        """Weighed over frequency, in eight bins of time."""
+        features: Tensor = self.layers[_MAP_LAYERS:](feature_map)
         return features
 
 
@@ -53,7 +63,7 @@ def _convolution(
     ]
 
 
-class ResNet18Audio(nn.Module):
+class ResNet18Audio(Backbone):
     """torchvision's ResNet-18 on the spectrogram as a picture of one channel."""
 
     feature_size = 512
@@ -67,13 +77,22 @@ class ResNet18Audio(nn.Module):
         self.network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.network.fc = nn.Identity()
 
-    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
-        """Features before any projection."""
-        features: Tensor = self.network(self.normalise(spectrograms)[:, None])
-        return features
+    def feature_map(
+        self, inputs: Float[Tensor, "batch mels time"]
+    ) -> Float[Tensor, "batch channels map_mels map_time"]:
+        """What the last block gives, by frequency and time."""
+        network = self.network
+        x: Tensor = network.maxpool(network.relu(network.bn1(network.conv1(self.normalise(inputs)[:, None]))))
+        for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+            x = layer(x)
+        return x
+
+    def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
+        """The mean over frequency and time."""
+        return functional.adaptive_avg_pool2d(feature_map, 1).flatten(1)
 
 
-class ResNet18Audio1d(nn.Module):
+class ResNet18Audio1d(Backbone):
     """ResNet-18 convolved over time alone, the mel bands being its input channels, as in the paper's first code."""
 
     feature_size = 512
@@ -96,10 +115,14 @@ class ResNet18Audio1d(nn.Module):
             )
         )
 
-    def forward(self, spectrograms: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch features"]:
-        """Features before any projection, averaged over time."""
-        features: Tensor = self.blocks(self.stem(spectrograms)).mean(dim=-1)
-        return features
+    def feature_map(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_time"]:
+        """What the last block gives, by time."""
+        responses: Tensor = self.blocks(self.stem(inputs))
+        return responses
+
+    def pool(self, feature_map: Float[Tensor, "batch channels map_time"]) -> Float[Tensor, "batch features"]:
+        """The mean over time."""
+        return feature_map.mean(dim=-1)
 
 
 class _Block1d(nn.Module):
@@ -122,7 +145,7 @@ class _Block1d(nn.Module):
         return functional.relu(torch.add(self.body(x), self.shortcut(x)))
 
 
-def build_audio_backbone(name: AudioBackboneName, mel_bins: int) -> tuple[nn.Module, int]:
+def build_audio_backbone(name: AudioBackboneName, mel_bins: int) -> tuple[Backbone, int]:
     """The backbone, untrained, and the size of its feature.
 
     Raises

@@ -1,12 +1,29 @@
-"""The momentum copy h of the encoders f: h <- m h + (1 - m) f, buffers included (He et al., 2020, eq. 2)."""
+"""The key encoders h, a momentum copy of the query encoders f: h <- m h + (1 - m) f (He et al., 2020, eq. 2).
+
+Buffers are averaged too. The average itself is torch's (`torch.optim.swa_utils`); what is ours: m may change from
+step to step, modules that do not match are refused by name, and integer buffers are copied.
+"""
 
 import copy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 _Module = TypeVar("_Module", bound=nn.Module)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and `torch.compile`, in whatever order they wrap it."""
+    while True:
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile gives
+            module = inner
+        else:
+            return module
 
 
 def momentum_copy(online: _Module) -> _Module:
@@ -16,14 +33,23 @@ def momentum_copy(online: _Module) -> _Module:
     parameters: a key then depends on its own clip alone and cannot betray, by the statistics of its batch, which batch
     it came from (the leak that MoCo shuffles batches to avoid).
     """
-    twin = copy.deepcopy(online)
-    twin.requires_grad_(False)
-    return twin.eval()
+    key_encoder = copy.deepcopy(online)
+    key_encoder.requires_grad_(False)
+    return key_encoder.eval()
 
 
 @torch.no_grad()
-def update_momentum(online: nn.Module, twin: nn.Module, momentum: float) -> None:
-    """Move ``twin`` towards ``online`` in place: floating parameters and buffers are averaged, others copied.
+def update_momentum(online: nn.Module, key_encoder: nn.Module, momentum: float) -> None:
+    """Move ``key_encoder`` towards ``online`` in place: floating parameters and buffers are averaged, others copied.
+
+    Parameters
+    ----------
+    online
+        The query encoders; may be wrapped by DistributedDataParallel or `torch.compile`.
+    key_encoder
+        Made by `momentum_copy`.
+    momentum
+        m, in [0, 1].
 
     Raises
     ------
@@ -32,10 +58,10 @@ def update_momentum(online: nn.Module, twin: nn.Module, momentum: float) -> None
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"update_momentum: momentum must be in [0, 1], got {momentum}")
-    sources, targets = _tensors(online), _tensors(twin)
+    sources, targets = _tensors(unwrapped(online)), _tensors(unwrapped(key_encoder))
     if sources.keys() != targets.keys():
         differing = sorted(sources.keys() ^ targets.keys())
-        raise ValueError(f"update_momentum: the modules must be alike, but differ in {', '.join(differing[:5])}")
+        raise ValueError(f"update_momentum: the modules must match, but differ in {', '.join(differing[:5])}")
     for name, target in targets.items():
         if sources[name].shape != target.shape:
             raise ValueError(
@@ -44,10 +70,8 @@ def update_momentum(online: nn.Module, twin: nn.Module, momentum: float) -> None
             )
     averaged = [name for name, target in targets.items() if target.is_floating_point()]
     # One call for all of them: a small model has more tensors than work in them.
-    torch._foreach_lerp_(
-        [targets[name] for name in averaged],
-        [sources[name].to(targets[name].dtype) for name in averaged],
-        1 - momentum,
+    get_ema_multi_avg_fn(momentum)(
+        [targets[name] for name in averaged], [sources[name].to(targets[name].dtype) for name in averaged], 0
     )
     for name in targets.keys() - set(averaged):
         targets[name].copy_(sources[name])

@@ -4,7 +4,7 @@ The last linear layer has no bias, so that the gradient of a loss with respect t
 product of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
+from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
+Modality = Literal["video", "audio"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,22 @@ class Encoding:
         ``(M, p)``: what enters the last linear layer.
     feature
         ``(M, f)``: the backbone's output, which transfer tasks use.
+    feature_map
+        ``(M, C, ...)``: what the backbone pools, by time and place; None unless it was asked for.
     """
 
     embedding: Float[Tensor, "batch dim"]
     length: Float[Tensor, " batch"]
     penultimate: Float[Tensor, "batch penultimate"]
     feature: Float[Tensor, "batch features"]
+    feature_map: Float[Tensor, "batch channels *places"] | None = None
 
 
 class Encoder(nn.Module):
-    """Backbone, projection head and L2 norm for one modality."""
+    """Backbone, projection head and L2 norm for one modality.
+
+    ``backbone`` gives ``(M, feature_size)``; only a `Backbone` can be asked for its feature map.
+    """
 
     def __init__(self, backbone: nn.Module, feature_size: int, head: HeadName, hidden_size: int, size: int) -> None:
         super().__init__()
@@ -95,9 +104,22 @@ class Encoder(nn.Module):
         self.hidden = nn.Sequential(*layers, nn.BatchNorm1d(self.penultimate_size))
         self.last = nn.Linear(self.penultimate_size, size, bias=False)
 
-    def forward(self, inputs: Tensor) -> Encoding:
-        """Encode a batch."""
-        return self.project(self.backbone(inputs))
+    def forward(self, inputs: Tensor, with_feature_map: bool = False) -> Encoding:
+        """Encode a batch; ``with_feature_map`` also keeps what the backbone pools.
+
+        Raises
+        ------
+        ValueError
+            The backbone has no feature map.
+        """
+        if not with_feature_map:
+            return self.project(self.backbone(inputs))
+        if not isinstance(self.backbone, Backbone):
+            raise ValueError(
+                f"Encoder: backbone must be a Backbone to give a feature map, got {type(self.backbone).__name__}"
+            )
+        feature_map = self.backbone.feature_map(inputs)
+        return replace(self.project(self.backbone.pool(feature_map)), feature_map=feature_map)
 
     def project(self, feature: Tensor) -> Encoding:
         """The head alone. It works in its weights' precision also under autocast: the norm wants the digits."""
@@ -118,10 +140,19 @@ class EncoderPair(nn.Module):
         self.audio = audio
 
     def forward(
-        self, video: Float[Tensor, "batch *video_axes"], audio: Float[Tensor, "batch *audio_axes"]
-    ) -> tuple[Encoding, Encoding]:
-        """Encode pairs: ``(video encoding, audio encoding)``."""
-        return self.video(video), self.audio(audio)
+        self,
+        video: Float[Tensor, "batch *video_axes"] | None = None,
+        audio: Float[Tensor, "batch *audio_axes"] | None = None,
+        *,
+        with_feature_maps: bool = False,
+    ) -> dict[Modality, Encoding]:
+        """Encode what is given, by the modality's name."""
+        encodings: dict[Modality, Encoding] = {}
+        if video is not None:
+            encodings["video"] = self.video(video, with_feature_maps)
+        if audio is not None:
+            encodings["audio"] = self.audio(audio, with_feature_maps)
+        return encodings
 
 
 class AudioVisualEncoder(EncoderPair):
@@ -131,8 +162,8 @@ class AudioVisualEncoder(EncoderPair):
     --------
     >>> import torch
     >>> pair = AudioVisualEncoder(EncoderConfig(embedding_size=32))
-    >>> video, audio = pair(torch.zeros(2, 3, 8, 32, 32), torch.zeros(2, 80, 101))
-    >>> video.embedding.shape, audio.embedding.shape
+    >>> encodings = pair(video=torch.zeros(2, 3, 8, 32, 32), audio=torch.zeros(2, 80, 101))
+    >>> encodings["video"].embedding.shape, encodings["audio"].embedding.shape
     (torch.Size([2, 32]), torch.Size([2, 32]))
     """
 

@@ -1,18 +1,20 @@
-"""Video backbones: ``(M, 3, T, H, W)`` normalised pixels to ``(M, feature_size)``."""
+"""Video backbones: ``(M, 3, T, H, W)`` normalised pixels to a feature map and from it to ``(M, feature_size)``."""
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from cmacc.encoders.backbone import Backbone
 
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
 _TIME_BINS = 8
 
 
-class TinyVideo(nn.Module):
+class TinyVideo(Backbone):
     """Four 3-D convolutions, about 1M parameters, for CPUs and small pictures (48 to 112 px).
 
     At the end the strongest response over space is added to the mean one (what sounds is often small, and a mean alone
@@ -31,11 +33,47 @@ class TinyVideo(nn.Module):
             *_convolution(128, 192, kernel=(3, 3, 3), stride=(1, 2, 2)),
         )
 
-    def forward(self, video: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch features"]:
-        """Features before any projection."""
-        responses = self.layers(video)
-        over_space = responses.amax(dim=(3, 4)) + responses.mean(dim=(3, 4))
+    def feature_map(
+        self, inputs: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
+        """Responses of the last convolution, by time and place."""
+        responses: Tensor = self.layers(inputs)
+        return responses
+
+    def pool(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Strongest plus mean response over space, in eight bins of time."""
+        over_space = feature_map.amax(dim=(3, 4)) + feature_map.mean(dim=(3, 4))
         return functional.adaptive_avg_pool1d(over_space, _TIME_BINS).flatten(1)
+
+
+class VideoResNet(Backbone):
+    """One of torchvision's video ResNets without its classifier; its parameters keep torchvision's names."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        # Not `network` as a whole: it would put another name before every parameter of older checkpoints.
+        self.stem: nn.Module = network.stem
+        self.layer1: nn.Module = network.layer1
+        self.layer2: nn.Module = network.layer2
+        self.layer3: nn.Module = network.layer3
+        self.layer4: nn.Module = network.layer4
+
+    def feature_map(
+        self, inputs: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
+        """What the last block gives, by time and place."""
+        x: Tensor = self.stem(inputs)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return x
+
+    def pool(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """The mean over time and space."""
+        return functional.adaptive_avg_pool3d(feature_map, 1).flatten(1)
 
 
 def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tuple[int, ...]) -> list[nn.Module]:
@@ -44,7 +82,7 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
     return [convolution, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
 
 
-def build_video_backbone(name: VideoBackboneName) -> tuple[nn.Module, int]:
+def build_video_backbone(name: VideoBackboneName) -> tuple[Backbone, int]:
     """The backbone, untrained, and the size of its feature.
 
     Raises
@@ -64,5 +102,4 @@ def build_video_backbone(name: VideoBackboneName) -> tuple[nn.Module, int]:
     network = build(weights=None)
     classifier = network.fc
     assert isinstance(classifier, nn.Linear)
-    network.fc = nn.Identity()
-    return network, classifier.in_features
+    return VideoResNet(network), classifier.in_features

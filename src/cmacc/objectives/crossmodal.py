@@ -17,7 +17,7 @@ class DirectionLoss:
     loss
         Cross entropy of the positive among itself and all negatives, in nats.
     top1
-        Share of queries whose positive scores above every negative.
+        Share of queries whose positive scores above every negative; NaN where no query has any.
     ceiling
         log of how many keys a query's positive stands among, itself included; a query's own sample is not counted.
         ``ceiling - loss`` is the InfoNCE estimate of the mutual information between the modalities, which can never be
@@ -111,6 +111,7 @@ class CrossModalContrast(nn.Module):
         with torch.no_grad():
             top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
             ceiling = scores.isfinite().sum(1).to(dtype).log().mean()
+            top1 = torch.where(ceiling > 0, top1, torch.nan)  # alone, every positive would lead
             # Of the columns the first is the positive, then come the batch's keys.
             among = scores[:, : 1 + len(keys)] if self.in_batch else scores.new_full((len(queries), 1), torch.nan)
             batch_loss = (among.logsumexp(1) - among[:, 0]).mean()

@@ -1,6 +1,7 @@
-"""Config, the step, the loop, checkpoints."""
+"""Config, the engine and its step, run folders, checkpoints, provenance."""
 
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder
+from cmacc.pretraining.clip_stream import RunError
 from cmacc.pretraining.config import (
     ConfigError,
     DataConfig,
@@ -12,22 +13,34 @@ from cmacc.pretraining.config import (
     read_config,
     to_plain,
 )
-from cmacc.pretraining.learner import untrained_encoder
-from cmacc.pretraining.loop import RunError, RunOutcome, autocast_dtype, learning_rate, pretrain, start_run
-from cmacc.pretraining.provenance import Provenance, code_version, config_hash
+from cmacc.pretraining.learner import autocast_dtype, untrained_encoder
+from cmacc.pretraining.optimization import learning_rate
+from cmacc.pretraining.problem import Batch, Problem, Views
+from cmacc.pretraining.provenance import Provenance, code_version, config_hash, read_provenance
+from cmacc.pretraining.run import RunOutcome, pretrain
+from cmacc.pretraining.run_folder import change_on_resume, require_free, require_one_process, start_run
+from cmacc.pretraining.step import DivergenceError
+from cmacc.pretraining.trainer import TrainedStep, Trainer
 
 __all__ = [
+    "Batch",
     "CheckpointError",
     "ConfigError",
     "DataConfig",
     "DictionaryConfig",
+    "DivergenceError",
     "ObjectiveConfig",
     "OptimConfig",
     "PretrainConfig",
+    "Problem",
     "Provenance",
     "RunError",
     "RunOutcome",
+    "TrainedStep",
+    "Trainer",
+    "Views",
     "autocast_dtype",
+    "change_on_resume",
     "code_version",
     "config_from_plain",
     "config_hash",
@@ -36,6 +49,9 @@ __all__ = [
     "load_encoder",
     "pretrain",
     "read_config",
+    "read_provenance",
+    "require_free",
+    "require_one_process",
     "start_run",
     "to_plain",
     "untrained_encoder",

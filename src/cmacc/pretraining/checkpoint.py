@@ -1,11 +1,12 @@
 """Checkpoints: everything that shapes the next step, in safetensors and JSON, written aside and renamed.
 
-A checkpoint is a folder ``checkpoints/step-00000100/`` with ``model.safetensors`` (encoders, momentum copies,
-dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Folders appear by one rename, so what has the
-name is whole. The order of the files, windows, augmentation and selection need no state: they are functions of the seed
-and the step.
+A checkpoint is a folder ``checkpoints/step-00000100/`` with ``model.safetensors`` (query encoders, key encoders,
+dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Folders appear by one rename after all of it is
+on disk, so what has the name is whole, and only then older ones are deleted. The order of the files, windows,
+augmentation and selection need no state: they are functions of the seed and the step.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,23 +18,37 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cmacc.clips.storage import fsync_path, fsync_tree
 from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.provenance import Provenance
+from cmacc.pretraining.step import DivergenceError
 
-_FORMAT = 2
+_FORMAT = 3
+# Of cmacc 0.1.0, whose checkpoints are read for one more version: part of a tensor's name, and what it is now.
+_FORMER_NAMES = (("twin.", "key_encoder."), (".tickets", ".handles"))
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, broken, or of other encoders; the message names the file and the tensor."""
 
 
-def save_checkpoint(learner: Learner, run_dir: Path, step: int, keep_every: int) -> Path:
+def save_checkpoint(
+    learner: Learner, run_dir: Path, step: int, keep_every: int, provenance: Provenance | None = None
+) -> Path:
     """Save the state before step ``step`` and remove older checkpoints that are not to be kept.
 
     Returns
     -------
     Path
         The checkpoint's folder.
+
+    Raises
+    ------
+    DivergenceError
+        A weight is not finite: the last step exploded, and the checkpoint before it is the one to keep.
     """
+    if not all(bool(value.isfinite().all()) for value in learner.encoder.state_dict().values()):
+        raise DivergenceError("a weight is not finite (NaN or infinity), and is not saved", step - 1)
     folder = run_dir / "checkpoints" / f"step-{step:08d}"
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -41,18 +56,26 @@ def save_checkpoint(learner: Learner, run_dir: Path, step: int, keep_every: int)
     optimizer_tensors, optimizer_rest = _split_optimizer(learner.optimizer.state_dict())
     model_tensors = {
         f"{name}.{key}": value.detach().contiguous()
-        for name, module in _modules(learner).items()
+        for name, module in learner.modules().items()
         for key, value in module.state_dict().items()
     }
     random_state = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         random_state["random.cuda"] = torch.cuda.get_rng_state()
+    state = {
+        "format": _FORMAT,
+        "step": step,
+        "optimizer": optimizer_rest,
+        "provenance": None if provenance is None else dataclasses.asdict(provenance),
+    }
     save_file(model_tensors, aside / "model.safetensors")
     save_file({**optimizer_tensors, **random_state}, aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps({"format": _FORMAT, "step": step, "optimizer": optimizer_rest}))
+    (aside / "state.json").write_text(json.dumps(state))
+    fsync_tree(aside)
     if folder.exists():  # the same step saved twice: a stop right after a regular save
         shutil.rmtree(folder)
     os.replace(aside, folder)
+    fsync_path(folder.parent)  # the name too, before older checkpoints are deleted
     for older in checkpoint_folders(run_dir)[:-1]:
         kept = keep_every > 0 and _step_of(older) % keep_every == 0
         if not kept:
@@ -60,8 +83,17 @@ def save_checkpoint(learner: Learner, run_dir: Path, step: int, keep_every: int)
     return folder
 
 
-def load_checkpoint(learner: Learner, folder: Path) -> int:
+def load_checkpoint(learner: Learner, folder: Path, provenance: Provenance | None = None) -> int:
     """Restore a learner in place.
+
+    Parameters
+    ----------
+    learner
+        Built by the same settings.
+    folder
+        The checkpoint.
+    provenance
+        Of the run that goes on; a checkpoint that says that it is another run's is refused.
 
     Returns
     -------
@@ -71,11 +103,14 @@ def load_checkpoint(learner: Learner, folder: Path) -> int:
     Raises
     ------
     CheckpointError
-        The folder is not a checkpoint of such a learner.
+        The folder is not a checkpoint of such a learner, or of another run.
     """
     state = _read_state(folder)
+    saved_by = (state.get("provenance") or {}).get("run_id")
+    if provenance is not None and saved_by and saved_by != provenance.run_id:
+        raise CheckpointError(f"checkpoint {folder}: must be of run {provenance.run_id}, got one of run {saved_by}")
     tensors = _read_tensors(folder / "model.safetensors")
-    for name, module in _modules(learner).items():
+    for name, module in learner.modules().items():
         _load_module(module, name, tensors, folder)
     saved = _read_tensors(folder / "optimizer.safetensors")
     torch.set_rng_state(saved.pop("random.cpu"))
@@ -122,16 +157,6 @@ def _step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _modules(learner: Learner) -> dict[str, nn.Module]:
-    modules: dict[str, nn.Module | None] = {
-        "encoder": learner.encoder,
-        "twin": learner.twin,
-        "video_dictionary": learner.video_dictionary,
-        "audio_dictionary": learner.audio_dictionary,
-    }
-    return {name: module for name, module in modules.items() if module is not None}
-
-
 def _load_module(module: nn.Module, name: str, tensors: dict[str, Tensor], folder: Path) -> None:
     own = module.state_dict()
     saved = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -153,16 +178,23 @@ def _read_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"checkpoint {folder}: state.json cannot be read ({error})") from error
-    if state.get("format") != _FORMAT:
+    if state.get("format") not in (2, _FORMAT):
         raise CheckpointError(f"checkpoint {folder}: format must be {_FORMAT}, got {state.get('format')}")
     return state
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
+    return {_present_name(name): value for name, value in tensors.items()}
+
+
+def _present_name(name: str) -> str:
+    for former, present in _FORMER_NAMES:
+        name = name.replace(former, present)
+    return name
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

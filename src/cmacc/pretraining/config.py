@@ -1,6 +1,7 @@
 """What a pretraining run is told: frozen, checked dataclasses, written whole into the run folder as ``config.yaml``."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from cmacc.clips import AugmentConfig, ClipSpec
 from cmacc.encoders import EncoderConfig
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
+from cmacc.objectives import BatchKeys
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 
@@ -91,10 +93,12 @@ class DictionaryConfig:
     select_every
         Steps between selections; each then chooses the keys for that many steps, ``select_every`` times the batch size.
     refresh
-        Whether keys are encoded again by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
-        are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept.
+        Whether keys are re-encoded by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
+        are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept
+        (0.6 GB for the default sizes). Keys as old as the pool is deep cost more than selection gains
+        (docs/evidence.md). For ``newest`` it makes no difference worth its time: its keys are fresh anyway.
     refresh_every
-        Steps between refreshments of the whole ``dictionary``.
+        Steps between refreshes of the whole ``dictionary``.
     refresh_device
         Where the inputs are kept: in the ``cpu``'s memory, or on the ``accelerator`` that trains.
     warmup_steps
@@ -111,7 +115,7 @@ class DictionaryConfig:
     initial_centers: InitialCenters = "none"
     allow_repeats: bool = False
     select_every: int = 1
-    refresh: Literal["none", "selected", "dictionary"] = "none"
+    refresh: Literal["none", "selected", "dictionary"] = "selected"
     refresh_every: int = 10
     refresh_device: Literal["cpu", "accelerator"] = "cpu"
     warmup_steps: int = 0
@@ -154,7 +158,7 @@ class ObjectiveConfig:
 
     temperature: float = 0.1
     in_batch: bool = True
-    batch_keys: Literal["online", "momentum", "both"] = "both"
+    batch_keys: BatchKeys = "both"
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -175,7 +179,7 @@ class OptimConfig:
     learning_rate
         At its height.
     warmup_steps
-        Steps until then.
+        Steps until then, fewer than ``steps``. By default 50, or a quarter of the steps of a shorter run.
     weight_decay
         On matrices and kernels; norms and biases have none.
     """
@@ -183,15 +187,26 @@ class OptimConfig:
     batch_size: int = 32
     steps: int = 1000
     learning_rate: float = 1e-3
-    warmup_steps: int = 50
+    warmup_steps: int | None = None
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "optim.batch_size", "at least 2", self.batch_size)
         _require(self.steps >= 1, "optim.steps", "at least 1", self.steps)
         _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
-        _require(self.warmup_steps >= 0, "optim.warmup_steps", "at least 0", self.warmup_steps)
+        if self.warmup_steps is not None:
+            _require(
+                0 <= self.warmup_steps < self.steps,
+                "optim.warmup_steps",
+                f"at least 0 and below optim.steps ({self.steps}), or the rate would never fall",
+                self.warmup_steps,
+            )
         _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of the warm-up, whether they were given or not."""
+        return min(50, self.steps // 4) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
@@ -232,6 +247,12 @@ class PretrainConfig:
         _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
         _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
         if self.dictionary.selector != "none":
+            _require(
+                self.dictionary.warmup_steps < self.optim.steps,
+                "dictionary.warmup_steps",
+                f"below optim.steps ({self.optim.steps}), or the dictionary would never join the loss",
+                self.dictionary.warmup_steps,
+            )
             chosen = self.optim.batch_size * self.dictionary.select_every
             _require(
                 self.dictionary.size >= chosen,
@@ -277,6 +298,40 @@ def write_config(config: PretrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_plain(dataclasses.replace(config, data=data)), sort_keys=False))
 
 
+# Settings as cmacc 0.1.0 named them: read for one more version, with a warning.
+_FORMER_NAMES = {
+    "data.max_bad": "data.max_bad_fraction",
+    "dictionary.given": "dictionary.initial_centers",
+    "dictionary.refresh_store": "dictionary.refresh_device",
+}
+_FORMER_VALUES = {"dictionary.refresh_store": {"host": "cpu", "device": "accelerator"}}
+
+
+def present_name(name: str, value: Any) -> tuple[str, Any]:
+    """A setting's dotted name and value as they are now, with a warning where they were others before."""
+    if name not in _FORMER_NAMES:
+        return name, value
+    present = _FORMER_NAMES[name]
+    warnings.warn(
+        f"the setting {name} is now {present}; the former name is read until 0.3", FutureWarning, stacklevel=3
+    )
+    return present, _FORMER_VALUES.get(name, {}).get(value, value)
+
+
+def with_present_names(plain: Any) -> Any:
+    """Nested settings with the present names instead of former ones."""
+    if not isinstance(plain, dict):
+        return plain
+    renamed: dict[str, Any] = {}
+    for group, settings in plain.items():
+        if not isinstance(settings, dict):
+            renamed[group] = settings
+            continue
+        pairs = (present_name(f"{group}.{name}", value) for name, value in settings.items())
+        renamed[group] = {name.rpartition(".")[2]: value for name, value in pairs}
+    return renamed
+
+
 def read_config(path: Path) -> PretrainConfig:
     """Read what `write_config` wrote.
 
@@ -305,7 +360,7 @@ def config_from_plain(plain: Any) -> PretrainConfig:
 
     parser = _config_parser()
     try:
-        parsed = parser.instantiate(parser.parse_object(Namespace(config=plain)))
+        parsed = parser.instantiate(parser.parse_object(Namespace(config=with_present_names(plain))))
     except (ArgumentError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     config: PretrainConfig = parsed.config

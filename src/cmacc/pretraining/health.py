@@ -5,6 +5,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cmacc.negatives import Keys
+from cmacc.pretraining.learner import Learner
+
+
+def dictionaries_health(
+    learner: Learner, query_labels: Int[Tensor, " batch"], labels_by_id: Int[Tensor, " samples"], step: int
+) -> dict[str, float]:
+    """`dictionary_health` of every dictionary, named ``<modality>_dictionary/<figure>``."""
+    health: dict[str, float] = {}
+    for modality, dictionary in learner.dictionaries.items():
+        measured = dictionary_health(dictionary.negatives(), query_labels, labels_by_id, step)
+        health |= {f"{modality}_dictionary/{name}": value for name, value in measured.items()}
+    return health
 
 
 @torch.no_grad()

@@ -1,65 +1,80 @@
-"""What a step works on: encoders, their momentum copies, dictionaries, the optimizer."""
+"""What a step works on: query encoders, key encoders, dictionaries, the objective, the optimizer."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder, EncoderPair, momentum_copy
-from cmacc.negatives import ActiveDictionary, InputBuffer
-from cmacc.objectives import CrossModalContrast
+from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, momentum_copy
+from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
+from cmacc.objectives import BidirectionalContrast, Objective
 from cmacc.pretraining.config import PretrainConfig
-from cmacc.pretraining.views import ClipViews, Views
+from cmacc.pretraining.optimization import build_optimizer
+from cmacc.pretraining.problem import Views
 
 
 @dataclass
 class Learner:
     """Everything that a step changes, and the settings by which it does.
 
-    No dictionaries for ``selector: none``, no inputs without ``refresh``.
+    No dictionaries for ``selector: none``, no input buffer without ``refresh``.
     """
 
     config: PretrainConfig
     encoder: nn.Module  # an EncoderPair, or a wrapper with the same forward
-    twin: EncoderPair
+    key_encoder: EncoderPair
     views: Views
-    video_dictionary: ActiveDictionary | None
-    audio_dictionary: ActiveDictionary | None
-    inputs: InputBuffer | None
-    objective: CrossModalContrast
+    dictionaries: dict[Modality, ActiveDictionary]
+    input_buffer: InputBuffer | None
+    objective: Objective
     optimizer: torch.optim.Optimizer
     autocast_dtype: torch.dtype | None
     device: torch.device
     selection_stream: torch.cuda.Stream | None
 
     @classmethod
-    def build(cls, config: PretrainConfig, device: torch.device, autocast_dtype: torch.dtype | None) -> "Learner":
-        """A learner at step 0; its weights depend on ``config.seed`` alone, the global generator is left as it was."""
-        return cls.around(untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype)
-
-    @classmethod
-    def around(
+    def build(
         cls,
         encoder: EncoderPair,
         views: Views,
         config: PretrainConfig,
         device: torch.device,
         autocast_dtype: torch.dtype | None,
+        objective: Objective | None = None,
     ) -> "Learner":
-        """A learner at step 0 of encoders and inputs of any kind, not only of clips."""
+        """A learner at step 0, of encoders and inputs of any kind.
+
+        Parameters
+        ----------
+        encoder
+            Untrained, or trained before.
+        views
+            How batches become the encoders' inputs.
+        config
+            All settings.
+        device
+            Where to train.
+        autocast_dtype
+            Lower precision of the encoders; None: float32.
+        objective
+            What to train for; by default what ``config.objective`` says.
+        """
         encoder = encoder.to(device)
+        objective = objective or BidirectionalContrast(
+            config.objective.temperature, config.objective.in_batch, config.objective.batch_keys
+        )
+        trained: list[nn.Module] = [encoder]
+        if isinstance(objective, nn.Module):
+            trained.append(objective.to(device))
         return cls(
             config=config,
             encoder=encoder,
-            twin=momentum_copy(encoder),
+            key_encoder=momentum_copy(encoder),
             views=views,
-            video_dictionary=_dictionary(config, encoder.video.penultimate_size, device),
-            audio_dictionary=_dictionary(config, encoder.audio.penultimate_size, device),
-            inputs=input_buffer(config, device),
-            objective=CrossModalContrast(config.objective.temperature, config.objective.in_batch),
-            # Not the fused one: a resumed run went another way than an uninterrupted one (its state comes back in plain
-            # order, while kernels lie channels-last).
-            optimizer=torch.optim.AdamW(_decayed(encoder, config.optim.weight_decay), lr=config.optim.learning_rate),
+            dictionaries=_dictionaries(config, encoder, device),
+            input_buffer=input_buffer(config, device),
+            objective=objective,
+            optimizer=build_optimizer(trained, config.optim),
             autocast_dtype=autocast_dtype,
             device=device,
             selection_stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
@@ -70,13 +85,27 @@ class Learner:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     @property
-    def needs_twins(self) -> bool:
-        """Whether the batch's keys come from the momentum copies."""
-        return self.video_dictionary is not None or self.config.objective.batch_keys != "online"
+    def needs_keys(self) -> bool:
+        """Whether a step asks the key encoders for the batch's keys."""
+        return bool(self.dictionaries) or self.objective.needs_keys
+
+    def negatives(self, step: int) -> dict[str, Keys]:
+        """What joins the loss of a step: every dictionary's keys; none during ``dictionary.warmup_steps``."""
+        if step < self.config.dictionary.warmup_steps:
+            return {}
+        return {modality: dictionary.negatives() for modality, dictionary in self.dictionaries.items()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All that has a state, by the name that checkpoints give it."""
+        modules: dict[str, nn.Module] = {"encoder": self.encoder, "key_encoder": self.key_encoder}
+        modules |= {f"{modality}_dictionary": dictionary for modality, dictionary in self.dictionaries.items()}
+        if isinstance(self.objective, nn.Module):
+            modules["objective"] = self.objective
+        return modules
 
 
 def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int = 0) -> InputBuffer | None:
-    """A ring deep enough for every key that may be encoded anew; None if none is.
+    """A buffer deep enough for every key that may be re-encoded; None if none is.
 
     A key is chosen while it is among the last N pushed, and stays while about K others are chosen, one for each pushed.
     """
@@ -90,31 +119,42 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
 def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:
     """The run's encoders as they were before the first step."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        # Not torch.manual_seed: it would also seed the GPUs of the calling program, which are not put back.
+        torch.default_generator.manual_seed(config.seed)
         encoder = AudioVisualEncoder(config.encoder)
         encoder.video.to(memory_format=torch.channels_last_3d)
         return encoder
 
 
-def _dictionary(config: PretrainConfig, penultimate_size: int, device: torch.device) -> ActiveDictionary | None:
+def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
+    """bf16 where asked for, or where ``auto`` finds units for it; else None."""
+    if config.precision == "auto":
+        if device.type == "cuda":
+            has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            # AMX multiplies bf16 tiles in hardware; without it bf16 on a CPU is slower than float32.
+            has_units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if has_units else None
+    return torch.bfloat16 if config.precision == "bf16" else None
+
+
+def _dictionaries(
+    config: PretrainConfig, encoder: EncoderPair, device: torch.device
+) -> dict[Modality, ActiveDictionary]:
     if config.dictionary.selector == "none":
-        return None
-    return ActiveDictionary(
-        config.encoder.embedding_size,
-        config.dictionary.size,
-        config.dictionary.pool_size,
-        penultimate_size=penultimate_size,
-        temperature=config.objective.temperature,
-        selector=config.dictionary.selector,
-        gradient=config.dictionary.gradient,
-        initial_centers=config.dictionary.initial_centers,
-        allow_repeats=config.dictionary.allow_repeats,
-    ).to(device)
-
-
-def _decayed(encoder: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    parameters = list(encoder.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        return {}
+    sizes: dict[Modality, int] = {modality: getattr(encoder, modality).penultimate_size for modality in MODALITIES}
+    return {
+        modality: ActiveDictionary(
+            config.encoder.embedding_size,
+            config.dictionary.size,
+            config.dictionary.pool_size,
+            penultimate_size=penultimate_size,
+            temperature=config.objective.temperature,
+            selector=config.dictionary.selector,
+            gradient=config.dictionary.gradient,
+            initial_centers=config.dictionary.initial_centers,
+            allow_repeats=config.dictionary.allow_repeats,
+        ).to(device)
+        for modality, penultimate_size in sizes.items()
+    }

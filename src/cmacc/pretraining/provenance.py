@@ -8,6 +8,7 @@ ask for `code_version`, a hash of the sources: an edit of a comment there costs 
 of code would cost a wrong result.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,10 +22,13 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
+from cmacc.clips.storage import written_aside
+
+PROVENANCE_FILE = "provenance.json"
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("torch", "torchvision", "av", "numpy", "scikit-learn")
 _GIT_SECONDS = 5.0
@@ -108,6 +112,51 @@ class Provenance:
             if own and others and own != others:
                 found.append(f"{name} {_shown(own)}, not {_shown(others)}")
         return found
+
+
+class ProvenanceError(ValueError):
+    """A ``provenance.json`` that cannot be read, or that says another thing than what it is compared with."""
+
+
+def write_provenance(provenance: Provenance, folder: Path) -> None:
+    """Write ``provenance.json`` into a run folder."""
+    with written_aside(folder / PROVENANCE_FILE) as aside:
+        aside.write_text(json.dumps(dataclasses.asdict(provenance), indent=2) + "\n", encoding="utf-8")
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """What `write_provenance` wrote; None where there is none, as in folders of cmacc 0.1.0.
+
+    Raises
+    ------
+    ProvenanceError
+        The file cannot be read.
+    """
+    path = folder / PROVENANCE_FILE
+    if not path.exists():
+        return None
+    try:
+        return provenance_of(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ProvenanceError(f"provenance {path}: cannot be read ({error})") from error
+
+
+def provenance_of(plain: Any) -> Provenance:
+    """A provenance of what JSON gave; fields that this version does not know are dropped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no object, or a field is missing or of another type.
+    """
+    if not isinstance(plain, dict):
+        raise ValueError(f"must be an object, got {plain!r:.60}")
+    hints = get_type_hints(Provenance)
+    for name, value in plain.items():
+        wanted = dict if hints.get(name) == dict[str, str] else hints.get(name, object)
+        if not isinstance(value, wanted):
+            raise ValueError(f"{name} must be {wanted.__name__}, got {value!r:.60}")
+    return Provenance(**{name: value for name, value in plain.items() if name in hints})
 
 
 def new_run_id() -> str:

@@ -1,35 +1,61 @@
-"""Keys encoded anew: a pool's key is as old as the pool is deep, unless the sample's input was kept."""
+"""Keys re-encoded: a pool's key is as old as the pool is deep, unless the sample's input was kept."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from cmacc.encoders import Encoding
-from cmacc.negatives import ActiveDictionary, Keys
+from cmacc.encoders import Encoding, Modality
+from cmacc.negatives import Keys
 from cmacc.pretraining.learner import Learner
 
 
+def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) -> int:
+    """Re-encode what ``dictionary.refresh`` says: nothing, the keys just chosen, or all of the dictionaries.
+
+    Parameters
+    ----------
+    chosen
+        By modality, how many of its dictionary's newest keys were chosen at this step.
+
+    Returns
+    -------
+    int
+        Keys re-encoded.
+    """
+    config = learner.config.dictionary
+    if config.refresh == "selected":
+        return sum(refresh_newest(learner, modality, count, step) for modality, count in chosen.items())
+    if config.refresh == "dictionary" and step % config.refresh_every == 0:
+        return sum(
+            refresh_newest(learner, modality, len(dictionary.dictionary), step)
+            for modality, dictionary in learner.dictionaries.items()
+        )
+    return 0
+
+
 @torch.no_grad()
-def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, step: int) -> int:
-    """Encode the newest ``count`` keys of a dictionary with the momentum encoder of now.
+def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) -> int:
+    """Encode the newest ``count`` keys of a dictionary with the key encoder of now.
 
     The view is that of the key's first encoding. A key whose input is no longer kept stays as it is.
 
     Returns
     -------
     int
-        Keys encoded.
+        Keys re-encoded.
     """
-    assert learner.inputs is not None
+    assert learner.input_buffer is not None
+    dictionary = learner.dictionaries[modality]
     held = dictionary.negatives()
     held = held[slice(len(held) - count, None)]
     handles = held.handles.cpu()
-    kept = learner.inputs.has(handles).nonzero().flatten()
+    kept = learner.input_buffer.has(handles).nonzero().flatten()
     if len(kept) == 0:
         return 0
     # In batches of the training's own size, which is known to fit into memory.
-    encodings = [_encode(learner, dictionary, handles[part]) for part in kept.split(learner.config.optim.batch_size)]
+    encodings = [_encode(learner, modality, handles[part]) for part in kept.split(learner.config.optim.batch_size)]
     fresh = Keys(
         embedding=torch.cat([e.embedding for e in encodings]),
         length=torch.cat([e.length for e in encodings]),
@@ -44,13 +70,9 @@ def refresh_newest(learner: Learner, dictionary: ActiveDictionary, count: int, s
     return len(kept)
 
 
-def _encode(learner: Learner, dictionary: ActiveDictionary, handles: Tensor) -> Encoding:
-    assert learner.inputs is not None
-    kept = partial(learner.inputs.take, handles)
-    if dictionary is learner.video_dictionary:
-        encoder, inputs = learner.twin.video, learner.views.video_again(kept)
-    else:
-        encoder, inputs = learner.twin.audio, learner.views.audio_again(kept)
+def _encode(learner: Learner, modality: Modality, handles: Tensor) -> Encoding:
+    assert learner.input_buffer is not None
+    inputs = learner.views.again(modality, partial(learner.input_buffer.take, handles))
     with learner.autocast():
-        encoding: Encoding = encoder(inputs)
-    return encoding
+        encodings: dict[Modality, Encoding] = learner.key_encoder(**{modality: inputs})
+    return encodings[modality]

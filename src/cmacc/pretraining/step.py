@@ -1,9 +1,6 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page (`training_step`)."""
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,22 +8,24 @@ from torch import Tensor
 
 from cmacc.clips import seeds
 from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import Encoding, update_momentum
-from cmacc.negatives import ActiveDictionary, Keys
-from cmacc.objectives import DirectionLoss
+from cmacc.encoders import Encoding, Modality, update_momentum
+from cmacc.negatives import Keys
+from cmacc.objectives import ObjectiveInputs
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.refresh import refresh_newest
+from cmacc.pretraining.problem import Batch
+from cmacc.pretraining.refresh import refresh_keys
+
+# Each dictionary draws from a generator of its own, by (seed, step, number).
+_SELECTION_NUMBER: dict[Modality, int] = {"audio": 0, "video": 1}
+_OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 
 
-@runtime_checkable
-class Batch(Protocol):
-    """M samples, of a kind that the learner's `Views` know: clips, or pairs of anything."""
+class DivergenceError(ValueError):
+    """Embeddings or a loss that are no longer finite; the message says at which step, and what helps."""
 
-    @property
-    def sample_ids(self) -> Tensor:
-        """``(M,)`` int64."""
-        ...
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(f"step {step}: {what}; start again with a lower optim.learning_rate or precision=fp32")
 
 
 @dataclass(frozen=True)
@@ -36,134 +35,110 @@ class StepResult:
     Attributes
     ----------
     loss
-        What was minimised: both directions added, for ``batch_keys: both`` the mean of its two losses in each.
-    video_to_audio, audio_to_video
-        Each direction against the dictionary (and the batch's keys, where they are negatives); for ``both``
-        ``batch_loss`` is that of the online keys.
+        What was minimised.
+    metrics
+        The objective's, as scalars; NaN where there was nothing to measure.
     refreshed
-        Keys that were encoded anew.
+        Keys that were re-encoded.
     """
 
     loss: Float[Tensor, ""]
-    video_to_audio: DirectionLoss
-    audio_to_video: DirectionLoss
+    metrics: dict[str, Tensor]
     refreshed: int
 
-    def metrics(self) -> dict[str, float]:
-        """The figures that are logged at every step; waits for the device.
-
-        ``mi_*`` is the InfoNCE estimate of the mutual information, and ``mi_ceiling`` what it cannot exceed
-        (`DirectionLoss.ceiling`), in nats; ``batch_loss_*`` is there where the batch's keys are negatives.
-        """
-        row = {"loss": float(self.loss)}
-        for name, direction in (("v2a", self.video_to_audio), ("a2v", self.audio_to_video)):
-            loss, top1, ceiling, batch_loss = torch.stack(
-                [direction.loss, direction.top1, direction.ceiling, direction.batch_loss]
-            ).tolist()
-            row |= {f"loss_{name}": loss, f"top1_{name}": top1, f"mi_{name}": ceiling - loss}
-            row |= {} if math.isnan(batch_loss) else {f"batch_loss_{name}": batch_loss}
-        ceilings = self.video_to_audio.ceiling + self.audio_to_video.ceiling
-        return row | {"mi_ceiling": float(ceilings) / 2}
+    def row(self) -> dict[str, float]:
+        """What is logged of the metrics: those that are no NaN. Waits for the device, once."""
+        values = torch.stack([value.float() for value in self.metrics.values()]).tolist()
+        return {name: value for name, value in zip(self.metrics, values, strict=True) if value == value}
 
 
 def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: PhaseClock) -> StepResult:
     """Encode a batch, renew both dictionaries, contrast, update, and let the pools take the batch's keys in.
 
     ``visit``, how often the batch's samples were due before, seeds their augmentation.
+
+    Raises
+    ------
+    DivergenceError
+        The embeddings that are to be selected by are not finite.
     """
-    config = learner.config
     with clock.phase("transform"):
-        video, audio = learner.views.of(batch, visit)
+        inputs = learner.views.of(batch, visit)
 
     with clock.phase("encode"), learner.autocast():
-        video_queries, audio_queries = learner.encoder(video, audio)
+        queries = learner.encoder(**inputs, with_feature_maps=learner.objective.needs_feature_maps)
 
-    # Selection needs the queries alone, and on a GPU runs beside the momentum encoders, on a stream of its own.
+    # Selection needs the queries alone, and on a GPU runs beside the key encoders, on a stream of its own.
     selecting = _behind_the_rest(learner)
     with clock.phase("keys"), learner.autocast(), torch.no_grad():
-        twins: tuple[Encoding, Encoding] | None = learner.twin(video, audio) if learner.needs_twins else None
+        keys = learner.key_encoder(**inputs) if learner.needs_keys else {}
 
     with torch.cuda.stream(selecting), clock.phase("select"):
-        chosen = select_negatives(learner, video_queries, audio_queries, batch.sample_ids, step)
+        chosen = select_negatives(learner, queries, batch.sample_ids, step)
     if selecting is not None:
         torch.cuda.current_stream(learner.device).wait_stream(selecting)
 
-    refreshed = 0
-    if config.dictionary.refresh == "selected":
-        with clock.phase("refresh"):
-            refreshed = sum(refresh_newest(learner, dictionary, count, step) for dictionary, count in chosen)
-    elif config.dictionary.refresh == "dictionary" and step % config.dictionary.refresh_every == 0:
-        with clock.phase("refresh"):
-            for dictionary in (learner.audio_dictionary, learner.video_dictionary):
-                if dictionary is not None:
-                    refreshed += refresh_newest(learner, dictionary, len(dictionary.dictionary), step)
+    with clock.phase("refresh"):
+        refreshed = refresh_keys(learner, chosen, step)
 
     with clock.phase("loss"):
-        warm = step >= config.dictionary.warmup_steps
-        directions = [
-            _contrast(learner, batch, queries, online, twin, dictionary if warm else None)
-            for queries, online, twin, dictionary in (
-                (video_queries, audio_queries, twins[1] if twins else None, learner.audio_dictionary),
-                (audio_queries, video_queries, twins[0] if twins else None, learner.video_dictionary),
-            )
-        ]
-        loss = sum(torch.stack([term.loss for term in terms]).mean() for terms in directions)
-        assert isinstance(loss, Tensor)
+        outcome = learner.objective(ObjectiveInputs(queries, keys, learner.negatives(step), batch.sample_ids))
         learner.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-
-    handles: torch.Tensor | None = None
-    if learner.inputs is not None:
-        with clock.phase("refresh"):
-            handles = learner.inputs.push(learner.views.kept(batch, visit))
+        outcome.loss.backward()
 
     with clock.phase("update"):
         learner.optimizer.step()
-        warming = min(config.objective.momentum, (1 + step) / (10 + step))
-        update_momentum(learner.encoder, learner.twin, warming)
-        for dictionary, keys in zip((learner.video_dictionary, learner.audio_dictionary), twins or (), strict=False):
-            if dictionary is not None:
-                dictionary.push(
-                    Keys.from_embedding(
-                        keys.embedding,
-                        batch.sample_ids,
-                        step,
-                        length=keys.length,
-                        penultimate=keys.penultimate,
-                        handles=handles,
-                    )
+        warming = min(learner.config.objective.momentum, (1 + step) / (10 + step))
+        update_momentum(learner.encoder, learner.key_encoder, warming)
+
+    with clock.phase("push"):
+        buffer = learner.input_buffer
+        handles = buffer.push(learner.views.kept(batch, visit)) if buffer is not None else None
+        for modality, dictionary in learner.dictionaries.items():
+            of_batch = keys[modality]
+            dictionary.push(
+                Keys.from_embedding(
+                    of_batch.embedding,
+                    batch.sample_ids,
+                    step,
+                    length=of_batch.length,
+                    penultimate=of_batch.penultimate,
+                    handles=handles,
                 )
-    return StepResult(loss.detach(), _reported(directions[0]), _reported(directions[1]), refreshed)
+            )
+    return StepResult(outcome.loss.detach(), outcome.metrics, refreshed)
 
 
 def select_negatives(
-    learner: Learner, video_queries: Encoding, audio_queries: Encoding, sample_ids: Tensor, step: int
-) -> list[tuple[ActiveDictionary, int]]:
-    """Renew the dictionaries that are due at this step; the choice depends on the arguments and the seed alone.
+    learner: Learner, queries: dict[Modality, Encoding], sample_ids: Tensor, step: int
+) -> dict[Modality, int]:
+    """Renew the dictionaries if that is due at this step; the choice depends on the arguments and the seed alone.
 
     Returns
     -------
-    list
-        Each dictionary that was renewed, with the number of keys that it took in: its newest.
+    dict
+        By modality, how many keys its dictionary took in: its newest. Empty where none is due.
+
+    Raises
+    ------
+    DivergenceError
+        A query is not finite: what was chosen by it would say nothing.
     """
     config = learner.config
-    chosen: list[tuple[ActiveDictionary, int]] = []
-    crosswise = config.dictionary.pseudo_labels == "cross_modal"
-    for number, (dictionary, own, other) in enumerate(
-        (
-            (learner.audio_dictionary, audio_queries, video_queries),
-            (learner.video_dictionary, video_queries, audio_queries),
+    if not learner.dictionaries or step % config.dictionary.select_every:
+        return {}
+    if not torch.stack([encoding.embedding.isfinite().all() for encoding in queries.values()]).all():
+        raise DivergenceError("the embeddings are not finite (NaN or infinity)", step)
+    chosen: dict[Modality, int] = {}
+    for modality, dictionary in learner.dictionaries.items():
+        crosswise = config.dictionary.pseudo_labels == "cross_modal"
+        number = int(seeded_rng(seeds.SELECTION, config.seed, step, _SELECTION_NUMBER[modality]).integers(2**63))
+        chosen[modality] = dictionary.select(
+            queries[_OTHER[modality] if crosswise else modality].embedding,
+            config.optim.batch_size * config.dictionary.select_every,
+            torch.Generator().manual_seed(number),
+            query_ids=sample_ids,
         )
-    ):
-        if dictionary is not None and step % config.dictionary.select_every == 0:
-            seed = int(seeded_rng(seeds.SELECTION, config.seed, step, number).integers(2**63))
-            count = dictionary.select(
-                (other if crosswise else own).embedding,
-                config.optim.batch_size * config.dictionary.select_every,
-                torch.Generator().manual_seed(seed),
-                query_ids=sample_ids,
-            )
-            chosen.append((dictionary, count))
     return chosen
 
 
@@ -172,38 +147,3 @@ def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:
     if learner.selection_stream is not None:
         learner.selection_stream.wait_stream(torch.cuda.current_stream(learner.device))
     return learner.selection_stream
-
-
-def _contrast(
-    learner: Learner,
-    batch: Batch,
-    queries: Encoding,
-    online: Encoding,
-    twin: Encoding | None,
-    dictionary: ActiveDictionary | None,
-) -> list[DirectionLoss]:
-    """The losses of one direction, of which the mean is minimised; the first is the one with the dictionary."""
-
-    def among(keys: Encoding, dictionary: ActiveDictionary | None) -> DirectionLoss:
-        negatives = dictionary.negatives() if dictionary is not None else None
-        result: DirectionLoss = learner.objective(
-            queries.embedding,
-            keys.embedding,
-            batch.sample_ids,
-            batch.sample_ids,
-            negatives=negatives.embedding if negatives is not None else None,
-            negative_ids=negatives.sample_ids if negatives is not None else None,
-        )
-        return result
-
-    batch_keys = learner.config.objective.batch_keys
-    if batch_keys == "online":
-        return [among(online, dictionary)]
-    assert twin is not None
-    by_twin = among(twin, dictionary)
-    # Never the dictionary beside online keys: its negatives would be of another kind than the positive.
-    return [by_twin] if batch_keys == "momentum" else [by_twin, among(online, None)]
-
-
-def _reported(terms: list[DirectionLoss]) -> DirectionLoss:
-    return dataclasses.replace(terms[0], loss=terms[0].loss.detach(), batch_loss=terms[-1].batch_loss.detach())

@@ -50,8 +50,7 @@ from cmacc.clips import (
     training_loader,
 )
 from cmacc.clips.seeds import seeded_rng
-from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype
-from cmacc.pretraining.loop import learning_rate
+from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import spec_for
 

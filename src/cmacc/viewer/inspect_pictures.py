@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from cmacc.encoders import Modality
 from cmacc.negatives import Keys
 from cmacc.viewer.gallery import ClipPictures
 from cmacc.viewer.page import escape
-from cmacc.viewer.replay import ModalityName, Selection, SelectionReplay
+from cmacc.viewer.replay import Selection, SelectionReplay
 from cmacc.viewer.selection import HardNegative, SelectionFacts, hard_negatives, near_duplicates, repeated_samples
 
 _SHOWN = 12  # of the chosen, and of the draw
@@ -13,7 +14,7 @@ _HARD_NEGATIVES = 4
 _PAIRS = 3
 _LEAST_COSINE = 0.98
 _NOUN = {"audio": "sound", "video": "picture"}
-_OTHER: dict[ModalityName, ModalityName] = {"audio": "video", "video": "audio"}
+_OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 
 
 class KeyPictures:
@@ -24,12 +25,12 @@ class KeyPictures:
         self._pictures = ClipPictures(replay.manifest, replay.config.data.clip, replay.config.encoder.mel_bins)
         self._labels = replay.manifest.column("label")
 
-    def key(self, keys: Keys, place: int, modality: ModalityName | None) -> str:
+    def key(self, keys: Keys, place: int, modality: Modality | None) -> str:
         """A key's clip; its other half is pale where ``modality`` names the key's own."""
         sample_id = int(keys.sample_ids[place])
         return self._clip(sample_id, int(self._replay.encoded_at(keys)[place]), modality)
 
-    def query(self, sample_id: int, step: int, modality: ModalityName | None) -> str:
+    def query(self, sample_id: int, step: int, modality: Modality | None) -> str:
         """A query's clip."""
         return self._clip(sample_id, step, modality)
 
@@ -48,7 +49,7 @@ class KeyPictures:
         title = f"<b>{escape(label)}</b>" if label else ""
         return f"{title}<small>{escape(record.name)}</small>"
 
-    def _clip(self, sample_id: int, step: int, modality: ModalityName | None) -> str:
+    def _clip(self, sample_id: int, step: int, modality: Modality | None) -> str:
         window = sample_id, self._replay.start_seconds(sample_id, step)
         frames, sound = self._pictures.frames(*window), self._pictures.sound(*window)
         video = f'<div class="pale">{frames}</div>' if modality == "audio" else f"<div>{frames}</div>"

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,19 +20,18 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cmacc.clips import ClipBatch, Manifest, training_loader
-from cmacc.encoders import Encoding
-from cmacc.negatives import ActiveDictionary, Candidates, Keys, Selector
+from cmacc.encoders import Encoding, Modality
+from cmacc.negatives import Candidates, Keys, Selector
 from cmacc.pretraining.checkpoint import checkpoint_folders, load_checkpoint
+from cmacc.pretraining.clip_stream import training_plan, usable_files
+from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import read_config
-from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.loop import autocast_dtype, training_plan, usable_files
+from cmacc.pretraining.learner import Learner, autocast_dtype, untrained_encoder
 from cmacc.pretraining.step import select_negatives
 
 log = logging.getLogger("cmacc")
 
-ModalityName = Literal["audio", "video"]
-
-_OTHER: dict[ModalityName, ModalityName] = {"audio": "video", "video": "audio"}
+_OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 
 
 class ReplayError(ValueError):
@@ -76,7 +74,7 @@ class Selection:
         they did decode then, the run's choice was another.
     """
 
-    modality: ModalityName
+    modality: Modality
     step: int
     pool: Keys
     eligible: Bool[Tensor, " pool"]
@@ -84,7 +82,7 @@ class Selection:
     before: Keys
     staying: Keys
     queries: Float[Tensor, "batch dim"]
-    query_modality: ModalityName
+    query_modality: Modality
     contrasted: Float[Tensor, "batch dim"]
     positives: Float[Tensor, "batch dim"]
     query_ids: Int[Tensor, " batch"]
@@ -181,18 +179,18 @@ class SelectionReplay:
         )
         loader = training_loader(self.plan, config.data.clip, first_step=step, last_step=step + 1, workers=0)
         with torch.random.fork_rng():  # a checkpoint brings the global generator's state along
-            learner = Learner.build(config, self.device, autocast_dtype(config, self.device))
+            learner = Learner.build(
+                untrained_encoder(config), ClipViews(config, self.device), config, self.device,
+                autocast_dtype(config, self.device),
+            )  # fmt: skip
             load_checkpoint(learner, self._folders[step])
-            assert learner.audio_dictionary is not None
-            self._check_manifest(learner.audio_dictionary.pool.keys(), step)
+            self._check_manifest(learner.dictionaries["audio"].pool.keys(), step)
             batch = next(iter(loader)).to(self.device)
-            video, audio = learner.views.of(batch, self.plan.visit(step))
+            inputs = learner.views.of(batch, self.plan.visit(step))
             with torch.no_grad(), learner.autocast():
-                video_queries, audio_queries = learner.encoder(video, audio)
-                video_keys, audio_keys = video_queries, audio_queries
-                if config.objective.batch_keys != "online":
-                    video_keys, audio_keys = learner.twin(video, audio)
-        return _replayed(learner, (video_queries, audio_queries), (video_keys, audio_keys), batch, step)
+                queries = learner.encoder(**inputs)
+                keys = queries if config.objective.batch_keys == "online" else learner.key_encoder(**inputs)
+        return _replayed(learner, queries, keys, batch, step)
 
     def trained_elsewhere(self, step: int) -> bool:
         """Whether the checkpoint is of a GPU and this replay is not, or the other way round."""
@@ -234,47 +232,43 @@ class _Watched:
 
 def _replayed(
     learner: Learner,
-    queries: tuple[Encoding, Encoding],
-    keys: tuple[Encoding, Encoding],
+    queries: dict[Modality, Encoding],
+    keys: dict[Modality, Encoding],
     batch: ClipBatch,
     step: int,
 ) -> list[Selection]:
-    """Selections of both dictionaries; ``queries`` and ``keys`` are (video, audio)."""
-    assert learner.audio_dictionary is not None
-    assert learner.video_dictionary is not None
-    dictionaries: list[tuple[ModalityName, ActiveDictionary, Encoding, Encoding, Encoding]] = [
-        ("audio", learner.audio_dictionary, queries[1], queries[0], keys[1]),
-        ("video", learner.video_dictionary, queries[0], queries[1], keys[0]),
-    ]
-    before = {name: dictionary.negatives() for name, dictionary, *_ in dictionaries}
-    watched = {name: _Watched(dictionary.selector) for name, dictionary, *_ in dictionaries}
-    for name, dictionary, *_ in dictionaries:
-        dictionary.selector = watched[name]
-    select_negatives(learner, *queries, batch.sample_ids, step)
+    """Selections of both dictionaries, the audio dictionary's first."""
+    dictionaries = {modality: learner.dictionaries[modality] for modality in _OTHER}
+    before = {modality: dictionary.negatives() for modality, dictionary in dictionaries.items()}
+    watched = {modality: _Watched(dictionary.selector) for modality, dictionary in dictionaries.items()}
+    for modality, dictionary in dictionaries.items():
+        dictionary.selector = watched[modality]
+    select_negatives(learner, queries, batch.sample_ids, step)
     selections = []
-    for name, dictionary, own, other, right in dictionaries:
-        asked, answer = watched[name].asked, watched[name].answer
-        dictionary.selector = watched[name].inner
+    for modality, dictionary in dictionaries.items():
+        asked, answer = watched[modality].asked, watched[modality].answer
+        dictionary.selector = watched[modality].inner
+        own, other = queries[modality].embedding, queries[_OTHER[modality]].embedding
         crosswise = learner.config.dictionary.pseudo_labels == "cross_modal"
         pool = dictionary.pool.held()[0]
         if asked is None or answer is None:  # none could be chosen, and the selector was not asked
             nobody = torch.zeros(len(pool), dtype=torch.bool)
-            offered = pool, nobody, torch.zeros(0, dtype=torch.int64), before[name]
+            offered = pool, nobody, torch.zeros(0, dtype=torch.int64), before[modality]
         else:
             offered = asked.keys, asked.eligible, answer, asked.staying
         selections.append(
             Selection(
-                modality=name,
+                modality=modality,
                 step=step,
                 pool=_on_cpu(offered[0]),
                 eligible=offered[1].cpu(),
                 chosen=offered[2].cpu(),
-                before=_on_cpu(before[name]),
+                before=_on_cpu(before[modality]),
                 staying=_on_cpu(offered[3]),
-                queries=(other if crosswise else own).embedding.float().cpu(),
-                query_modality=_OTHER[name] if crosswise else name,
-                contrasted=other.embedding.float().cpu(),
-                positives=right.embedding.float().cpu(),
+                queries=(other if crosswise else own).float().cpu(),
+                query_modality=_OTHER[modality] if crosswise else modality,
+                contrasted=other.float().cpu(),
+                positives=keys[modality].embedding.float().cpu(),
                 query_ids=batch.sample_ids.cpu(),
                 failures=batch.failures,
             )

@@ -1,8 +1,7 @@
-"""How a batch becomes what the two encoders take, and how what was kept of a sample becomes it again."""
+"""How a batch of clips becomes the encoders' inputs, and how what was kept of a sample becomes them again."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,28 +18,8 @@ from cmacc.clips import (
     seeds,
 )
 from cmacc.clips.seeds import seeded_rng
+from cmacc.encoders import Modality
 from cmacc.pretraining.config import PretrainConfig
-
-
-@runtime_checkable
-class Views(Protocol):
-    """The inputs of both encoders, from batches of some kind that have ``sample_ids``; all randomness is by sample."""
-
-    def of(self, batch: Any, visit: int) -> tuple[Tensor, Tensor]:
-        """The video and the audio encoder's inputs; ``visit``, how often the samples were due before, seeds them."""
-        ...
-
-    def kept(self, batch: Any, visit: int) -> dict[str, Tensor]:
-        """What it takes to make the same views again, compact, a row a sample."""
-        ...
-
-    def video_again(self, kept: Callable[[str], Tensor]) -> Tensor:
-        """The video encoder's inputs, from what was kept by name."""
-        ...
-
-    def audio_again(self, kept: Callable[[str], Tensor]) -> Tensor:
-        """The audio encoder's inputs, from what was kept by name."""
-        ...
 
 
 class ClipViews:
@@ -51,11 +30,14 @@ class ClipViews:
         self._device = device
         self._log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(device)
 
-    def of(self, batch: ClipBatch, visit: int) -> tuple[Tensor, Tensor]:
-        """Pictures ``(M, 3, T, H, W)`` and spectrograms ``(M, mels, time)``."""
+    def of(self, batch: ClipBatch, visit: int) -> dict[Modality, Tensor]:
+        """``video``: frames ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)``."""
         batch = self._paired(batch)
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
-        return augment_video(batch.frames, views), self._spectrograms(batch.waveforms, views)
+        return {
+            "video": augment_video(batch.frames, views),
+            "audio": self._spectrograms(batch.waveforms, views),
+        }
 
     def kept(self, batch: ClipBatch, visit: int) -> dict[str, Tensor]:
         """uint8 frames and half-precision sound."""
@@ -68,13 +50,12 @@ class ClipViews:
             "visits": torch.full_like(batch.sample_ids, visit),
         }
 
-    def video_again(self, kept: Callable[[str], Tensor]) -> Tensor:
-        """Pictures."""
-        return augment_video(kept("frames").to(self._device), self._drawn_again(kept))
-
-    def audio_again(self, kept: Callable[[str], Tensor]) -> Tensor:
-        """Spectrograms."""
-        return self._spectrograms(kept("waveforms").to(self._device).float(), self._drawn_again(kept))
+    def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
+        """Frames or spectrograms."""
+        views = self._drawn(kept("sample_ids").tolist(), kept("visits").tolist())
+        if modality == "video":
+            return augment_video(kept("frames").to(self._device), views)
+        return self._spectrograms(kept("waveforms").to(self._device).float(), views)
 
     def _paired(self, batch: ClipBatch) -> ClipBatch:
         """The batch with its own sounds or, as a control, with those of other files of the batch."""
@@ -88,9 +69,6 @@ class ClipViews:
             draw_view(self._config.data.augment, seeded_rng(seeds.AUGMENTATION, self._config.seed, visit, sample_id))
             for sample_id, visit in zip(sample_ids, visits, strict=True)
         ]
-
-    def _drawn_again(self, kept: Callable[[str], Tensor]) -> list[View]:
-        return self._drawn(kept("sample_ids").tolist(), kept("visits").tolist())
 
     def _spectrograms(
         self, waveforms: Float[Tensor, "batch samples"], views: list[View]

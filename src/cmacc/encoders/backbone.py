@@ -1,0 +1,19 @@
+"""What a backbone is: inputs to a feature map, and the map to one feature."""
+
+from torch import Tensor, nn
+
+
+class Backbone(nn.Module):
+    """A backbone in two steps, so that its map by time and place can be asked for before it is pooled."""
+
+    def feature_map(self, inputs: Tensor) -> Tensor:
+        """``(M, C, ...)``, by time and place."""
+        raise NotImplementedError
+
+    def pool(self, feature_map: Tensor) -> Tensor:
+        """``(M, f)``."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(M, f)``: features before any projection."""
+        return self.pool(self.feature_map(inputs))

@@ -1,0 +1,173 @@
+"""``cmacc pretrain``: a run folder trained to its end, with its metrics, checkpoints and log."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from cmacc.clips import Manifest
+from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_checkpoint, save_checkpoint
+from cmacc.pretraining.clip_stream import ClipStream, RunError
+from cmacc.pretraining.config import read_config
+from cmacc.pretraining.health import dictionaries_health
+from cmacc.pretraining.learner import input_buffer
+from cmacc.pretraining.provenance import Provenance
+from cmacc.pretraining.run_folder import check_provenance, require_one_process
+from cmacc.pretraining.step import DivergenceError
+from cmacc.pretraining.trainer import Trainer
+
+log = logging.getLogger("cmacc")
+
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """Where a call of `pretrain` ended: ``step`` of ``steps``, and the bad files met on the way."""
+
+    run_dir: Path
+    step: int
+    steps: int
+    bad_files: dict[str, str]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end, or was stopped before."""
+        return self.step == self.steps
+
+
+def pretrain(
+    run_dir: Path,
+    *,
+    on_step: OnStep | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> RunOutcome:
+    """Train the run in ``run_dir`` from its last checkpoint, or from the beginning, to its end.
+
+    Parameters
+    ----------
+    run_dir
+        Made by `start_run`, possibly trained on for a while.
+    on_step
+        Called after every step with (steps done, steps of the run, the step's metrics).
+    should_stop
+        Asked after every step; when it says yes, the state is saved and the call returns.
+
+    Raises
+    ------
+    RunError
+        There are too few usable files, or too many bad ones; the data or the settings are not those that the run began
+        with; the loss is no longer finite; or this is one of several processes.
+    ManifestError, ConfigError, CheckpointError
+        What the run folder points to cannot be read.
+    """
+    require_one_process()
+    config = read_config(run_dir / "config.yaml")
+    manifest = Manifest.read(config.data.manifest)
+    with _log_to(run_dir / "run.log"):
+        provenance = check_provenance(run_dir, config, manifest)
+        # Precision is ours (`autocast_dtype`): accelerate's own setting cannot change within one Python process.
+        accelerator = Accelerator(log_with="tensorboard", project_dir=str(run_dir))
+        device = accelerator.device
+        clips = ClipStream(manifest, config, device)
+        trainer = Trainer(clips, config, device)
+        first_step = _resume(trainer, clips, run_dir, provenance)
+        log.info(
+            "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s",
+            len(clips.plan.sample_ids), config.optim.steps, config.optim.batch_size,
+            config.optim.steps / clips.plan.steps_per_epoch, first_step, device,
+            trainer.learner.autocast_dtype or "float32",
+        )  # fmt: skip
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step}})
+        with _MetricsFile(run_dir / "metrics.jsonl", first_step) as metrics_file:
+            try:
+                for done in trainer.steps():
+                    row = done.metrics
+                    if done.step % config.health_every == 0:
+                        row |= dictionaries_health(trainer.learner, done.batch.labels, clips.labels, done.step)
+                    metrics_file.write(done.step, row)
+                    accelerator.log(row, step=done.step)
+                    step = done.step + 1
+                    stop = should_stop()
+                    if stop or step == config.optim.steps or step % config.save_every == 0:
+                        metrics_file.flush()
+                        save_checkpoint(trainer.learner, run_dir, step, config.keep_every, provenance)
+                    if on_step is not None:
+                        on_step(step, config.optim.steps, row)
+                    if stop:
+                        break
+            except DivergenceError as error:
+                raise RunError(f"run {run_dir}: {error}; its last checkpoint is from before that") from error
+        accelerator.end_training()
+        log.info("stopped at step %s of %s; %s bad files", trainer.next_step, config.optim.steps, len(clips.bad_files))
+    return RunOutcome(run_dir, trainer.next_step, config.optim.steps, clips.bad_files)
+
+
+def _resume(trainer: Trainer, clips: ClipStream, run_dir: Path, provenance: Provenance | None) -> int:
+    """The step to go on with; state and kept inputs are as they were when the run stopped."""
+    try:
+        folder = last_checkpoint(run_dir)
+    except CheckpointError:
+        return 0
+    step = load_checkpoint(trainer.learner, folder, provenance)
+    trainer.next_step = step
+    learner, config = trainer.learner, trainer.config
+    if learner.input_buffer is not None:
+        first = max(0, step - math.ceil(learner.input_buffer.capacity / config.optim.batch_size))
+        log.info("reading the clips of steps %s to %s again, to re-encode their keys", first, step - 1)
+        learner.input_buffer = input_buffer(config, learner.device, first * config.optim.batch_size)
+        assert learner.input_buffer is not None
+        for number, batch in enumerate(clips.batches(first, step), start=first):
+            learner.input_buffer.push(learner.views.kept(batch, clips.visit(number)))
+    return step
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
+class _MetricsFile:
+    """``metrics.jsonl``: one JSON object a step. Rows from ``first_step`` on, left by a killed run, are cut off."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    kept += [line] if json.loads(line)["step"] < first_step else []
+                except json.JSONDecodeError:
+                    break  # the line that a kill cut in two
+        aside = path.with_name(f".{path.name}")
+        aside.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(aside, path)
+        self._file = path.open("a")
+
+    def __enter__(self) -> "_MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())

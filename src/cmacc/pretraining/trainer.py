@@ -1,0 +1,119 @@
+"""The engine: a problem's batches, one step after the other. ``cmacc pretrain`` and ``cmacc ablate`` both drive it.
+
+    trainer = Trainer(problem, config, device)
+    for done in trainer.steps():
+        print(done.step, done.metrics["loss"])
+
+What else is to be done between two steps (logging, checkpoints, measurements, stopping) the caller does in the loop's
+body; its time is not counted. There are no callbacks.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from cmacc.objectives import Objective
+from cmacc.pretraining.clock import PhaseClock
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.learner import Learner, autocast_dtype
+from cmacc.pretraining.optimization import learning_rate
+from cmacc.pretraining.problem import Batch, Problem
+from cmacc.pretraining.step import DivergenceError, training_step
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """A step that was made.
+
+    Attributes
+    ----------
+    step
+        Its number, from 0.
+    batch
+        What it was made on, on the trainer's device.
+    metrics
+        Of the objective (``loss``, ``video_to_audio/loss``...), ``learning_rate``, ``refreshed_keys`` and
+        ``refresh_bytes`` where keys are re-encoded, ``seconds/<phase>``, ``seconds/step`` and ``clips_per_second``.
+    seconds
+        From the asking for the batch until the device was done with the step.
+    """
+
+    step: int
+    batch: Batch
+    metrics: dict[str, float]
+    seconds: float
+
+
+class Trainer:
+    """Trains encoders on a problem.
+
+    Parameters
+    ----------
+    problem
+        What is learnt.
+    config
+        All settings.
+    device
+        Where to train; the CPU by default.
+    objective
+        What to train for, instead of what ``config.objective`` says.
+
+    Attributes
+    ----------
+    learner
+        Encoders, dictionaries and optimizer, as they are before ``next_step``.
+    next_step
+        The step that is due. After a checkpoint was loaded into ``learner``, the caller sets it.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        config: PretrainConfig,
+        device: torch.device | None = None,
+        *,
+        objective: Objective | None = None,
+    ) -> None:
+        device = device or torch.device("cpu")
+        self.problem, self.config = problem, config
+        self.learner = Learner.build(
+            problem.encoder(), problem.views, config, device, autocast_dtype(config, device), objective
+        )
+        self.next_step = 0
+
+    def steps(self, last_step: int | None = None) -> Iterator[TrainedStep]:
+        """Make the steps ``next_step <= step < last_step``; by default to the end, ``config.optim.steps``.
+
+        Raises
+        ------
+        DivergenceError
+            The loss or the embeddings are no longer finite. The learner is then of no use any more.
+        """
+        learner, device = self.learner, self.learner.device
+        last_step = self.config.optim.steps if last_step is None else last_step
+        started = time.perf_counter()
+        for batch in self.problem.batches(self.next_step, last_step):
+            step = self.next_step
+            clock = PhaseClock(device)
+            clock.add("data", time.perf_counter() - started)
+            rate = learning_rate(self.config.optim, step)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = rate
+            batch = batch.to(device)
+            result = training_step(learner, batch, step, self.problem.visit(step), clock)
+            if not math.isfinite(loss := float(result.loss)):
+                raise DivergenceError(f"the loss is {loss}", step)
+            metrics = result.row() | {"learning_rate": rate}
+            if learner.input_buffer is not None:
+                metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.input_buffer.byte_count}
+            # Waits for a GPU to finish the step: without that, seconds would be those of handing the work over.
+            phases = clock.seconds()
+            seconds = time.perf_counter() - started
+            metrics |= {f"seconds/{name}": value for name, value in phases.items()}
+            metrics |= {"seconds/step": seconds, "clips_per_second": len(batch.sample_ids) / seconds}
+            self.next_step += 1
+            yield TrainedStep(step, batch, metrics, seconds)
+            started = time.perf_counter()

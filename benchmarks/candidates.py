@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cmacc.ablation import VectorWorld, interval, run_cell
-from cmacc.ablation.problem import VectorProblem
-from cmacc.encoders import EncoderConfig
+from cmacc.ablation import VectorWorld, interval
+from cmacc.ablation.problem import TableProblem
+from cmacc.ablation.run import train_and_measure
+from cmacc.ablation.vectors import VectorDataset
+from cmacc.encoders import EncoderConfig, Modality
 from cmacc.negatives import Candidates, Keys, Selector, gradient_factors, kmeans_plusplus
 from cmacc.negatives.selectors import ActiveSelector
-from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Trainer
 from cmacc.pretraining.learner import Learner
 
 
@@ -134,13 +136,13 @@ def selectors(temperature: float) -> dict[str, tuple[dict[str, Any], Selector | 
         "newest": ({"selector": "newest"}, None),
         "random": ({"selector": "random", **fresh}, None),
         "active": (fresh, None),
-        "active, dictionary as centres": ({**fresh, "given": "dictionary"}, None),
+        "active, dictionary as centres": ({**fresh, "initial_centers": "dictionary"}, None),
         "active, dictionary and batch as centres": (fresh, UnionWithBatch(temperature)),
         "active, pseudo-posterior at 5 tau": (fresh, ActiveSelector(5 * temperature)),
         "active, pseudo-posterior at tau / 5": (fresh, ActiveSelector(temperature / 5)),
         "active, without the 10 % most like a query": (fresh, SpareLikely(active, 0.1)),
         "active, without the 30 % most like a query": (fresh, SpareLikely(active, 0.3)),
-        "active, discounted by age, not anew": ({}, DiscountedByAge(temperature, 8)),
+        "active, discounted by age, not re-encoded": ({"refresh": "none"}, DiscountedByAge(temperature, 8)),
         "active, every 4 steps": ({**fresh, "select_every": 4}, None),
         "k-centre": (fresh, KCentre(temperature)),
         "facility location": (fresh, FacilityLocation()),
@@ -156,27 +158,17 @@ REGIMES: dict[str, tuple[VectorWorld, dict[str, Any]]] = {
 }
 
 
-class Replaced(VectorProblem):
-    """The controlled problem with another selector in both dictionaries."""
-
-    def __init__(self, world: VectorWorld, seed: int, selector: Selector | None) -> None:
-        super().__init__(world, seed, torch.device("cpu"))
-        self._selector = selector
-
-    def learner(self, config: PretrainConfig) -> Learner:
-        learner = super().learner(config)
-        for place, dictionary in enumerate((learner.video_dictionary, learner.audio_dictionary)):
-            if dictionary is None or self._selector is None:
-                continue
-            dictionary.selector = selector = copy.copy(self._selector)
-            if isinstance(selector, UnionWithBatch):
-                learner.twin.register_forward_hook(partial(_hand_over, selector, place))
-        return learner
+def replace_selectors(learner: Learner, replacement: Selector) -> None:
+    """Put another selector into both dictionaries."""
+    for modality, dictionary in learner.dictionaries.items():
+        dictionary.selector = selector = copy.copy(replacement)
+        if isinstance(selector, UnionWithBatch):
+            learner.key_encoder.register_forward_hook(partial(_hand_over, selector, modality))
 
 
-def _hand_over(selector: UnionWithBatch, place: int, module: Any, inputs: Any, encodings: Any) -> None:
-    """The batch's keys, which the momentum encoders have made by the time of selection; ages play no part in it."""
-    own = encodings[place]
+def _hand_over(selector: UnionWithBatch, modality: Modality, module: Any, inputs: Any, encodings: Any) -> None:
+    """The batch's keys, which the key encoders have made by the time of selection; ages play no part in it."""
+    own = encodings[modality]
     selector.batch_keys = Keys.from_embedding(
         own.embedding, torch.arange(len(own.embedding)), 0, length=own.length, penultimate=own.penultimate
     )
@@ -195,7 +187,11 @@ def run(task: tuple[str, str, int, int]) -> dict[str, Any]:
         optim=OptimConfig(batch_size=16, steps=steps),
         seed=seed,
     )
-    (point,) = run_cell(Replaced(world, seed, selector), config, points=1)
+    dataset, cpu = VectorDataset(world, seed, torch.device("cpu")), torch.device("cpu")
+    trainer = Trainer(TableProblem(dataset, config, cpu), config, cpu)
+    if selector is not None:
+        replace_selectors(trainer.learner, selector)
+    (point,) = train_and_measure(trainer, dataset, points=1)
     return {"regime": regime, "selector": name, "seed": seed, "steps": steps, **point.metrics}
 
 

@@ -25,7 +25,7 @@ for missing in ("av", "soxr", "fsspec", "pyarrow", "pyarrow.parquet", "jsonargpa
 
 import torch
 
-from cmacc.ablation.clipset import ClipProblem, decode_all
+from cmacc.ablation.clipset import ClipDataset, decode_all
 from cmacc.ablation.run import run_cell
 from cmacc.clips import AugmentConfig, ClipSpec
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
@@ -59,7 +59,7 @@ def config_of(variant: str, steps: int, seed: int) -> PretrainConfig:
         dictionary=DictionaryConfig(
             selector=selector,  # type: ignore[arg-type]
             size=256, pool_size=1024, refresh=refresh,  # type: ignore[arg-type]
-            refresh_device="device",
+            refresh_device="accelerator",
         ),
         objective=ObjectiveConfig(batch_keys=batch_keys),  # type: ignore[arg-type]
         optim=OptimConfig(batch_size=64, steps=steps),
@@ -70,7 +70,7 @@ def config_of(variant: str, steps: int, seed: int) -> PretrainConfig:
 def run(clips: Path, out: Path, steps: int, seeds: int, minutes: float, device: torch.device) -> list[dict[str, Any]]:
     """All runs that fit, seed by seed."""
     ends_at = time.monotonic() + 60 * minutes
-    problem = ClipProblem(clips, device)
+    dataset = ClipDataset(clips, device)
     runs: list[dict[str, Any]] = []
     longest = 0.0
     for seed in range(seeds):
@@ -79,7 +79,7 @@ def run(clips: Path, out: Path, steps: int, seeds: int, minutes: float, device: 
                 print(f"stopped before {variant}, seed {seed}: no time is left")
                 return runs
             started = time.monotonic()
-            points = run_cell(problem, config_of(variant, steps, seed), points=4)
+            points = run_cell(dataset, config_of(variant, steps, seed), points=4, device=device)
             longest = max(longest, time.monotonic() - started)
             runs.append(
                 {"variant": variant, "seed": seed, "steps": steps, "points": [dataclasses.asdict(p) for p in points]}

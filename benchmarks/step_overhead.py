@@ -1,4 +1,4 @@
-"""Seconds per phase of a training step: what active selection, and encoding keys anew, cost beside the plain queue.
+"""Seconds per phase of a training step: what active selection, and re-encoding keys, cost beside the plain queue.
 
 The real `training_step` on made-up clips already in memory, with full pools and dictionaries; the variants take
 turns within each round, so that what disturbs the machine disturbs all. Printed are the medians of the rounds, and each
@@ -33,19 +33,19 @@ from cmacc.clips import ClipBatch, ClipSpec
 from cmacc.encoders import EncoderConfig
 from cmacc.negatives import ActiveDictionary, Keys
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.clock import PhaseClock
-from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.loop import autocast_dtype
+from cmacc.pretraining.learner import Learner, autocast_dtype, untrained_encoder
 from cmacc.pretraining.step import training_step
 
-PHASES = ("transform", "encode", "keys", "select", "refresh", "loss", "update")
+PHASES = ("transform", "encode", "keys", "select", "refresh", "loss", "update", "push")
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"selector": "none"},
     "newest": {"selector": "newest"},
-    "random": {"selector": "random"},
-    "active": {"selector": "active"},
-    "active, given": {"selector": "active", "given": "dictionary"},
-    "active, every 4": {"selector": "active", "select_every": 4},
+    "random": {"selector": "random", "refresh": "none"},
+    "active": {"selector": "active", "refresh": "none"},
+    "active, initial centers": {"selector": "active", "initial_centers": "dictionary", "refresh": "none"},
+    "active, every 4": {"selector": "active", "select_every": 4, "refresh": "none"},
     "active, fresh": {"selector": "active", "refresh": "selected"},
     "active, all fresh": {"selector": "active", "refresh": "dictionary", "refresh_every": 10},
 }
@@ -57,8 +57,8 @@ def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
         return PretrainConfig(
             data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
             encoder=EncoderConfig(video="r3d_18", audio="resnet18", embedding_size=512),
-            dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_device="device", **variant),
-            objective=ObjectiveConfig(batch_keys="online"),  # what no dictionary has no momentum encoders for
+            dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_device="accelerator", **variant),
+            objective=ObjectiveConfig(batch_keys="online"),  # with which no key encoder is asked without a dictionary
             optim=OptimConfig(batch_size=128),
         )
     tiny = scale == "tiny"
@@ -88,20 +88,18 @@ def full(learner: Learner, first_step: int) -> None:
     """Fill pools, dictionaries and kept inputs, as after many steps."""
     config, device = learner.config, learner.device
     size = config.optim.batch_size
-    for dictionary in (learner.video_dictionary, learner.audio_dictionary):
-        if dictionary is None:
-            continue
+    for dictionary in learner.dictionaries.values():
         generator = torch.Generator().manual_seed(0)
         for step in range(first_step):
             keys = _made_up_keys(dictionary, size, step, generator)
             if step < config.dictionary.size // size:
                 dictionary.dictionary.push(keys)
             dictionary.push(keys)
-    if learner.inputs is not None:
+    if learner.input_buffer is not None:
         batch = made_up_batch(config, 0, device)
         for step in range(first_step):
             ids = torch.arange(size) + size * step
-            learner.inputs.push(learner.views.kept(dataclasses.replace(batch, sample_ids=ids.to(device)), 0))
+            learner.input_buffer.push(learner.views.kept(dataclasses.replace(batch, sample_ids=ids.to(device)), 0))
 
 
 def _made_up_keys(dictionary: ActiveDictionary, count: int, step: int, generator: torch.Generator) -> Keys:
@@ -121,7 +119,9 @@ def measure(scale: str, device: torch.device, rounds: int, names: list[str]) -> 
     learners = {}
     for name in names:
         config = config_of(scale, VARIANTS[name])
-        learners[name] = Learner.build(config, device, autocast_dtype(config, device))
+        learners[name] = Learner.build(
+            untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype(config, device)
+        )
         first_step = (config.dictionary.pool_size + config.dictionary.size) // config.optim.batch_size
         full(learners[name], first_step)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -139,7 +139,7 @@ def measure(scale: str, device: torch.device, rounds: int, names: list[str]) -> 
 
 def _typical(rows: list[dict[str, float]], config: PretrainConfig) -> dict[str, float]:
     """Medians; of what happens only every few steps the mean, or the median would leave it out."""
-    uneven = config.dictionary.select_every > 1 or config.dictionary.refresh == "dictionary"
+    uneven = config.dictionary.select_every > 1 or config.dictionary.refresh_policy == "dictionary"
     result = {}
     for name in (*PHASES, "step"):
         values = [row.get(name, 0.0) for row in rows]

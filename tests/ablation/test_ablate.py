@@ -25,9 +25,8 @@ from cmacc.ablation import (
     sign_test,
     write_results,
 )
-from cmacc.ablation.problem import VectorProblem
 from cmacc.ablation.run import step_seconds
-from cmacc.ablation.vectors import VectorWorld
+from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.cli import main
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 
@@ -70,7 +69,8 @@ def test_every_seed_of_every_variant_is_run(done: Path) -> None:
     )
     of_active = {row.metric for row in results.rows if row.variant == "active"}
     assert {
-        "R@1", "R@10", "median_rank", "probe_video", "balanced_audio", "loss", "batch_loss", "mi", "mi_ceiling", "top1",
+        "R@1", "R@10", "median_rank", "probe_video", "balanced_audio", "loss", "batch_loss", "top1",
+        "mutual_information", "mutual_information_ceiling",
         "key_age", "effective_rank", "distinct_labels", "false_negative_share", "plateau_steps", "left_plateau",
     } <= of_active  # fmt: skip
     assert "key_age" not in {row.metric for row in results.rows if row.variant == "none"}
@@ -86,7 +86,7 @@ def test_the_first_step_is_the_same_for_all_variants_of_a_seed() -> None:
             seed=seed,
         )
         world = VectorWorld(classes=6, samples=64, held_out=32)
-        (point,) = run_cell(VectorProblem(world, seed, torch.device("cpu")), config, points=1)
+        (point,) = run_cell(VectorDataset(world, seed, torch.device("cpu")), config, points=1)
         losses[selector, seed] = point.metrics["loss"]
     assert losses["none", 0] == losses["newest", 0] == losses["active", 0] != losses["none", 1]
 
@@ -148,17 +148,17 @@ def test_a_plateau_is_left_when_the_batch_is_told_apart() -> None:
             objective=ObjectiveConfig(temperature=0.2),
             optim=OptimConfig(batch_size=16, steps=60, learning_rate=rate, warmup_steps=1),
         )
-        *_, end = run_cell(VectorProblem(world, 0, torch.device("cpu")), config, points=2)
+        *_, end = run_cell(VectorDataset(world, 0, torch.device("cpu")), config, points=2)
         ends[rate] = end.metrics
     assert (ends[1e-9]["left_plateau"], ends[1e-9]["plateau_steps"]) == (0.0, 60.0)
     assert ends[1e-2]["left_plateau"] == 1.0
     assert 20 <= ends[1e-2]["plateau_steps"] < 60
     assert ends[1e-2]["batch_loss"] < ends[1e-9]["batch_loss"]
-    assert ends[1e-2]["mi"] <= ends[1e-2]["mi_ceiling"] == pytest.approx(math.log(16))
+    assert ends[1e-2]["mutual_information"] <= ends[1e-2]["mutual_information_ceiling"] == pytest.approx(math.log(16))
 
 
 def test_step_seconds_are_of_each_problem() -> None:
-    problem = VectorProblem(VectorWorld(classes=6, samples=64, held_out=32), 0, torch.device("cpu"))
+    problem = VectorDataset(VectorWorld(classes=6, samples=64, held_out=32), 0, torch.device("cpu"))
     config = PretrainConfig(
         dictionary=DictionaryConfig(size=16, pool_size=32), optim=OptimConfig(batch_size=8, steps=4)
     )
@@ -281,5 +281,5 @@ def test_a_broken_run_is_named(done: Path, tmp_path: Path) -> None:
     plan = plan_from_plain(PLAIN)
     runs = ablate(plan, tmp_path, only_planned=True)
     (tmp_path / "runs" / f"{runs[0].key}.json").write_text('{"points": ')
-    with pytest.raises(PlanError, match=r"cannot be read .*; delete it to have it made anew"):
+    with pytest.raises(PlanError, match=r"cannot be read .*; delete it to have the run made again"):
         results_of_runs(plan, runs, tmp_path)

@@ -80,7 +80,7 @@ def test_a_seed_changes_nothing_but_the_seed_among_variants() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": {}}, "variant is no setting of a plan"),
+        ({"variant": {}}, "unknown setting variant of a plan"),
         ({"variants": {}}, "variants or grid must be given, got neither"),
         ({"seeds": [1, 1]}, r"seeds must be distinct numbers of at least 0, got \[1, 1\]"),
         ({"seeds": []}, "seeds must be distinct"),
@@ -90,11 +90,11 @@ def test_a_seed_changes_nothing_but_the_seed_among_variants() -> None:
         ({"budgets": []}, "budgets must be steps, time or both, got none"),
         ({"timed": ["best"]}, r"timed must be variants \(queue, active\), got 'best'"),
         ({"reference": "best"}, r"reference must be a variant \(queue, active\), got 'best'"),
-        ({"variants": {"a": {"dictionary.sise": 3}}}, "variant 'a': dictionary.sise is no setting"),
+        ({"variants": {"a": {"dictionary.sise": 3}}}, "variant 'a': unknown setting dictionary.sise"),
         ({"variants": {"a": {"dictionary.size": -3}}}, "variant 'a': .*dictionary.size must be at least"),
         ({"variants": {"a": {"dictionary.selector": "best"}}}, "variant 'a': "),
         ({"variants": {"a": {}, "b": {}}}, "variants must differ in what they use, but 'a' and 'b' do not"),
-        ({"settings": {"optim": {"step": 3}}}, "settings.optim.step is no setting"),
+        ({"settings": {"optim": {"step": 3}}}, "unknown setting settings.optim.step"),
         ({"problem": 3}, "problem must be"),
     ],
 )

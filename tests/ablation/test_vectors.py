@@ -71,13 +71,13 @@ def test_views_depend_on_sample_and_visit_alone_and_can_be_made_again() -> None:
     data, _ = draw_vectors(SMALL, seed=0)
     views = VectorViews(data, 0.2, 0, torch.device("cpu"))
     batch = VectorBatch(torch.tensor([5, 9, 11]), data.labels[[5, 9, 11]])
-    video, audio = views.of(batch, visit=2)
-    alone, _ = views.of(VectorBatch(torch.tensor([9]), data.labels[[9]]), visit=2)
+    video, audio = views.of(batch, visit=2).values()
+    alone, _ = views.of(VectorBatch(torch.tensor([9]), data.labels[[9]]), visit=2).values()
     assert torch.equal(alone[0], video[1])
-    assert not torch.equal(views.of(batch, visit=3)[0], video)
+    assert not torch.equal(views.of(batch, visit=3)["video"], video)
     kept = views.kept(batch, visit=2)
-    assert torch.equal(views.video_again(kept.__getitem__), video)
-    assert torch.equal(views.audio_again(kept.__getitem__), audio)
+    assert torch.equal(views.again("video", kept.__getitem__), video)
+    assert torch.equal(views.again("audio", kept.__getitem__), audio)
     noise = video - data.video[[5, 9, 11]]
     assert 0.1 < noise.std() < 0.3
     assert not torch.equal(noise, audio - data.audio[[5, 9, 11]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder, EncoderConfig, Encoding
+from cmacc.encoders import AudioVisualEncoder, Encoder, EncoderConfig, Encoding
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.pair import HeadName
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
@@ -27,7 +27,7 @@ def test_shapes_and_what_belongs_together(
 ) -> None:
     config = EncoderConfig(video, audio, mel_bins=16, head=head, hidden_size=24, embedding_size=10)
     pair = AudioVisualEncoder(config)
-    encodings = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS))
+    encodings = tuple(pair(video=torch.randn(VIDEO), audio=torch.randn(SPECTROGRAMS)).values())
     for encoder, encoding, size in zip((pair.video, pair.audio), encodings, features, strict=True):
         penultimate = size if head == "linear" else 24
         assert encoding.feature.shape == (2, size) == (2, encoder.feature_size)
@@ -50,7 +50,7 @@ def test_shapes_and_what_belongs_together(
 def test_every_parameter_gets_a_gradient(head: HeadName) -> None:
     """A parameter without one would stop DistributedDataParallel."""
     pair = AudioVisualEncoder(EncoderConfig(mel_bins=16, head=head))
-    video, audio = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS))
+    video, audio = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS)).values()
     (video.embedding.sum() + audio.embedding.sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in pair.parameters())
 
@@ -117,3 +117,43 @@ def test_errors() -> None:
         build_video_backbone("resnet18")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name must be one of tiny, resnet18, resnet18_1d, got 'r3d_18'"):
         build_audio_backbone("r3d_18", 16)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "shape"),
+    [
+        ("video", "tiny", (2, 192, 4, 3, 3)),
+        ("video", "r3d_18", (2, 512, 1, 3, 3)),
+        ("audio", "tiny", (2, 192, 2, 13)),
+        ("audio", "resnet18", (2, 512, 1, 4)),
+        ("audio", "resnet18_1d", (2, 512, 4)),
+    ],
+)
+def test_a_feature_map_is_what_the_feature_is_pooled_from(modality: str, name: str, shape: tuple[int, ...]) -> None:
+    inputs = torch.randn(2, 3, 8, 48, 48) if modality == "video" else torch.randn(2, 16, 101)
+    config = EncoderConfig(mel_bins=16, **{modality: name})  # type: ignore[arg-type]
+    pair = AudioVisualEncoder(config).eval()
+    with torch.no_grad():
+        plain = pair(**{modality: inputs})[modality]
+        asked = pair(**{modality: inputs}, with_feature_maps=True)[modality]
+    assert plain.feature_map is None
+    assert asked.feature_map is not None
+    assert asked.feature_map.shape == shape
+    assert torch.equal(asked.feature, plain.feature)
+    assert torch.equal(asked.embedding, plain.embedding)
+    backbone = getattr(pair, modality).backbone
+    assert torch.equal(backbone.pool(asked.feature_map), plain.feature)
+
+
+def test_a_backbone_without_a_map_says_so() -> None:
+    encoder = Encoder(torch.nn.Linear(3, 4), 4, "linear", 4, 2)
+    with pytest.raises(ValueError, match="backbone must be a Backbone to give a feature map, got Linear"):
+        encoder(torch.randn(2, 3), with_feature_map=True)
+
+
+def test_torchvisions_weights_fit_the_video_backbone_by_their_own_names() -> None:
+    from torchvision.models.video import r3d_18
+
+    own = AudioVisualEncoder(EncoderConfig(video="r3d_18")).video.backbone.state_dict()
+    theirs = {name: value for name, value in r3d_18(weights=None).state_dict().items() if not name.startswith("fc.")}
+    assert own.keys() == theirs.keys()

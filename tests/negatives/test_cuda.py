@@ -5,13 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from cmacc.clips import Manifest, TrainingPlan, training_loader
+from cmacc.clips import Manifest
 from cmacc.negatives import kmeans_plusplus
-from cmacc.pretraining import PretrainConfig
-from cmacc.pretraining.clock import PhaseClock
-from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.loop import usable_files
-from cmacc.pretraining.step import training_step
+from cmacc.pretraining import PretrainConfig, Trainer
+from cmacc.pretraining.clip_stream import ClipStream
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")
 
@@ -42,22 +39,18 @@ def test_selection_on_its_own_stream_changes_nothing(small_config: PretrainConfi
         small_config,
         dictionary=dataclasses.replace(small_config.dictionary, initial_centers="dictionary", refresh="selected"),
     )
-    manifest = Manifest.read(config.data.manifest)
-    ids, _ = usable_files(manifest, config)
-    plan = TrainingPlan(manifest, tuple(ids), config.data.clip.length_seconds, config.optim.batch_size, config.seed)
     device = torch.device("cuda")
     states = []
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for overlapped in (True, False):
-            learner = Learner.build(config, device, None)
-            assert learner.selection_stream is not None
-            learner.selection_stream = learner.selection_stream if overlapped else None
-            loader = training_loader(plan, config.data.clip, first_step=0, last_step=8, workers=0)
-            for step, batch in enumerate(loader):
-                training_step(learner, batch.to(device), step, plan.epoch(step), PhaseClock(device))
-            assert learner.audio_dictionary is not None
-            states.append(learner.audio_dictionary.negatives())
+            clips = ClipStream(Manifest.read(config.data.manifest), config, device)
+            trainer = Trainer(clips, config, device)
+            assert trainer.learner.selection_stream is not None
+            trainer.learner.selection_stream = trainer.learner.selection_stream if overlapped else None
+            for _ in trainer.steps(8):
+                pass
+            states.append(trainer.learner.dictionaries["audio"].negatives())
     finally:
         torch.use_deterministic_algorithms(False)
     assert torch.equal(states[0].sample_ids, states[1].sample_ids)

@@ -95,9 +95,7 @@ class _Clips:
         return ClipViews(config, torch.device("cpu"))
 
     def batch(self, sample_ids: Tensor) -> ClipBatch:
-        return ClipBatch(
-            self._frames[sample_ids], self._waveforms[sample_ids], sample_ids, self.labels[sample_ids], {}
-        )
+        return ClipBatch(self._frames[sample_ids], self._waveforms[sample_ids], sample_ids, self.labels[sample_ids], {})
 
     def measured(self, learner: Any) -> Any:
         raise NotImplementedError

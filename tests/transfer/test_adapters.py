@@ -34,7 +34,7 @@ def test_cmacc_features_and_matches_are_the_pairs_own() -> None:
     waveforms = torch.rand(3, 16_000) * 2 - 1
     video = (frames.permute(0, 4, 1, 2, 3) / 255 - 0.43) / 0.22
     with torch.inference_mode():
-        own_video, own_audio = encoder.pair(video, LogMel(16_000, 32)(waveforms))
+        own_video, own_audio = encoder.pair(video, LogMel(16_000, 32)(waveforms)).values()
         features = encoder.embed_video(frames)
         assert torch.allclose(features, own_video.feature, atol=1e-4)
         assert torch.allclose(encoder.match_video(features), own_video.embedding, atol=1e-4)

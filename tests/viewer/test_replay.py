@@ -54,7 +54,7 @@ def saved_dictionary(run_dir: Path, modality: str, step: int) -> tuple[torch.Ten
         ("fp32", {"selector": "random", "allow_repeats": True}),
         ("fp32", {"selector": "newest"}),
         ("fp32", {"selector": "hardest", "pseudo_labels": "within_modal", "refresh": "selected"}),
-        ("fp32", {"given": "dictionary", "gradient": "key", "select_every": 2}),
+        ("fp32", {"initial_centers": "dictionary", "gradient": "key", "select_every": 2}),
     ],
     ids=str,
 )

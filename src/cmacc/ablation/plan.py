@@ -220,8 +220,11 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, dev
     plain["data"].pop("manifest")  # where it lies is no matter: the problem names the decoded clips by their contents
     for name in _UNUSED.get(config.dictionary.selector, ()):
         plain["dictionary"].pop(name, None)
-    if config.dictionary.refresh == "none":
-        plain["dictionary"].pop("refresh_every", None)
+    if "refresh" in plain["dictionary"]:
+        plain["dictionary"]["refresh"] = config.dictionary.refresh_policy  # a default that is spelt out is no other run
+        if config.dictionary.refresh_policy == "none":
+            plain["dictionary"].pop("refresh_every", None)
+    plain["optim"]["warmup_steps"] = config.optim.warmup
     for name in ("save_every", "keep_every", "health_every"):
         plain.pop(name)
     told = {

@@ -36,15 +36,10 @@ def run_cell(
 ) -> list[Point]:
     """Train from step 0 to ``config.optim.steps`` and measure at ``points`` evenly spaced steps, the last at the end.
 
-    Every metric of a step is averaged over the steps since the point before and over both directions; the dictionaries'
-    health is that of the point, averaged over both. ``plateau_steps`` is how many steps it took until the loss among
-    the batch's keys alone, averaged over 20 steps, fell below 0.9 of what guessing gives (log M), and
-    ``left_plateau`` whether it did; if it did not, ``plateau_steps`` is the run's steps.
-
     Returns
     -------
     list of Point
-        The same for the same data set and config, but for the seconds.
+        The same for the same data set and config, but for the seconds; see `train_and_measure`.
 
     Raises
     ------
@@ -54,8 +49,23 @@ def run_cell(
         There are fewer samples than a batch needs.
     """
     device = device or torch.device("cpu")
-    problem = TableProblem(dataset, config, device)
-    trainer = Trainer(problem, config, device)
+    return train_and_measure(Trainer(TableProblem(dataset, config, device), config, device), dataset, points, progress)
+
+
+def train_and_measure(
+    trainer: Trainer,
+    dataset: Dataset,
+    points: int,
+    progress: Callable[[int, int], None] = lambda done, all_: None,
+) -> list[Point]:
+    """`run_cell` with a trainer that is there already.
+
+    Every metric of a step is averaged over the steps since the point before and over both directions; the dictionaries'
+    health is that of the point, averaged over both. ``plateau_steps`` is how many steps it took until the loss among
+    the batch's keys alone, averaged over 20 steps, fell below 0.9 of what guessing gives (log M), and
+    ``left_plateau`` whether it did; if it did not, ``plateau_steps`` is the run's steps.
+    """
+    config = trainer.config
     steps, size = config.optim.steps, config.optim.batch_size
     due = {round(steps * (i + 1) / points) for i in range(points)}
     found: list[Point] = []
@@ -77,7 +87,7 @@ def run_cell(
                 left_at = done.step + 1
         if done.step + 1 in due:
             metrics = {name: sum(values) / len(values) for name, values in sums.items()}
-            health = dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
+            health = dictionaries_health(trainer.learner, done.batch.labels, trainer.problem.labels, done.step)
             metrics |= _over_both(health, _DICTIONARIES)
             metrics |= scores_of(dataset.measured(trainer.learner), labels, held_out_labels)
             if config.objective.in_batch:

@@ -1,59 +1,88 @@
 """Manifests to trained encoders: ``cmacc pretrain``, and ``cmacc demo``, which goes the whole way."""
 
 import argparse
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from cmacc.cli.results import evaluate_with_progress, print_card
 from cmacc.cli.terminal import INTERRUPTED, command_parser, progress_bars
 
 if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
     from cmacc.pretraining import PretrainConfig, RunOutcome
 
 
 def pretrain_command(arguments: Sequence[str]) -> int:
     """A manifest to a run folder with trained encoders."""
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from cmacc.pretraining import change_on_resume, start_run
 
-    from cmacc.pretraining import PretrainConfig, start_run
+    parser = _pretrain_parser()
+    options = parser.parse_args(list(arguments))
+    if options.resume is not None:
+        run_dir = options.resume
+        given = parser.parse_args(list(arguments), defaults=False)
+        if given.get("out") is not None or given.get("overwrite"):
+            raise ValueError(f"--resume {run_dir} must be without --out and --overwrite: it trains the run in place")
+        applied = change_on_resume(run_dir, _given_settings(given))
+        if applied:
+            print(f"changed for the rest of the run: {', '.join(applied)}", file=sys.stderr)
+    else:
+        run_dir = options.out or Path("runs/pretrain")
+        start_run(_config_of(parser, options), run_dir, overwrite=options.overwrite)
+    outcome = _pretrain_with_progress(run_dir)
+    _print_outcome(outcome)
+    return 0 if outcome.finished else INTERRUPTED
 
+
+def _pretrain_parser() -> "ArgumentParser":
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
+
+    from cmacc.pretraining import PretrainConfig
+    from cmacc.pretraining.config import with_present_names
+
+    # Settings files of cmacc 0.1.0 are read too.
+    set_loader("yaml_of_settings", lambda text: with_present_names(yaml.safe_load(text)), (yaml.YAMLError,))
     parser = ArgumentParser(
         prog="cmacc pretrain",
         description="Train both encoders on a manifest's files. Ctrl-C saves and leaves.\n\n"
         "example: cmacc pretrain --data.manifest videos.parquet --out runs/first --optim.steps 2000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parser_mode="yaml_of_settings",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file of any of the settings below")
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"), help="run folder to make")
+    parser.add_argument("--out", type=Path, help="run folder to make (runs/pretrain)")
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with this run folder; no other setting counts"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="resume this run folder; of the settings below only those that shape no numbers may be given "
+        "(data.workers, save_every...)",
     )
     parser.add_argument(
-        "--overwrite", type=bool, nargs="?", const=True, default=False, help="lose a run that is in --out"
+        "--overwrite", type=bool, nargs="?", const=True, default=False, help="replace a run that is in --out"
     )
-    parser.add_argument("--max-bad-fraction", type=float, default=None, help="the same as --data.max_bad_fraction")
     parser.add_class_arguments(PretrainConfig)
-    options = parser.parse_args(list(arguments))
-    if options.resume is not None:
-        run_dir = options.resume
-    else:
-        import dataclasses
+    return parser
 
-        run_dir = options.out
-        settings = parser.instantiate(options).as_dict()
-        names = [field.name for field in dataclasses.fields(PretrainConfig)]
-        config = PretrainConfig(**{name: settings[name] for name in names})
-        if options.max_bad_fraction is not None:
-            config = dataclasses.replace(
-                config, data=dataclasses.replace(config.data, max_bad_fraction=options.max_bad_fraction)
-            )
-        start_run(config, run_dir, overwrite=options.overwrite)
-    outcome = _pretrain_with_progress(run_dir)
-    _print_outcome(outcome)
-    return 0 if outcome.finished else INTERRUPTED
+
+def _config_of(parser: "ArgumentParser", options: "Namespace") -> "PretrainConfig":
+    from cmacc.pretraining import PretrainConfig
+
+    settings = parser.instantiate(options).as_dict()
+    return PretrainConfig(**{field.name: settings[field.name] for field in dataclasses.fields(PretrainConfig)})
+
+
+def _given_settings(given: "Namespace") -> dict[str, Any]:
+    """The settings that the command line or its YAML file names, by their dotted names."""
+    others = {"config", "out", "resume", "overwrite"}
+    return {name: value for name, value in given.items() if name.partition(".")[0] not in others}
 
 
 def demo_command(arguments: Sequence[str]) -> int:
@@ -67,17 +96,18 @@ def demo_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--clips", type=int, default=960, help="videos to make")
     parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overwrite", action="store_true", help="lose a run that is in --out; the videos are kept")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is in --out; the videos are kept")
     options = parser.parse_args(arguments)
     from cmacc.clips import list_folders, scan
     from cmacc.clips.synthetic import WorldConfig, write_world
-    from cmacc.pretraining import start_run
+    from cmacc.pretraining import require_free, require_one_process, start_run
     from cmacc.transfer import EvaluateOptions
     from cmacc.viewer import write_report
 
     out: Path = options.out
     manifest = out / "manifest.parquet"
-    start_run(_demo_config(manifest, options.clips, options.steps, options.seed), out, overwrite=options.overwrite)
+    require_one_process()
+    require_free(out, overwrite=options.overwrite)
     world = WorldConfig(clip_count=options.clips, class_count=8, nuisance=0.3, frame_size=64, seed=options.seed)
     with progress_bars("world") as advance:
         write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
@@ -85,6 +115,7 @@ def demo_command(arguments: Sequence[str]) -> int:
         listing = list_folders([out / "world"])
         scanned = scan(listing, test_fraction=0.25, progress=lambda done, total: advance("files", done, total))
     scanned.manifest.write(manifest)
+    start_run(_demo_config(manifest, options.clips, options.steps, options.seed), out, overwrite=options.overwrite)
     outcome = _pretrain_with_progress(out)
     if not outcome.finished:
         _print_outcome(outcome)
@@ -116,12 +147,9 @@ def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "Pretrain
                 frequency_mask=0.0,
             ),
         ),
-        # Half of the steps without it: what online batch keys need (docs/evidence.md), with which README was measured.
-        dictionary=DictionaryConfig(
-            selector="active", size=min(128, clips // 3), pool_size=512, warmup_steps=steps // 2
-        ),
+        dictionary=DictionaryConfig(selector="active", size=min(128, clips // 3), pool_size=512),
         # A short run changes quickly: a slower copy's keys would be told apart by their age.
-        objective=ObjectiveConfig(momentum=0.9, batch_keys="online"),
+        objective=ObjectiveConfig(momentum=0.9),
         optim=OptimConfig(steps=steps),
         seed=seed,
     )
@@ -144,7 +172,9 @@ def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
         with progress_bars("pretrain") as advance:
 
             def on_step(done: int, total: int, row: dict[str, float]) -> None:
-                note = f"loss {row['loss']:.3f}  {row['clips_per_second']:.0f} clips/s"
+                # A step without any negative yet has no loss to show.
+                loss = f"loss {row['loss']:.3f}  " if "loss" in row else ""
+                note = f"{loss}{row['clips_per_second']:.0f} clips/s"
                 advance("steps", done, total, note)
 
             return pretrain(run_dir, on_step=on_step, should_stop=lambda: asked_to_stop)
@@ -154,10 +184,9 @@ def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
 
 def _print_outcome(outcome: "RunOutcome") -> None:
     if outcome.bad_files:
-        print(f"{len(outcome.bad_files)} files left out; {outcome.run_dir / 'run.log'} names them", file=sys.stderr)
+        print(f"{len(outcome.bad_files)} files skipped; {outcome.run_dir / 'run.log'} names them", file=sys.stderr)
     if outcome.finished:
         print(f"run: {outcome.run_dir}, {outcome.steps} steps")
     else:
-        print(
-            f"stopped at step {outcome.step} of {outcome.steps}; go on with: cmacc pretrain --resume {outcome.run_dir}"
-        )
+        print(f"stopped at step {outcome.step} of {outcome.steps}")
+        print(f"resume it with: cmacc pretrain --resume {outcome.run_dir}")

@@ -15,6 +15,7 @@ from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import BatchKeys
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
+RefreshName = Literal["none", "selected", "dictionary"]
 
 
 class ConfigError(ValueError):
@@ -95,8 +96,8 @@ class DictionaryConfig:
     refresh
         Whether keys are re-encoded by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
         are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept
-        (0.6 GB for the default sizes). Keys as old as the pool is deep cost more than selection gains
-        (docs/evidence.md). For ``newest`` it makes no difference worth its time: its keys are fresh anyway.
+        (0.6 GB for the default sizes). By default ``selected``, since keys as old as the pool is deep cost more than
+        selection gains (docs/evidence.md); for ``newest`` by default ``none``, since its keys are fresh anyway.
     refresh_every
         Steps between refreshes of the whole ``dictionary``.
     refresh_device
@@ -115,10 +116,17 @@ class DictionaryConfig:
     initial_centers: InitialCenters = "none"
     allow_repeats: bool = False
     select_every: int = 1
-    refresh: Literal["none", "selected", "dictionary"] = "selected"
+    refresh: RefreshName | None = None
     refresh_every: int = 10
     refresh_device: Literal["cpu", "accelerator"] = "cpu"
     warmup_steps: int = 0
+
+    @property
+    def refresh_policy(self) -> RefreshName:
+        """``refresh``, whether it was given or not."""
+        if self.refresh is not None:
+            return self.refresh
+        return "none" if self.selector in ("none", "newest") else "selected"
 
     def __post_init__(self) -> None:
         _require(

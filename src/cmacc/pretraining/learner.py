@@ -109,9 +109,9 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
 
     A key is chosen while it is among the last N pushed, and stays while about K others are chosen, one for each pushed.
     """
-    if config.dictionary.selector == "none" or config.dictionary.refresh == "none":
+    if config.dictionary.selector == "none" or config.dictionary.refresh_policy == "none":
         return None
-    stays = config.dictionary.size if config.dictionary.refresh == "dictionary" else 0
+    stays = config.dictionary.size if config.dictionary.refresh_policy == "dictionary" else 0
     store = device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
     return InputBuffer(config.dictionary.pool_size + stays, store, first_handle)
 

@@ -5,7 +5,7 @@ pretrain``; an ablation has vectors and decoded clips; one's own is some forty l
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Batch(Protocol):
         """``(M,)`` int64, -1 where unknown; for figures only."""
         ...
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
         ...
 

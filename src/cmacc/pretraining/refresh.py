@@ -25,9 +25,9 @@ def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) ->
         Keys re-encoded.
     """
     config = learner.config.dictionary
-    if config.refresh == "selected":
+    if config.refresh_policy == "selected":
         return sum(refresh_newest(learner, modality, count, step) for modality, count in chosen.items())
-    if config.refresh == "dictionary" and step % config.refresh_every == 0:
+    if config.refresh_policy == "dictionary" and step % config.refresh_every == 0:
         return sum(
             refresh_newest(learner, modality, len(dictionary.dictionary), step)
             for modality, dictionary in learner.dictionaries.items()

@@ -39,9 +39,9 @@ def test_a_memory_map_gives_the_picks_of_a_tensor(tmp_path: Path, dtype: type, f
         assert picks.tolist() == wanted.tolist()
 
 
-def test_given_rows_count_against_the_memory() -> None:
+def test_initial_centers_count_against_the_memory() -> None:
     table = np.zeros((1000, 128), dtype=np.float64)
-    with pytest.raises(ValueError, match=r"memory_bytes must be at least .* and 50000 given, got"):
+    with pytest.raises(ValueError, match=r"memory_bytes must be at least .* and 50000 initial centers, got"):
         select_diverse(table, 5, initial_centers=np.zeros((50_000, 128)), memory_bytes=1 << 26)
 
 
@@ -87,7 +87,9 @@ def test_errors() -> None:
         select_diverse(table, 5001)
     with pytest.raises(ValueError, match=r"select_diverse: points must be of a float type, got int64"):
         select_diverse(np.ones((5, 2), dtype=np.int64), 1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"select_diverse: given must have the columns of points, \[8\], got \[7\]"):
+    with pytest.raises(
+        ValueError, match=r"select_diverse: initial_centers must have the columns of points, \[8\], got \[7\]"
+    ):
         select_diverse(table, 5, initial_centers=table[:, :7])
     table[4321, 2] = np.inf
     with pytest.raises(ValueError, match=r"select_diverse: points must be finite, got NaN or infinity in row 4321"):

@@ -68,9 +68,9 @@ def _rows(tables: list[Tensor], given: list[Tensor] | None = None) -> Rows:
 def _distances(tables: list[Tensor], centres: list[Tensor]) -> np.ndarray:
     """In units of the tables, whatever the scale that they are worked on in."""
     rows = _rows(tables, centres)
-    assert rows.given is not None
+    assert rows.initial_centers is not None
     squared = torch.cat(
-        [squared_distances(factors, rows.squared_lengths[part], rows.given) for part, factors in rows.parts()]
+        [squared_distances(factors, rows.squared_lengths[part], rows.initial_centers) for part, factors in rows.parts()]
     )
     return (squared.double() / np.prod(np.square(rows._scales))).numpy()
 

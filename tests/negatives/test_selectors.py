@@ -87,7 +87,7 @@ def test_errors() -> None:
         build_selector("best", TEMPERATURE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gradient must be one of last_layer, key, feature, got 'none'"):
         build_selector("active", TEMPERATURE, "none")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="given must be false for another selector than active, got true for 'random'"):
+    with pytest.raises(ValueError, match="initial_centers must be none for selector 'random', got 'dictionary'"):
         build_selector("random", TEMPERATURE, initial_centers="dictionary")
 
 
@@ -99,14 +99,14 @@ def test_no_selector_takes_what_is_not_eligible(name: SelectorName) -> None:
         assert len(set(picks.tolist()) & {0, 2, 5, 6}) == count
 
 
-def test_active_with_given_centres_avoids_what_the_dictionary_has() -> None:
+def test_active_with_initial_centers_avoids_what_the_dictionary_has() -> None:
     """Four kinds of uncertain candidates; the dictionary holds three: the first pick is the fourth."""
     queries = torch.eye(8)[:4]
     between = torch.stack([0.75 * queries[i] + (0.64 + 0.01 * i) * queries[(i + 1) % 4] for i in range(4)])
     pool = Keys.from_embedding(normalize(between.repeat(5, 1), dim=1), torch.arange(20), 0)
     held = Keys.from_embedding(normalize(between[:3], dim=1), torch.arange(3), 0)
-    for given, kinds in ((True, {3}), (False, {0, 1, 2, 3})):
-        choose = build_selector("active", TEMPERATURE, "key", given)
+    for initial_centers, kinds in (("dictionary", {3}), ("none", {0, 1, 2, 3})):
+        choose = build_selector("active", TEMPERATURE, "key", initial_centers)  # type: ignore[arg-type]
         picks = [int(_select(choose, pool, 1, seed, queries=queries, staying=held)) % 4 for seed in range(50)]
         assert set(picks) == kinds
 

@@ -17,13 +17,13 @@ point in their midst, since a large common mean would make all of them near copi
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,13 +79,16 @@ class Rows:
         Whose input the rows are, for messages.
     initial_centers
         Rows of other tables, the same on every process, that distances shall be measured from.
+    eligible
+        ``(n,)``: rows that may be picked; all by default. The others may hold NaN or infinity, and are then taken as
+        zeros, so that they touch neither scales nor distances.
     on_read
         Called with the number of rows of each part when it has been worked on.
 
     Raises
     ------
     ValueError
-        A row, of any process, holds NaN or infinity.
+        An eligible row, of any process, holds NaN or infinity.
 
     Attributes
     ----------
@@ -104,6 +107,7 @@ class Rows:
         owner: str,
         *,
         initial_centers: tuple[Array, ...] | None = None,
+        eligible: Bool[Tensor, " rows"] | None = None,
         on_read: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.tables, self.shards, self.device, self.part_rows = tables, shards, device, part_rows
@@ -114,9 +118,14 @@ class Rows:
         # Products of half-precision numbers overflow and lose the small distances: float32 at least.
         self.dtype = working_type(tables)
         self._scales = [1.0] * len(tables)
+        self._void: Tensor | None = None
         self._midst = self._find_midst()
         self.squared_lengths, longest = self._measure()
-        if not all(_SHORT <= value <= _LONG for value in longest):
+        # NaN and infinity are out of range too: rows that are looked at closely are rare, and cost one more pass.
+        if not _in_range(longest) and self._exclude_void(eligible):
+            self._midst = self._find_midst()
+            self.squared_lengths, longest = self._measure()
+        if not _in_range(longest):
             self._scales = [_scale(value, self.dtype) for value in self._largest_entries()]
             self._midst = self._find_midst()
             self.squared_lengths, _ = self._measure()
@@ -143,7 +152,26 @@ class Rows:
         return Centres.of(tuple(factors))
 
     def _read(self, which: slice | Tensor) -> tuple[Tensor, ...]:
-        return self._ready(tuple(_of(table, which) for table in self.tables))
+        return self._ready(self._raw(which))
+
+    def _raw(self, which: slice | Tensor) -> tuple[Tensor, ...]:
+        tables = tuple(_of(table, which) for table in self.tables)
+        if self._void is None:
+            return tables
+        void = self._void[which]
+        return tuple(table.masked_fill(void.to(table.device)[:, None], 0) for table in tables)
+
+    def _exclude_void(self, eligible: Bool[Tensor, " rows"] | None) -> bool:
+        """Note the rows that are neither finite nor eligible; whether any process has one."""
+        if eligible is None:
+            return False
+        finite = [self._finite(part) for part in self._slices()]
+        void = ~torch.cat(finite).cpu() & ~eligible.cpu() if finite else torch.zeros(0, dtype=torch.bool)
+        self._void = void
+        return bool(self.shards.each(void.any()).any())
+
+    def _finite(self, part: slice) -> Bool[Tensor, " part"]:
+        return torch.stack([torch.isfinite(factor).all(1) for factor in self._raw(part)]).all(0)
 
     def _ready(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """In working type, scaled, and for flat rows measured from the midst."""
@@ -164,7 +192,8 @@ class Rows:
     def _measure(self) -> tuple[Float[Tensor, " rows"], list[float]]:
         """Squared length of every own row; the greatest length of every factor, all processes and initial centers."""
         squared = torch.empty(len(self), dtype=self.dtype, device=self.device)
-        longest = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
+        # In the working type: some devices have no float64 (Apple's MPS), and a maximum needs no more digits.
+        longest = torch.zeros(len(self.tables), dtype=self.dtype, device=self.device)
         for part, factors in self.parts():
             lengths = _lengths(factors)
             squared[part] = lengths.prod(0).square()
@@ -175,14 +204,14 @@ class Rows:
 
     def _largest_entries(self) -> list[float]:
         """The greatest absolute entry of every factor, of all processes and of the initial centers."""
-        peaks = torch.zeros(len(self.tables), dtype=torch.float64, device=self.device)
+        peaks = torch.zeros(len(self.tables), dtype=self.dtype)
         for part in self._slices():
-            peaks = torch.maximum(peaks, _peaks(tuple(_of(table, part) for table in self.tables)).to(peaks))
+            peaks = torch.maximum(peaks, _peaks(self._raw(part), self.dtype))
         largest = self.shards.each(peaks).amax(0)
         if not bool(torch.isfinite(largest).all()):
             raise ValueError(f"{self._owner}: points must be finite, got NaN or infinity in row {self._first_bad()}")
         if self._initial_centers is not None and len(self._initial_centers[0]) > 0:
-            largest = torch.maximum(largest, _peaks(self._initial_centers).cpu())
+            largest = torch.maximum(largest, _peaks(self._initial_centers, self.dtype))
             if not bool(torch.isfinite(largest).all()):
                 raise ValueError(f"{self._owner}: initial_centers must be finite, got NaN or infinity")
         entries: list[float] = largest.tolist()
@@ -192,8 +221,7 @@ class Rows:
         """Place in the whole table of the first row that is not finite."""
         first = self.shards.count
         for part in self._slices():
-            factors = [_of(table, part) for table in self.tables]
-            bad = ~torch.stack([torch.isfinite(factor).all(1) for factor in factors]).all(0)
+            bad = ~self._finite(part)
             if bool(bad.any()):
                 first = self.shards.start + part.start + int(bad.nonzero()[0])
                 break
@@ -247,9 +275,13 @@ def _is_float(table: Array) -> bool:
     return table.is_floating_point() if isinstance(table, Tensor) else table.dtype in _NUMPY_FLOATS
 
 
-def _peaks(tables: tuple[Tensor, ...]) -> Float[Tensor, " tables"]:
-    """The greatest absolute entry of each; NaN where there is one."""
-    return torch.stack([torch.stack(torch.aminmax(table.double())).abs().amax() for table in tables])
+def _in_range(lengths: list[float]) -> bool:
+    return all(_SHORT <= value <= _LONG for value in lengths)
+
+
+def _peaks(tables: tuple[Tensor, ...], dtype: torch.dtype) -> Float[Tensor, " tables"]:
+    """The greatest absolute entry of each, on the CPU; NaN where there is one."""
+    return torch.stack([torch.stack(torch.aminmax(table.to(dtype))).abs().amax().cpu() for table in tables])
 
 
 def _scale(largest: float, dtype: torch.dtype) -> float:
@@ -260,27 +292,32 @@ def _scale(largest: float, dtype: torch.dtype) -> float:
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Autocast and TF32 would take the products, of which small differences are wanted, to half precision."""
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
-    precision: str | None = None
+    """Products in full float32: autocast, TF32 and bf16 would take the small differences that are wanted.
+
+    Autocast is switched off for this thread alone. The precision of products can only be set for the whole process: it
+    is touched only where the calling program has lowered it, and put back at the end. Another thread's products are
+    more exact and slower meanwhile.
+    """
+    lowered: list[tuple[Any, str]] = []
+    precision = "highest"
     # torch has two ways to say so, and refuses the older one once the caller has used the newer.
-    with suppress(RuntimeError):
+    try:
         precision = torch.get_float32_matmul_precision()
-    if precision is not None:
+    except RuntimeError:
+        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        lowered = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in ("ieee", "none")]
+    if precision != "highest":
         torch.set_float32_matmul_precision("highest")
-    else:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+    for backend, _ in lowered:
+        backend.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        if precision is not None:
+        if precision != "highest":
             torch.set_float32_matmul_precision(precision)
-        else:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
+        for backend, value in lowered:
+            backend.fp32_precision = value
 
 
 def squared_distances(

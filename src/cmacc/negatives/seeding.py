@@ -79,8 +79,8 @@ def kmeans_plusplus(
         ``(N,)``: rows that may be picked; all, if not given.
     group
         Processes of which each calls this with its own part of the rows; parts may differ in size. ``initial_centers``
-        is the same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do not
-        depend, for one seed, on the number of processes.
+        is the same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do
+        not depend, for one seed, on the number of processes.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def kmeans_plusplus(
     Raises
     ------
     ValueError
-        Shapes do not fit, ``count`` is more than the eligible rows, or a row holds NaN or infinity.
+        Shapes do not fit, ``count`` is more than the eligible rows, or an eligible row holds NaN or infinity.
 
     References
     ----------
@@ -124,7 +124,10 @@ def kmeans_plusplus(
     )
     with torch.no_grad(), exact_products(device):
         shards = Shards(len(tables[0]), group, device)
-        rows = Rows(tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus", initial_centers=centres)
+        rows = Rows(
+            tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus",
+            initial_centers=centres, eligible=eligible,
+        )  # fmt: skip
         seeding = seed(
             rows, count, eligible, shards.agreed_number(generator),
             most_proposals=1 if method == "one_by_one" or local_trials > 1 else None,
@@ -216,7 +219,7 @@ def _accepted(
     rows: NDArray[np.floating[Any]] = (
         among.masked_fill_((indices[:, None] == indices).to(among.device), 0).cpu().numpy()
     )
-    now: NDArray[np.float64] = block.double().cpu().numpy().copy()
+    now: NDArray[np.float64] = block.cpu().numpy().astype(np.float64)
     limits = chances.numpy() * now
     accepted = torch.zeros(len(now), dtype=torch.bool)
     for proposal in range(len(now)):
@@ -261,7 +264,7 @@ class _Weights:
         self._bits = 61 - math.ceil(math.log2(max(rows.shards.count, 2)))
         self._totals: list[int] = []  # of this process's rows, in lots of `SUMMED_ROWS`
         self._each: list[int] = []  # of every process
-        self._unit = torch.ones((), dtype=torch.float64)
+        self._unit = 1.0
         self.measured = False
 
     def count_in(self, centres: Centres) -> None:
@@ -278,10 +281,12 @@ class _Weights:
 
     def best(self, centres: Centres) -> int:
         """Which of the centres would leave the least sum of D^2; the first of equals."""
-        sums = torch.zeros(len(centres), dtype=torch.int64, device=self._rows.device)
+        sums: Tensor | int = 0
         for part, factors in self._rows.parts():
             squared = squared_distances(factors, self._rows.squared_lengths[part], centres)
-            sums += self._whole(torch.minimum(self._nearest[part][:, None], squared)).sum(0)
+            sums = sums + self._whole(torch.minimum(self._nearest[part][:, None], squared)).sum(0)
+        if isinstance(sums, int):  # this process has no row
+            sums = torch.zeros(len(centres), dtype=torch.int64)
         return int(self._rows.shards.each(sums).sum(0).argmin())
 
     def close(self, picked: Int[Tensor, " picks"]) -> None:
@@ -302,10 +307,10 @@ class _Weights:
     def total(self) -> int:
         """Sum of all processes' weights, in units that suit the largest."""
         largest = self._nearest.amax() if len(self._nearest) else self._nearest.new_zeros(())
-        largest = self._rows.shards.each(largest.double()).amax()
+        largest = self._rows.shards.each(largest).amax()
         # Beyond -900 the unit itself would overflow; scaled rows are never so near.
-        exponent = max(int(torch.frexp(largest).exponent), -900) if self.measured else 0
-        self._unit = torch.tensor(2.0 ** (self._bits - exponent), dtype=torch.float64)
+        exponent = max(math.frexp(float(largest))[1], -900) if self.measured else 0
+        self._unit = 2.0 ** (self._bits - exponent)
         own = [int(self._part(start).sum()) for start in self._starts()]
         self._totals = own
         self._each = self._rows.shards.each(torch.tensor(sum(own))).tolist()
@@ -334,7 +339,13 @@ class _Weights:
         return self._whole(self._nearest[part]) if self.measured else self._open[part].long()
 
     def _whole(self, squared: Tensor) -> Tensor:
-        return (squared.double() * self._unit.to(squared.device)).round().long()
+        # More bits than a float32 holds: on the CPU where the device has no float64.
+        return (_widened(squared) * self._unit).round().long()
+
+
+def _widened(values: Tensor) -> Tensor:
+    """In float64, on their device if that has it: Apple's MPS has not."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _rows_at_a_time(device: torch.device, tables: tuple[Array, ...]) -> int:

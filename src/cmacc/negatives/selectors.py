@@ -83,7 +83,10 @@ class HardestSelector:
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """The ``count`` rows of largest norm, largest first."""
         norms = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient).squared_norms()
-        return candidates.shards.table(torch.where(candidates.eligible, norms, -1)).topk(count).indices
+        norms = torch.where(candidates.eligible, norms, -1)
+        if not bool(norms.isfinite().all()):  # topk would take NaN for the greatest
+            raise ValueError("HardestSelector: keys and queries must be finite, got NaN or infinity")
+        return candidates.shards.table(norms).topk(count).indices
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,8 @@ def replace_selectors(learner: Learner, replacement: Selector) -> None:
 
 def _hand_over(selector: UnionWithBatch, modality: Modality, module: Any, inputs: Any, encodings: Any) -> None:
     """The batch's keys, which the key encoders have made by the time of selection; ages play no part in it."""
+    if len(encodings) < 2:  # keys re-encoded, which are of one modality
+        return
     own = encodings[modality]
     selector.batch_keys = Keys.from_embedding(
         own.embedding, torch.arange(len(own.embedding)), 0, length=own.length, penultimate=own.penultimate

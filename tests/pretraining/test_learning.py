@@ -41,7 +41,7 @@ def mean_rank_in_standard_errors(run_dir: Path, config: PretrainConfig) -> tuple
     """
     manifest = Manifest.read(config.data.manifest)
     held_out = manifest.ids_where(lambda record: record.split == "test")
-    matched = embed(open_encoder(str(run_dir)).encoder, manifest, held_out, ["video", "audio"]).matched
+    matched = embed(open_encoder(str(run_dir)).encoder, manifest, held_out, ["video", "audio"]).matched_by_file()
     video, audio = matched["video"], matched["audio"]
     count = len(video)
     both_ways = np.concatenate([ranks(video, audio), ranks(audio, video)])

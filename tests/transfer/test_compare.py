@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Provenance, Result
+from cmacc.pretraining import Provenance
+from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result
 from cmacc.transfer.compare import beside_published, compared, markdown
 from cmacc.transfer.published import PublishedResult, published_results
 

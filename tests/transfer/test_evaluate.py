@@ -57,7 +57,7 @@ def test_the_card_of_both_tasks(run_dir: Path, small_world: Path, tmp_path: Path
     kinds = {(row.task, row.protocol, row.modality, row.metric) for row in card.results}
     assert kinds == {
         ("pairs", "retrieval", d, m)
-        for d in ("video->audio", "audio->video")
+        for d in ("video_to_audio", "audio_to_video")
         for m in ("R@1", "R@5", "R@10", "median_rank")
     } | {("labelled", p, m, "accuracy") for p in ("linear", "knn") for m in ("video", "audio", "both")}
     for row in card.results:
@@ -75,7 +75,7 @@ def test_the_card_of_both_tasks(run_dir: Path, small_world: Path, tmp_path: Path
 
     saved = load_file(tmp_path / "embeddings.safetensors")
     by_name = {m.name: m.value for m in pair_retrieval(saved["video"], saved["audio"])}
-    assert by_name == {r.metric: r.value for r in card.results if r.modality == "video->audio"}
+    assert by_name == {r.metric: r.value for r in card.results if r.modality == "video_to_audio"}
     assert np.allclose(np.linalg.norm(saved["video"], axis=1), 1, atol=1e-5)
 
 

@@ -132,8 +132,8 @@ def _card(manifest: Path) -> dict[str, Any]:
     return {
         "format": 2,
         "results": [
-            result("pairs", "retrieval", "video->audio", "R@1", 0.5, 0.01, 0.005, 200),
-            result("pairs", "retrieval", "video->audio", "median_rank", 3.5, 90.0, 100.5, 200),
+            result("pairs", "retrieval", "video_to_audio", "R@1", 0.5, 0.01, 0.005, 200),
+            result("pairs", "retrieval", "video_to_audio", "median_rank", 3.5, 90.0, 100.5, 200),
             result("labelled", "linear", "both", "accuracy", 0.26, 0.25, 0.2, 200),
             result("labelled", "finetune", "video", "accuracy", 0.5, None, 0.2, 200),
             result("new task", "<b>", "both", "accuracy", float("nan"), 0.25, 0.2, 200),

@@ -198,9 +198,8 @@ def _world_of(problem: dict[str, Any]) -> Any:
     kind = _KINDS.get(str(problem.get("kind")))
     if kind is None:
         raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {problem.get('kind')!r}")
-    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     try:
-        return dataclass_of(kind, defaults | {n: v for n, v in problem.items() if n != "kind"}, "problem")
+        return dataclass_of(kind, {n: v for n, v in problem.items() if n != "kind"}, "problem")
     except UnfitError as error:
         raise PlanError(str(error)) from error
 

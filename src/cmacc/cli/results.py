@@ -40,6 +40,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="only these splits or folds")
     parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, not the manifest's splits")
+    parser.add_argument(
+        "--all-files", action="store_true", help="pairs: every file, not only split test; for data never trained on"
+    )
     parser.add_argument("--allow-partial", action="store_true", help="files may be missing; the card says what share")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the card")
     parser.add_argument("--windows", type=int, help="windows averaged per file, instead of the protocol's number")
@@ -72,6 +75,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         lists=options.annotations,
         parts=tuple(options.splits),
         folds=options.folds,
+        all_files=options.all_files,
         allow_partial=options.allow_partial,
         with_untrained=not options.no_untrained,
         epochs=options.epochs,
@@ -101,17 +105,18 @@ def export_command(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--push", metavar="USER/NAME", help="upload the folder to the Hugging Face hub (extra `export`)"
     )
+    parser.add_argument("--without-results", action="store_true", help="no results in the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is in --out")
     options = parser.parse_args(arguments)
-    from cmacc.transfer import Card, export_run, push, results_table
+    from cmacc.transfer import card_of_run, export_run, push, results_table
 
-    card = options.run / "card.json"
+    card = None if options.without_results else card_of_run(options.run)
     exported = export_run(
         options.run,
         options.out,
         with_onnx=options.onnx,
         overwrite=options.overwrite,
-        results_markdown=results_table(Card.read(card)) if card.exists() else "",
+        results_markdown="" if card is None else results_table(card),
     )
     files = "".join(f", {name}.onnx (within {gap:.1e} of torch)" for name, gap in exported.differences.items())
     print(f"export: {exported.folder}, weights of step {exported.step}{files}")

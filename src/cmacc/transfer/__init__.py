@@ -1,7 +1,7 @@
 """Checkpoint to results: encoders, features, tasks, protocols, result cards, exports."""
 
 from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
-from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Provenance, Result
+from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result
 from cmacc.transfer.compare import beside_published, compared, markdown, results_table
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
@@ -9,7 +9,7 @@ from cmacc.transfer.export import Exported, ExportError, export_run, push, read_
 from cmacc.transfer.features import Features, embed, weights_hash
 from cmacc.transfer.finetune import Finetuned, FinetuneError, FinetuneSettings, finetune
 from cmacc.transfer.metrics import Metric, ProtocolError
-from cmacc.transfer.open import OpenedEncoder, load_pair, open_encoder
+from cmacc.transfer.open import OpenedEncoder, card_of_run, load_pair, open_encoder
 from cmacc.transfer.protocols import Rows, ranks
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
 from cmacc.transfer.recipes import RECIPES, ProtocolName, Recipe
@@ -40,7 +40,6 @@ __all__ = [
     "OpenedEncoder",
     "ProtocolError",
     "ProtocolName",
-    "Provenance",
     "PublishedResult",
     "Recipe",
     "Result",
@@ -49,6 +48,7 @@ __all__ = [
     "TaskName",
     "TorchvisionVideo",
     "beside_published",
+    "card_of_run",
     "compared",
     "embed",
     "evaluate",

@@ -2,20 +2,13 @@
 
 import dataclasses
 import json
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cmacc.clips.storage import written_aside
+from cmacc.pretraining import Provenance
 from cmacc.transfer.reading import UnfitError, dataclass_of, value_of
 
 _FORMAT = 2
@@ -131,7 +124,9 @@ class EncoderFacts:
     clip
         Size of its clips: the fields of `ClipSpec`.
     pretraining_data
-        Fingerprint of the manifest it was trained on, as that is now; None where it is not to be found.
+        Fingerprint of the manifest that it was trained on; None where that is not known.
+    run_id
+        Of the training run; empty where there is none, or it is not known.
     """
 
     name: str
@@ -141,39 +136,7 @@ class EncoderFacts:
     seed: int
     clip: dict[str, Any]
     pretraining_data: str | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """With what and when results were made."""
-
-    versions: dict[str, str]
-    hardware: dict[str, str]
-    created: str
-    seed: int
-    command: str
-
-    @classmethod
-    def now(cls, device: torch.device, seed: int) -> "Provenance":
-        """Provenance of results that are being made."""
-        return cls(
-            versions={
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("cmacc", "torch", "av", "scikit-learn", "numpy")},
-            },
-            hardware={
-                "machine": platform.machine(),
-                "cores": str(os.cpu_count()),
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            },
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seed=seed,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        )
-
-    def same_conditions(self, other: "Provenance") -> bool:
-        """Whether results were made with the same seed, versions and hardware."""
-        return (self.seed, self.versions, self.hardware) == (other.seed, other.versions, other.hardware)
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,7 +168,10 @@ class Card:
             return cls(
                 encoder=dataclass_of(EncoderFacts, plain.get("encoder"), "encoder"),
                 data={task: dataclass_of(DataFacts, facts, f"data.{task}") for task, facts in data.items()},
-                results=tuple(dataclass_of(Result, row, f"results[{place}]") for place, row in enumerate(rows)),
+                results=tuple(
+                    _with_present_direction(dataclass_of(Result, row, f"results[{place}]"))
+                    for place, row in enumerate(rows)
+                ),
                 provenance=dataclass_of(Provenance, plain.get("provenance"), "provenance"),
                 left_out=value_of(dict[str, dict[str, str]], plain, "left_out"),
             )
@@ -217,6 +183,11 @@ class Card:
         with written_aside(path) as aside:
             plain = {"format": _FORMAT, **dataclasses.asdict(self)}
             aside.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+
+
+def _with_present_direction(result: Result) -> Result:
+    """Cards of cmacc 0.1.0 say ``video->audio``."""
+    return dataclasses.replace(result, modality=result.modality.replace("->", "_to_"))
 
 
 def joined(older: Card | None, new: Card, replaces: Collection[tuple[str, str]], *, overwrite: bool) -> Card:
@@ -246,7 +217,7 @@ def joined(older: Card | None, new: Card, replaces: Collection[tuple[str, str]],
         what = f"{older.encoder.name} at step {older.encoder.checkpoint_step}"
         reason = f"holds results of {what}, which may be of other weights than {new.encoder.name}"
     elif not older.provenance.same_conditions(new.provenance):
-        reason = "holds results made with another seed, other versions or other hardware"
+        reason = "holds results made with another seed, other code or versions, or other hardware"
     if reason and not overwrite:
         raise CardError(f"card in --out: {reason}; choose another --out, or give --overwrite to lose them")
     if reason:

@@ -11,7 +11,8 @@ import torch
 from safetensors.numpy import save_file
 
 from cmacc.clips.storage import written_aside
-from cmacc.transfer.card import Card, CardError, Provenance, Result, joined
+from cmacc.pretraining import Provenance
+from cmacc.transfer.card import Card, CardError, Result, joined
 from cmacc.transfer.compare import markdown
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import Features
@@ -47,6 +48,8 @@ class EvaluateOptions:
         Numbers of the official splits or folds; all by default.
     folds
         Task ``labelled``: k folds by group instead of the manifest's splits.
+    all_files
+        Task ``pairs``: every file instead of those held out, for data that the encoder was never trained on.
     allow_partial
         Whether data may be missing.
     with_untrained
@@ -65,6 +68,7 @@ class EvaluateOptions:
     lists: Path | None = None
     parts: tuple[int, ...] = ()
     folds: int | None = None
+    all_files: bool = False
     allow_partial: bool = False
     with_untrained: bool = True
     epochs: int | None = None
@@ -122,7 +126,7 @@ def evaluate(
     # What can be refused is refused before the work: an hour of it must not end in "choose another --out".
     path = out / "card.json"
     older = _older_card(path, overwrite)
-    card = Card(opened.facts, {}, (), Provenance.now(device, options.seed))
+    card = Card(opened.facts, {}, (), Provenance.now(device, options.seed, run_id=opened.facts.run_id))
     replaces = {(task, name) for task, names in chosen.items() for name in names}
     joined(older, card, replaces, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
@@ -173,8 +177,9 @@ def _check_options(options: EvaluateOptions, chosen: dict[TaskName, tuple[Protoc
     official = any(task in OFFICIAL for task in chosen)
     for option, given, is_of_use, what in (
         ("--splits", options.parts, official, "the official data sets"),
-        ("--list", options.lists, official, "the official data sets"),
+        ("--annotations", options.lists, official, "the official data sets"),
         ("--folds", options.folds, "labelled" in chosen, "task labelled"),
+        ("--all-files", options.all_files, "pairs" in chosen, "task pairs"),
         ("--epochs", options.epochs, any("finetune" in n for n in chosen.values()), "protocol finetune"),
     ):
         if given and not is_of_use:
@@ -224,7 +229,7 @@ def _task_modalities(task: TaskName) -> tuple[Modality, ...]:
 
 def _task_data(task: TaskName, data: Path, options: EvaluateOptions, progress: Progress | None) -> TaskData:
     if task == "pairs":
-        return pairs_task(data)
+        return pairs_task(data, all_files=options.all_files)
     if task == "labelled":
         return labelled_task(data, folds=options.folds, seed=options.seed, allow_partial=options.allow_partial)
     return official_task(
@@ -318,10 +323,9 @@ def _write_embeddings(features: Features, path: Path) -> None:
     with written_aside(path) as aside:
         save_file(
             {
-                "video": features.matched["video"],
-                "audio": features.matched["audio"],
+                **{str(modality): rows for modality, rows in features.matched_by_file().items()},
                 "sample_ids": features.sample_ids,
-                "start_seconds": features.start_seconds,
+                "start_seconds": features.start_seconds[:, 0],
             },
             aside,
         )

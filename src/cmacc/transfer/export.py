@@ -21,9 +21,16 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cmacc.clips import ClipSpec, Manifest, ManifestError
+from cmacc.clips import ClipSpec
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
-from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, to_plain
+from cmacc.pretraining import (
+    PretrainConfig,
+    last_checkpoint,
+    load_encoder,
+    read_config,
+    read_provenance,
+    to_plain,
+)
 from cmacc.transfer.adapters import CmaccEncoder
 from cmacc.transfer.encoder import Modality
 from cmacc.transfer.model_card import model_card
@@ -35,7 +42,6 @@ __all__ = [
     "Exported",
     "ExportedEncoder",
     "export_run",
-    "fingerprint_of",
     "is_export",
     "push",
     "read_export",
@@ -89,6 +95,8 @@ class ExportedEncoder:
         SHA-256 of ``model.safetensors``.
     pretraining_data
         Fingerprint of the manifest it was trained on, None where unknown.
+    run_id
+        Of the training run, empty where unknown.
     """
 
     pair: AudioVisualEncoder
@@ -98,6 +106,7 @@ class ExportedEncoder:
     seed: int
     weights: str
     pretraining_data: str | None
+    run_id: str
 
 
 def export_run(
@@ -133,6 +142,7 @@ def export_run(
         The run folder has no such config or checkpoint.
     """
     config = read_config(run_dir / "config.yaml")
+    provenance = read_provenance(run_dir)
     pair = AudioVisualEncoder(config.encoder)
     step = load_encoder(pair, last_checkpoint(run_dir))
     pair.eval()
@@ -153,7 +163,12 @@ def export_run(
             "seed": config.seed,
             "weights": weights,
             "onnx": {"tolerance": TOLERANCE, "differences": differences} if with_onnx else None,
-            "pretraining": {"data": fingerprint_of(config.data.manifest), "settings": _settings(config)},
+            "pretraining": {
+                # Of the training itself: what lies under the manifest's name now may be another data set.
+                "data": provenance.data if provenance is not None else None,
+                "run_id": provenance.run_id if provenance is not None else "",
+                "settings": _settings(config),
+            },
         }
         (aside / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(model_card(config, pair, plain, results_markdown), encoding="utf-8")
@@ -199,10 +214,11 @@ def read_export(folder: Path) -> ExportedEncoder:
         step, seed = value_of(int, plain, "step"), value_of(int, plain, "seed")
         pretraining = value_of(dict[str, Any], plain, "pretraining")
         pretraining_data = value_of(str | None, pretraining, "data", "pretraining.")
+        run_id = value_of(str, {"run_id": "", **pretraining}, "run_id", "pretraining.")  # missing in those of 0.1.0
     except UnfitError as error:
         raise ExportError(f"export {path}: {error}") from error
     pair = _read_weights(folder / "model.safetensors", encoder, weights)
-    return ExportedEncoder(pair, clip, is_grey, step, seed, weights, pretraining_data)
+    return ExportedEncoder(pair, clip, is_grey, step, seed, weights, pretraining_data, run_id)
 
 
 def push(folder: Path, repo_id: str) -> str:
@@ -244,14 +260,6 @@ def push(folder: Path, repo_id: str) -> str:
         commit_message="Upload a cmacc encoder",
     )
     return address
-
-
-def fingerprint_of(manifest: Path) -> str | None:
-    """Fingerprint of a manifest as it is now; None where it cannot be read."""
-    try:
-        return Manifest.read(manifest).fingerprint()
-    except (ManifestError, OSError):
-        return None
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evaluation_requests
 from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.storage import written_aside
+from cmacc.pretraining import code_version
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.protocols import unit_rows
 
@@ -32,7 +33,7 @@ Progress = Callable[[int, int], None]
 log = logging.getLogger("cmacc")
 
 _BATCH_SIZE = 32
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,11 @@ class Features:
     sample_ids
         ``(n,)`` int64 rows of the manifest: the files of which every window decoded.
     start_seconds
-        ``(n,)`` start of each file's first window.
+        ``(n, W)`` start of each window in its file.
     by_modality
         ``(n, W, f)`` features, which probes use; of the modalities asked for.
     matched
-        ``(n, d)`` of length one, averaged over windows: in the space in which picture and sound are compared. Empty for
-        encoders without such a space.
+        ``(n, W, d)``: in the space in which picture and sound are compared. Empty for encoders without such a space.
     failures
         ``{sample id: reason}`` of the other files.
     """
@@ -59,6 +59,10 @@ class Features:
     by_modality: dict[Modality, NDArray[np.float32]]
     matched: dict[Modality, NDArray[np.float32]]
     failures: dict[int, str]
+
+    def matched_by_file(self) -> dict[Modality, NDArray[np.float32]]:
+        """``(n, d)``: `matched` averaged over each file's windows, of length one."""
+        return {modality: unit_rows(rows.mean(1)) for modality, rows in self.matched.items()}
 
     @property
     def windows(self) -> int:
@@ -153,18 +157,18 @@ def _embedded(
                     matched[modality].append(_match(encoder, modality, rows).float().cpu().numpy())
         if progress is not None:
             progress(min(done, len(requests)), len(requests))
-    # A file of which one window fails is left out whole: an average over fewer windows is another thing.
+    # A file of which one window fails is skipped whole: an average over fewer windows is another thing.
     kept = [i for i in sample_ids if i not in failures]
     places = _places(wanted, requests, ids, failures, windows)
     return Features(
         sample_ids=np.asarray(kept, np.int64),
         start_seconds=np.asarray(
-            [request.start_seconds for request in wanted[::windows] if request.sample_id not in failures]
-        ),
+            [request.start_seconds for request in wanted if request.sample_id not in failures]
+        ).reshape(-1, windows),
         by_modality={
             modality: _checked(encoder, modality, _gathered(rows, places)) for modality, rows in features.items()
         },
-        matched={modality: unit_rows(_gathered(rows, places).mean(1)) for modality, rows in matched.items()},
+        matched={modality: _gathered(rows, places) for modality, rows in matched.items()},
         failures=failures,
     )
 
@@ -271,7 +275,9 @@ def _cache_key(
     if any(file[0] is None for file in files):
         return None
     spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
-    versions = [version(name) for name in ("cmacc", "torchvision", "av")]
+    # The sources too: a version's number stays the same while its code is worked on.
+    code = code_version("clips", "encoders", "transfer")
+    versions = [code, *(version(name) for name in ("cmacc", "torch", "torchvision", "av"))]
     what = [_CACHE_FORMAT, versions, weights_hash(encoder), spec, list(modalities), windows, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
@@ -287,7 +293,7 @@ def _write(path: Path, features: Features) -> None:
 
 
 def _read(path: Path) -> Features | None:
-    """What `_write` wrote; None where there is none, or a broken one, which is then made anew."""
+    """What `_write` wrote; None where there is none, or a broken one, which is then made again."""
     if not path.is_file():
         return None
     try:

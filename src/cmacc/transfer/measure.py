@@ -143,13 +143,14 @@ def measure(
 
 
 def _paired(features: Features, data: TaskData) -> list[Measured]:
-    video, audio = features.matched["video"], features.matched["audio"]
+    matched = features.matched_by_file()
+    video, audio = matched["video"], matched["audio"]
     groups = data.groups(features.sample_ids.tolist())
     return [
         Measured(modality, [metric], [groups])
         for modality, metrics in (
-            ("video->audio", protocols.pair_retrieval(video, audio)),
-            ("audio->video", protocols.pair_retrieval(audio, video)),
+            ("video_to_audio", protocols.pair_retrieval(video, audio)),
+            ("audio_to_video", protocols.pair_retrieval(audio, video)),
         )
         for metric in metrics
     ]

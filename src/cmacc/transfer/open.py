@@ -11,11 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cmacc.encoders import AudioVisualEncoder
-from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, read_config, untrained_encoder
+from cmacc.pretraining import (
+    PretrainConfig,
+    last_checkpoint,
+    load_encoder,
+    read_config,
+    read_provenance,
+    untrained_encoder,
+)
 from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
-from cmacc.transfer.card import UNKNOWN_WEIGHTS, EncoderFacts
+from cmacc.transfer.card import UNKNOWN_WEIGHTS, Card, CardError, EncoderFacts
 from cmacc.transfer.encoder import ClipEncoder, EncoderError
-from cmacc.transfer.export import fingerprint_of, is_export, read_export
+from cmacc.transfer.export import is_export, read_export
 from cmacc.transfer.features import weights_hash
 
 _Made = TypeVar("_Made")
@@ -76,12 +83,13 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
         config = PretrainConfig(encoder=exported.pair.config, seed=exported.seed)
         untrained = CmaccEncoder(untrained_encoder(config), exported.clip, exported.is_grey)
         trained = CmaccEncoder(exported.pair, exported.clip, exported.is_grey)
-        step, data = exported.step, exported.pretraining_data
+        step, data, run_id = exported.step, exported.pretraining_data, exported.run_id
     elif folder.is_dir():
         config = read_config(folder / "config.yaml")
         pair, step = _read_run(folder, config)
         trained, untrained = CmaccEncoder.of_run(config, pair), CmaccEncoder.of_run(config, untrained_encoder(config))
-        data = fingerprint_of(config.data.manifest)
+        provenance = read_provenance(folder)
+        data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
     else:
         raise EncoderError(
             f"encoder {name}: must be a run or export folder, random, statistics or torchvision:MODEL[=WEIGHTS], got "
@@ -95,7 +103,30 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
         step=step,
         seed=config.seed,
         data=data,
+        run_id=run_id,
     )
+
+
+def card_of_run(run_dir: Path) -> Card | None:
+    """The results in a run folder; None where there are none.
+
+    Raises
+    ------
+    CardError
+        They are of other weights than the run's last checkpoint, or cannot be read.
+    """
+    path = run_dir / "card.json"
+    if not path.exists():
+        return None
+    card = Card.read(path)
+    own = open_encoder(str(run_dir)).facts
+    if card.encoder.weights != own.weights:
+        raise CardError(
+            f"card {path}: must be of weights {own.weights}, run {run_dir} at step {own.checkpoint_step}, got results "
+            f"of weights {card.encoder.weights}, {card.encoder.name} at step {card.encoder.checkpoint_step}; evaluate "
+            "the run again, or pass --without-results"
+        )
+    return card
 
 
 def load_pair(folder: Path) -> AudioVisualEncoder:
@@ -126,9 +157,10 @@ def _opened(
     step: int = 0,
     seed: int = 0,
     data: str | None = None,
+    run_id: str = "",
     is_untrained: bool = False,
 ) -> OpenedEncoder:
-    facts = EncoderFacts(name, kind, weights_hash(encoder), step, seed, dataclasses.asdict(encoder.spec), data)
+    facts = EncoderFacts(name, kind, weights_hash(encoder), step, seed, dataclasses.asdict(encoder.spec), data, run_id)
     return OpenedEncoder(encoder, encoder if is_untrained else untrained, facts)
 
 
@@ -166,7 +198,7 @@ def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncod
 
 def _seeded(seed: int, make: Callable[[], _Made]) -> _Made:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the GPUs' generators are the calling program's
         return make()
 
 

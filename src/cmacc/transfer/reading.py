@@ -1,5 +1,6 @@
 """Plain values that JSON gave, made into dataclasses with their types checked: files may come from anyone."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,7 +13,7 @@ class UnfitError(ValueError):
 
 
 def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
-    """A dataclass of a JSON object that has exactly its fields.
+    """A dataclass of a JSON object that has no other fields, and all that have no default.
 
     Parameters
     ----------
@@ -26,7 +27,8 @@ def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
     Raises
     ------
     UnfitError
-        A field is missing, there is one more, or a value is of another type or refused by the dataclass.
+        A field without a default is missing, there is one more, or a value is of another type, or refused by the
+        dataclass.
     """
     if not isinstance(plain, Mapping):
         raise UnfitError(f"{what or kind.__name__} must be an object, got {plain!r:.60}")
@@ -34,9 +36,15 @@ def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
     prefix = f"{what}." if what else ""
     for name in plain:
         if name not in hints:
-            raise UnfitError(f"{prefix}{name} is no setting of {kind.__name__}")
+            raise UnfitError(f"unknown setting {prefix}{name} of {kind.__name__}; the settings are {', '.join(hints)}")
     try:
-        return kind(**{name: value_of(hint, plain, name, prefix) for name, hint in hints.items()})
+        optional = {
+            field.name
+            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        }
+        given = {name: hint for name, hint in hints.items() if name in plain or name not in optional}
+        return kind(**{name: value_of(hint, plain, name, prefix) for name, hint in given.items()})
     except UnfitError:
         raise
     except (ValueError, OverflowError) as error:

@@ -75,8 +75,16 @@ class TaskData:
         return np.asarray([number[key] for key in keys], np.int64)
 
 
-def pairs_task(path: Path) -> TaskData:
-    """Retrieval between the pictures and sounds of a manifest's split ``test``, of all files where none is in a split.
+def pairs_task(path: Path, *, all_files: bool = False) -> TaskData:
+    """Retrieval between the pictures and sounds of a manifest's split ``test``.
+
+    Parameters
+    ----------
+    path
+        Manifest.
+    all_files
+        Use every file instead, whatever its split: for data that the encoder was not trained on. The result's split is
+        then called ``all``.
 
     Raises
     ------
@@ -84,19 +92,23 @@ def pairs_task(path: Path) -> TaskData:
         There are fewer than two such files with picture and sound.
     """
     manifest = Manifest.read(path)
-    has_split = any(split is not None for split in manifest.column("split"))
-    ids = manifest.ids_where(lambda r: r.has_audio and r.has_picture and (r.split == "test" or not has_split))
+    ids = manifest.ids_where(lambda r: r.has_audio and r.has_picture and (all_files or r.split == "test"))
     if len(ids) < 2:
+        held_out = "" if all_files else " in split 'test'"
+        way_out = (
+            "; hold files out with `cmacc scan --test-fraction 0.2` before training, or pass --all-files to measure on "
+            "every file of data that the encoder was not trained on"
+        )
         raise TaskError(
-            f"task pairs: the manifest must hold at least 2 files with picture and sound in split 'test', "
-            f"got {len(ids)}; `cmacc scan --test-fraction 0.2` puts files there"
+            f"task pairs: manifest {path} must hold at least 2 files with picture and sound{held_out}, got {len(ids)}"
+            f"{'' if all_files else way_out}"
         )
     facts = DataFacts(str(path.absolute()), manifest.fingerprint(), len(ids), len(ids), 0, 0)
     return TaskData(
         "pairs",
         manifest,
         np.full(len(manifest), -1, np.int64),
-        (Split("test", (), tuple(ids)),),
+        (Split("all" if all_files else "test", (), tuple(ids)),),
         ("video", "audio"),
         facts,
         {},

@@ -30,8 +30,8 @@ _PROTOCOLS = {
     "finetune": "Fine-tuned",
 }
 _MODALITIES = {
-    "video->audio": "picture → sound",
-    "audio->video": "sound → picture",
+    "video_to_audio": "picture → sound",
+    "audio_to_video": "sound → picture",
     "video": "picture",
     "audio": "sound",
     "both": "both together",
@@ -73,8 +73,8 @@ def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     """The few results to see first, as (value, what, compared with what); empty where nothing was evaluated."""
     found = {(r.protocol, r.modality, r.metric): r for r in (run.card.results if run.card else ())}
     wanted = (
-        ("retrieval", "video->audio", "R@1", "right sound first"),
-        ("retrieval", "audio->video", "R@1", "right picture first"),
+        ("retrieval", "video_to_audio", "R@1", "right sound first"),
+        ("retrieval", "audio_to_video", "R@1", "right picture first"),
         ("linear", "both", "accuracy", "linear probe, picture and sound"),
     )
     return [

@@ -8,7 +8,7 @@ READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
-.PHONY: setup demo test lint evidence clean
+.PHONY: setup demo test lint pins evidence clean
 
 setup: $(READY)
 
@@ -32,6 +32,10 @@ lint: setup
 # tests, keeps the files of few and long ones for the end, where one of the two has nothing to do any more.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Whether constraints.txt resolves, with the extras that are to come, on every Python. Needs the package index.
+pins: setup
+	$(BIN)/python tools/check_pins.py
 
 # The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two cores.
 evidence: setup

@@ -136,7 +136,7 @@ def ours(left: Tensor, right: Tensor, count: int, method: str, rate: float) -> d
 
     engine.seed = watched  # type: ignore[assignment]
     try:
-        options: dict[str, Any] = {"candidates": 4} if method == "greedy of 4" else {"method": method}
+        options: dict[str, Any] = {"local_trials": 4} if method == "greedy of 4" else {"method": method}
 
         def work() -> Tensor:
             return kmeans_plusplus((left, right), count, generator=torch.Generator().manual_seed(0), **options)

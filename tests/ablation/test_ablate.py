@@ -267,7 +267,7 @@ def test_the_command_goes_from_a_plan_to_a_page(done: Path, tmp_path: Path, caps
     [
         ({"kind": "films"}, "problem.kind must be one of vectors, rendered, clips, got 'films'"),
         ({"kind": "vectors", "classes": "many"}, "problem.classes must be int, got 'many'"),
-        ({"kind": "vectors", "colour": 3}, "problem.colour is no setting of VectorWorld"),
+        ({"kind": "vectors", "colour": 3}, "unknown setting problem.colour of VectorWorld"),
         ({"kind": "clips"}, "problem.manifest is missing"),
         ({"kind": "vectors", "classes": 1}, "classes must be at least 2, got 1"),
     ],

@@ -35,7 +35,7 @@ def test_every_window_is_the_encoder_on_that_clip(encoder: CmaccEncoder, manifes
     assert features.sample_ids.tolist() == [5, 3]
     record = manifest.records[3]
     starts = spread_starts(record.duration_seconds, 1.0, 3)
-    assert features.start_seconds[1].tolist() == starts
+    assert features.start_seconds[1].tolist() == list(starts)
     assert features.matched["video"].shape == (2, 3, 16)
     matched = []
     with torch.inference_mode():

@@ -31,7 +31,7 @@ from cmacc.clips import Manifest
 from cmacc.clips.parallel import results_of
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import PretrainConfig, Provenance, code_version, require_one_process
-from cmacc.transfer.reading import UnfitError, dataclass_of
+from cmacc.pretraining.reading import UnfitError, dataclass_of
 
 # Takes (what, done, total).
 Progress = Callable[[str, int, int], None]
@@ -199,7 +199,8 @@ def _world_of(problem: dict[str, Any]) -> Any:
     if kind is None:
         raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {problem.get('kind')!r}")
     try:
-        return dataclass_of(kind, {n: v for n, v in problem.items() if n != "kind"}, "problem")
+        settings = {name: value for name, value in problem.items() if name != "kind"}
+        return dataclass_of(kind, settings, "problem", with_defaults=True)
     except UnfitError as error:
         raise PlanError(str(error)) from error
 

@@ -33,7 +33,7 @@ import yaml
 
 from cmacc.pretraining import ConfigError, PretrainConfig, code_version, config_from_plain, to_plain
 from cmacc.pretraining.config import present_name, with_present_names
-from cmacc.transfer.reading import UnfitError, value_of
+from cmacc.pretraining.reading import UnfitError, value_of
 
 BudgetName = Literal["steps", "time"]
 _RUN_FORMAT = 3

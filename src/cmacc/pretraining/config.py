@@ -3,7 +3,6 @@
 import dataclasses
 import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +12,7 @@ from cmacc.clips import AugmentConfig, ClipSpec
 from cmacc.encoders import EncoderConfig
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import BatchKeys
+from cmacc.pretraining.reading import UnfitError, dataclass_of
 
 PrecisionName = Literal["auto", "bf16", "fp32"]
 RefreshName = Literal["none", "selected", "dictionary"]
@@ -357,28 +357,14 @@ def read_config(path: Path) -> PretrainConfig:
 
 
 def config_from_plain(plain: Any) -> PretrainConfig:
-    """A config from nested dicts, as `to_plain` makes them.
+    """A config from nested dicts, as `to_plain` makes them; what they do not name is as by default.
 
     Raises
     ------
     ConfigError
         A setting is unknown or cannot be.
     """
-    from jsonargparse import ArgumentError, Namespace  # heavy: wanted by few importers of this module
-
-    parser = _config_parser()
     try:
-        parsed = parser.instantiate(parser.parse_object(Namespace(config=with_present_names(plain))))
-    except (ArgumentError, TypeError, ValueError) as error:
+        return dataclass_of(PretrainConfig, with_present_names({} if plain is None else plain), "", with_defaults=True)
+    except UnfitError as error:
         raise ConfigError(str(error)) from error
-    config: PretrainConfig = parsed.config
-    return config
-
-
-@lru_cache(maxsize=1)
-def _config_parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PretrainConfig, "config")
-    return parser

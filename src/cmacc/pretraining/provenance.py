@@ -22,11 +22,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
 from cmacc.clips.storage import written_aside
+from cmacc.pretraining.reading import dataclass_of
 
 PROVENANCE_FILE = "provenance.json"
 _PACKAGE = Path(__file__).parents[1]
@@ -136,27 +137,10 @@ def read_provenance(folder: Path) -> Provenance | None:
     if not path.exists():
         return None
     try:
-        return provenance_of(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        return dataclass_of(Provenance, plain, "", with_defaults=True)
+    except (OSError, ValueError) as error:
         raise ProvenanceError(f"provenance {path}: cannot be read ({error})") from error
-
-
-def provenance_of(plain: Any) -> Provenance:
-    """A provenance of what JSON gave; fields that this version does not know are dropped.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is no object, or a field is missing or of another type.
-    """
-    if not isinstance(plain, dict):
-        raise ValueError(f"must be an object, got {plain!r:.60}")
-    hints = get_type_hints(Provenance)
-    for name, value in plain.items():
-        wanted = dict if hints.get(name) == dict[str, str] else hints.get(name, object)
-        if not isinstance(value, wanted):
-            raise ValueError(f"{name} must be {wanted.__name__}, got {value!r:.60}")
-    return Provenance(**{name: value for name, value in plain.items() if name in hints})
 
 
 def new_run_id() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import Provenance
-from cmacc.transfer.reading import UnfitError, dataclass_of, value_of
+from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
 
 _FORMAT = 2
 UNKNOWN_WEIGHTS = "unknown"
@@ -166,13 +166,13 @@ class Card:
             data = value_of(dict[str, Any], plain, "data")
             rows = value_of(tuple[Any, ...], plain, "results")
             return cls(
-                encoder=dataclass_of(EncoderFacts, plain.get("encoder"), "encoder"),
+                encoder=dataclass_of(EncoderFacts, plain.get("encoder"), "encoder", with_defaults=True),
                 data={task: dataclass_of(DataFacts, facts, f"data.{task}") for task, facts in data.items()},
                 results=tuple(
                     _with_present_direction(dataclass_of(Result, row, f"results[{place}]"))
                     for place, row in enumerate(rows)
                 ),
-                provenance=dataclass_of(Provenance, plain.get("provenance"), "provenance"),
+                provenance=dataclass_of(Provenance, plain.get("provenance"), "provenance", with_defaults=True),
                 left_out=value_of(dict[str, dict[str, str]], plain, "left_out"),
             )
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError, UnfitError) as error:

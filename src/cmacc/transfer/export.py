@@ -31,11 +31,11 @@ from cmacc.pretraining import (
     read_provenance,
     to_plain,
 )
+from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
 from cmacc.transfer.adapters import CmaccEncoder
 from cmacc.transfer.encoder import Modality
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
-from cmacc.transfer.reading import UnfitError, dataclass_of, value_of
 
 __all__ = [
     "ExportError",

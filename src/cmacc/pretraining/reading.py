@@ -1,33 +1,43 @@
-"""Plain values that JSON gave, made into dataclasses with their types checked: files may come from anyone."""
+"""Plain values that JSON or YAML gave, made into dataclasses with their types checked: files may come from anyone.
+
+Configs, cards, exports, plans and provenance are all read by it.
+"""
 
 import dataclasses
+import re
 from collections.abc import Mapping
-from types import UnionType
+from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _Kind = TypeVar("_Kind")
+# YAML 1.1 reads 1e-3 as text, for want of a point.
+_YAML_EXPONENT = re.compile(r"[+-]?[0-9]+[eE][+-]?[0-9]+")
 
 
 class UnfitError(ValueError):
     """A value that is missing, unknown, or of another type; the message says which, and what it must be."""
 
 
-def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
-    """A dataclass of a JSON object that has no other fields, and all that have no default.
+def dataclass_of(kind: type[_Kind], plain: object, what: str, *, with_defaults: bool = False) -> _Kind:
+    """A dataclass of a JSON object that has exactly its fields.
 
     Parameters
     ----------
     kind
-        The dataclass; its fields are of str, int, float, bool, None, Literal, and dicts and tuples of them.
+        The dataclass; its fields are of str, int, float, bool, None, Literal, Path, dataclasses, and dicts and tuples.
     plain
         What JSON gave.
     what
         What the object is, for the message; the fields of nothing in particular where it is empty.
 
+    with_defaults
+        Whether fields that have a default may be missing.
+
     Raises
     ------
     UnfitError
-        A field without a default is missing, there is one more, or a value is of another type, or refused by the
+        A field is missing, there is one more, or a value is of another type, or refused by the
         dataclass.
     """
     if not isinstance(plain, Mapping):
@@ -43,16 +53,16 @@ def dataclass_of(kind: type[_Kind], plain: object, what: str) -> _Kind:
             for field in dataclasses.fields(kind)  # type: ignore[arg-type]
             if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         }
-        given = {name: hint for name, hint in hints.items() if name in plain or name not in optional}
-        return kind(**{name: value_of(hint, plain, name, prefix) for name, hint in given.items()})
+        given = {n: hint for n, hint in hints.items() if n in plain or not (with_defaults and n in optional)}
+        return kind(**{n: value_of(hint, plain, n, prefix, with_defaults=with_defaults) for n, hint in given.items()})
     except UnfitError:
         raise
     except (ValueError, OverflowError) as error:
         raise UnfitError(str(error)) from error
 
 
-def value_of(hint: Any, plain: Mapping[str, Any], name: str, prefix: str = "") -> Any:
-    """The value of that name and type.
+def value_of(hint: Any, plain: Mapping[str, Any], name: str, prefix: str = "", *, with_defaults: bool = False) -> Any:
+    """The value of that name and type; ``with_defaults`` is for dataclasses, see `dataclass_of`.
 
     Raises
     ------
@@ -62,14 +72,16 @@ def value_of(hint: Any, plain: Mapping[str, Any], name: str, prefix: str = "") -
     if name not in plain:
         raise UnfitError(f"{prefix}{name} is missing")
     value = plain[name]
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return dataclass_of(hint, value, f"{prefix}{name}", with_defaults=with_defaults)
+    if hint is float and isinstance(value, str) and _YAML_EXPONENT.fullmatch(value):
+        value = float(value)
     if not _fits(value, hint):
-        is_literal = get_origin(hint) is Literal
-        wanted = "one of " + ", ".join(get_args(hint)) if is_literal else getattr(hint, "__name__", str(hint))
-        if get_args(hint) and not is_literal:
-            wanted = str(hint)
-        raise UnfitError(f"{prefix}{name} must be {wanted}, got {value!r:.60}")
+        raise UnfitError(f"{prefix}{name} must be {_named(hint)}, got {value!r:.60}")
     if get_origin(hint) is tuple:
         return tuple(value)
+    if hint is Path:
+        return Path(value)
     return float(value) if hint is float else value  # JSON writers other than Python's write 16.0 as 16
 
 
@@ -85,5 +97,19 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
     if origin is tuple:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if hint is Path:
+        return isinstance(value, str)
     # Not isinstance: to it True is an int.
     return type(value) in ((float, int) if hint is float else (hint,))
+
+
+def _named(hint: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (Union, UnionType):
+        return " or ".join(_named(one) for one in inner)
+    if hint is NoneType:
+        return "null"
+    return str(hint) if inner else getattr(hint, "__name__", str(hint))

@@ -78,7 +78,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["scan", "{films}", "--part", "3/2"], "--part must be I/N with 1 <= I <= N"),
-        (["scan", "{films}", "--layout", "ucf101"], "--layout ucf101 must have one folder and --list"),
+        (["scan", "{films}", "--layout", "ucf101"], "--layout ucf101 must have one folder and --annotations"),
         (["scan", "{films}", "--workers", "0"], "workers must be at least 1, got 0"),
         (["scan", "{films}/nothing"], "must be a folder, got nothing there"),
         (["scan", "{films}", "--exclude", "ugly"], "exclude must name findings"),

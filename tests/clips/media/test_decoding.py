@@ -13,8 +13,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from scipy import signal
 
-from cmacc.clips import frames, sound
 from cmacc.clips.clip import ClipSpec, MediaError
+from cmacc.clips.media import frames, sound
 from cmacc.clips.media.decoding import decode_clip, probe
 
 from ..conftest import HEIGHT, WIDTH, Recipe, chirp, read_stamps

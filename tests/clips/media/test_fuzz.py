@@ -19,7 +19,7 @@ SIZES = [[3, 24, 32, 3], [2_400]]
 TRY = """(lambda media, clip: [media.probe({path!r}).duration_seconds] + [
     [list(c.frames.shape), list(c.waveform.shape)]
     for c in media.decode_clips({path!r}, [-0.1, 0.2, 5.0], clip.ClipSpec(3, 10.0, 24, 32, 0.3, 8_000))
-])(__import__("cmacc.clips.media", fromlist="_"), __import__("cmacc.clips.clip", fromlist="_"))"""
+])(__import__("cmacc.clips.media.decoding", fromlist="_"), __import__("cmacc.clips.clip", fromlist="_"))"""
 
 
 def outcome_of(guard: Guard, path: Path) -> str:

@@ -82,7 +82,7 @@ def test_what_is_said_of_a_helper_that_does_not_start(tmp_path: Path) -> None:
     """It is no fault of the file's; and a module in the current folder is not taken for one of the package's own."""
     (tmp_path / "av.py").write_text("raise SystemExit('imported from the current folder')")
     code = (
-        "from cmacc.clips import guard\n"
+        "from cmacc.clips.media import guard\n"
         "print(guard.guarded(int, '7', timeout_seconds=30.0))\n"
         "guard._forget_in_child(); guard._HELPER = 'raise SystemExit'\n"
         "try: guard.guarded(int, '7', timeout_seconds=30.0)\n"

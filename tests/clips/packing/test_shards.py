@@ -34,7 +34,7 @@ from cmacc.clips.storage import Extent, read_extent
 
 from ..conftest import HEIGHT, WIDTH, Recipe, read_stamps
 from ..films import changing_sound, moving_picture, write_film
-from .test_media import delay_seconds
+from ..media.test_decoding import delay_seconds
 
 pack_module = importlib.import_module("cmacc.clips.packing.shards")  # the package gives the function of that name
 SETTINGS = PackSettings(samples_per_shard=2)

@@ -33,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | str]]:
 def test_content_is_on_disk_before_the_name_and_the_name_before_the_end(
     tmp_path: Path, calls: list[tuple[str, int | str]]
 ) -> None:
-    """Without the first an empty file may stand under the final name after a power cut, without the last the old one."""
+    """After a power cut an empty file may stand there without the first wait, the old one without the last."""
     path = tmp_path / "a.json"
     path.write_text("old")
     with written_aside(path) as aside:

@@ -27,6 +27,7 @@ from cmacc.clips.loading.loader import (
     evaluation_requests,
     training_loader,
 )
+from cmacc.clips.loading.workers import unwatch
 from cmacc.clips.media.decoding import decode_clip, decode_clips
 from cmacc.clips.storage import Extent
 
@@ -335,18 +336,18 @@ def test_deaths_without_end_are_an_error(
 
 
 def test_torch_is_still_as_the_loader_expects() -> None:
-    """Each is used in loader.py; where torch changes one, this says which, before workers die and nobody knows why."""
+    """Each is used by the loader; where torch changes one, this says which, before workers die and nobody knows why."""
     iterator: Any = iter(DataLoader(_Slow(), num_workers=1, timeout=0.05, multiprocessing_context="fork"))
     assert getattr(iterator, "_worker_pids_set", None) is True, "DataLoader's iterator: _worker_pids_set is gone"
     assert hasattr(torch._C, "_remove_worker_pids"), "torch._C._remove_worker_pids is gone"
     with pytest.raises(RuntimeError) as timed_out:
         next(iterator)
     assert str(timed_out.value).startswith(loader_module._TIMED_OUT), "a time-out is told in other words"
-    loader_module._unwatch(iterator)
+    unwatch(iterator)
     (worker,) = multiprocessing.active_children()
-    worker.kill()
-    worker.join(5)
-    time.sleep(0.2)  # were it still watched, torch's handler would raise here, not in next()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # were it still watched, torch's handler would raise here, not in next()
     with pytest.raises(RuntimeError) as died:
         next(iterator)
     assert str(died.value).startswith(loader_module._DIED), "a death is told in other words"

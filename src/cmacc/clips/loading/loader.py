@@ -9,22 +9,16 @@ Trade-offs and traps:
 * A worker that dies takes the whole DataLoader with it: torch has no way to replace one, and locks that the dead one
   held stay shut. All workers are then restarted at the first batch that was not handed over.
 * torch tells of a dead worker by raising in its SIGCHLD handler, wherever the main thread happens to be, say inside an
-  optimizer's step. The loader's workers are therefore taken off that watch (`_unwatch`, the one place that uses private
-  names of torch), and looked after once a second instead.
-* Workers are killed, not asked to end, since one may hang. What a process would clear away at its end it then does not;
-  `_Workers` sees to it.
+  optimizer's step. The loader's workers are therefore taken off that watch (`workers.unwatch`, the one place that
+  uses private names of torch), and looked after once a second instead.
 """
 
-import copy
 import logging
-import multiprocessing
-import multiprocessing.util
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, Windows, evaluation_requests, share_memory
+from cmacc.clips.loading.workers import StartMethod, Workers, unwatch
 from cmacc.clips.media.decoding import decode_clips
 
 __all__ = [
@@ -53,8 +48,6 @@ _NO_SAMPLE = -1
 _DIED, _TIMED_OUT = "DataLoader worker (pid", "DataLoader timed out"
 
 log = logging.getLogger("cmacc")
-
-StartMethod = Literal["fork", "spawn"]
 
 
 def training_loader(
@@ -163,7 +156,7 @@ class ClipLoader:
                     yield batch
                 number += 1
 
-    def _data_loader(self, place: int, workers: "_Workers | None") -> "DataLoader[list[ClipBatch]]":
+    def _data_loader(self, place: int, workers: Workers | None) -> "DataLoader[list[ClipBatch]]":
         """A DataLoader of the tasks from ``place`` on; what a task makes is a list of batches."""
         return DataLoader(
             self._dataset,
@@ -184,12 +177,12 @@ class ClipLoader:
     def _surviving(self) -> Iterator[list[ClipBatch]]:
         place = deaths = 0
         while place < len(self._tasks):
-            workers = _Workers(self._start_method)
+            workers = Workers(self._start_method)
             iterator: Iterator[list[ClipBatch]] | None = None
             try:
                 self._dataset.slots.copy_(torch.tensor([_NO_SAMPLE, 0]))
                 iterator = iter(self._data_loader(place, workers))
-                _unwatch(iterator)
+                unwatch(iterator)
                 while place < len(self._tasks):
                     batches = self._next(iterator, workers)
                     place, deaths = place + 1, 0
@@ -210,7 +203,7 @@ class ClipLoader:
                 workers.kill()
                 iterator = None  # now torch shuts its queues and threads
 
-    def _next(self, iterator: Iterator[list[ClipBatch]], workers: "_Workers") -> list[ClipBatch]:
+    def _next(self, iterator: Iterator[list[ClipBatch]], workers: Workers) -> list[ClipBatch]:
         """What the iterator gives next. Raises torch's own errors for a death, and for as long without progress."""
         progress = self._dataset.slots.clone()
         since = time.monotonic()
@@ -233,7 +226,7 @@ class ClipLoader:
                     raise
                 raise RuntimeError(f"{_DIED} unknown) died with a batch on its way") from error
 
-    def _find_culprits(self, error: RuntimeError, workers: "_Workers") -> None:
+    def _find_culprits(self, error: RuntimeError, workers: Workers) -> None:
         """Suspect, or at the second time blame, what the lost workers were decoding."""
         dataset = self._dataset
         hung = str(error).startswith(_TIMED_OUT)
@@ -248,61 +241,6 @@ class ClipLoader:
             if sample_id in self._suspects:
                 dataset.blamed[sample_id] = "hung its decoder" if hung else "crashed the worker that decoded it"
             self._suspects.add(sample_id)
-
-
-class _Workers:
-    """The processes of one DataLoader, which torch starts by way of ``context``, so that they are known here."""
-
-    def __init__(self, start_method: StartMethod | None) -> None:
-        self.processes: list[BaseProcess] = []  # in the order of their numbers
-        context = multiprocessing.get_context(start_method or multiprocessing.get_start_method())
-        self.context = cast(Any, copy.copy(context))
-        start = self.context.Process
-
-        def recorded(*arguments: Any, **options: Any) -> BaseProcess:
-            self.processes.append(start(*arguments, **options))
-            return self.processes[-1]
-
-        self.context.Process = recorded
-        self.context.Event = _Flag
-        # Processes that send tensors make a folder for sockets, which those that are killed would leave in the temp
-        # folder. If there is one of their parent's they use that, and it goes when the parent ends.
-        multiprocessing.util.get_temp_dir()
-
-    def dead(self) -> list[int]:
-        """Numbers of the workers that have ended."""
-        return [number for number, process in enumerate(self.processes) if not process.is_alive()]
-
-    def kill(self) -> None:
-        """Leave none behind. They are killed, not asked: nothing of theirs is wanted, and one may hang."""
-        started = [process for process in self.processes if process.pid is not None]
-        for process in started:
-            process.kill()
-        for process in started:
-            process.join(timeout=5)
-
-
-class _Flag:
-    """Stands in for ``multiprocessing.Event``, whose lock a killed worker may hold for good."""
-
-    def __init__(self) -> None:
-        self._is_set = torch.zeros(1, dtype=torch.bool).share_memory_()
-
-    def set(self) -> None:
-        self._is_set.fill_(True)
-
-    def is_set(self) -> bool:
-        return bool(self._is_set.item())
-
-
-def _unwatch(iterator: Any) -> None:
-    """Take a DataLoader's workers off the watch of torch's SIGCHLD handler.
-
-    torch offers no way: the handler, one for the whole process, is set by the first DataLoader of anyone, and to set
-    another would blind those of our host. tests/clips/loading/test_loader.py says what must hold of the two names.
-    """
-    torch._C._remove_worker_pids(id(iterator))
-    iterator._worker_pids_set = False  # else torch would take them off a second time, which is an error
 
 
 def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:

@@ -16,6 +16,8 @@ from cmacc.clips.catalog.manifest import Manifest
 
 from .clips.films import changing_sound, moving_picture, write_film
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,6 +104,21 @@ def test_bad_input_is_told_in_a_line(
     assert error.startswith(f"cmacc {filled[0]}: error: ")
 
 
+def test_processes_that_are_ended_leave_nothing_in_the_temp_folder(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "temp").mkdir()
+    arguments = [*scan_arguments(films, tmp_path), "--timeout-seconds", "0.001"]
+    result = subprocess.run(
+        [sys.executable, "-m", "cmacc.cli", *arguments],
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path / "temp")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "takes longer than the limit of 0.001 s" in result.stderr
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
 # ---- one outcome, whatever happens on the way -----------------------------------------------------------------------
 
 
@@ -111,7 +128,7 @@ def kill_when(arguments: list[str], has_come_so_far: Callable[[], bool]) -> bool
         [sys.executable, "-m", "cmacc.cli", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not has_come_so_far() and time.monotonic() < deadline:

@@ -59,7 +59,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(scan_arguments(films, tmp_path)) == 0
     told = capsys.readouterr()
     assert "40 samples (0.01 h), 40 with picture and sound, 2 classes" in told.out
-    assert "2 files left out" in told.out
+    assert "2 files skipped" in told.out
     assert "noted: duplicate 32" in told.out
     assert "broken.mp4: unreadable: does not decode" in told.err
     assert main(scan_arguments(films, tmp_path)) == 2
@@ -67,7 +67,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*scan_arguments(films, tmp_path), "--exclude", "unreadable", "duplicate", "--overwrite"]) == 0
     assert "8 samples" in capsys.readouterr().out
     assert main(pack_arguments(tmp_path)) == 0
-    assert "8 samples in 2 shards, 0 files left out" in capsys.readouterr().out
+    assert "8 samples in 2 shards, 0 files skipped" in capsys.readouterr().out
     assert main(["pack", "--verify", str(tmp_path / "packed")]) == 0
     assert "as its index says" in capsys.readouterr().out
     shard = tmp_path / "packed" / "shard-000001.tar"

@@ -313,7 +313,7 @@ def test_a_fatal_file_is_replaced_and_reported(
 
 
 @pytest.mark.usefixtures("quick_watch")
-def test_evaluation_leaves_a_fatal_file_out(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_skips_a_fatal_file(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal(monkeypatch, Path(films.records[1].path), kill_oneself)
     requests = evaluation_requests(films, [0, 1, 2], SPEC.length_seconds)
     first, second = evaluation_loader(films, requests, SPEC, batch_size=2, workers=1)
@@ -446,7 +446,7 @@ def test_workers_memory_does_not_grow_with_the_manifest(films: Manifest, start_m
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_leaves_the_broken_file_out(films: Manifest) -> None:
+def test_evaluation_skips_the_broken_file(films: Manifest) -> None:
     requests = evaluation_requests(films, [5, 6, 1], SPEC.length_seconds, windows_per_file=2)
     assert [r.sample_id for r in requests] == [5, 5, 6, 6, 1, 1]
     assert [r.start_seconds for r in requests[:2]] == pytest.approx([0.0, 2.0 - 0.3])

@@ -245,7 +245,7 @@ def plain_frames(path: Path) -> list[tuple[float, int, av.VideoFrame]]:
 
 
 def slot_middles(spec: ClipSpec, start: float) -> NDArray[np.float64]:
-    """The clip's promise (see clip.py), written out anew."""
+    """The clip's promise (see clip.py), written out again."""
     centre = start + max(spec.frame_count / spec.frame_rate_hz, spec.audio_seconds) / 2
     return centre + (np.arange(spec.frame_count) + 0.5 - spec.frame_count / 2) / spec.frame_rate_hz
 

@@ -47,6 +47,15 @@ def test_loading_measures_speed_and_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_scanning_counts_the_openings(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "scanning.py"))["main"]
+    report = main(["--files", "2", "--rounds", "1", "--out", str(tmp_path / "out.json")])
+    assert report["opens_by_ffmpeg"] == {"in parts": 5, "at once": 1}
+    assert report["ratio"] > 0
+    assert (tmp_path / "out.json").stat().st_size > 200
+
+
+@pytest.mark.slow
 def test_decoding_gives_every_reader_the_same_work(tmp_path: Path) -> None:
     main = runpy.run_path(str(BENCHMARKS / "decoding.py"))["main"]
     report = main(["--quick", "--out", str(tmp_path / "out.json")])

@@ -16,6 +16,8 @@ from cmacc.clips.catalog.manifest import Manifest
 
 from .clips.films import changing_sound, moving_picture, write_film
 
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,7 +59,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(scan_arguments(films, tmp_path)) == 0
     told = capsys.readouterr()
     assert "40 samples (0.01 h), 40 with picture and sound, 2 classes" in told.out
-    assert "2 files left out" in told.out
+    assert "2 files skipped" in told.out
     assert "noted: duplicate 32" in told.out
     assert "broken.mp4: unreadable: does not decode" in told.err
     assert main(scan_arguments(films, tmp_path)) == 2
@@ -65,7 +67,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*scan_arguments(films, tmp_path), "--exclude", "unreadable", "duplicate", "--overwrite"]) == 0
     assert "8 samples" in capsys.readouterr().out
     assert main(pack_arguments(tmp_path)) == 0
-    assert "8 samples in 2 shards, 0 files left out" in capsys.readouterr().out
+    assert "8 samples in 2 shards, 0 files skipped" in capsys.readouterr().out
     assert main(["pack", "--verify", str(tmp_path / "packed")]) == 0
     assert "as its index says" in capsys.readouterr().out
     shard = tmp_path / "packed" / "shard-000001.tar"
@@ -78,7 +80,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         (["scan", "{films}", "--part", "3/2"], "--part must be I/N with 1 <= I <= N"),
-        (["scan", "{films}", "--layout", "ucf101"], "--layout ucf101 must have one folder and --list"),
+        (["scan", "{films}", "--layout", "ucf101"], "--layout ucf101 must have one folder and --annotations"),
         (["scan", "{films}", "--workers", "0"], "workers must be at least 1, got 0"),
         (["scan", "{films}/nothing"], "must be a folder, got nothing there"),
         (["scan", "{films}", "--exclude", "ugly"], "exclude must name findings"),
@@ -102,6 +104,21 @@ def test_bad_input_is_told_in_a_line(
     assert error.startswith(f"cmacc {filled[0]}: error: ")
 
 
+def test_processes_that_are_ended_leave_nothing_in_the_temp_folder(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "temp").mkdir()
+    arguments = [*scan_arguments(films, tmp_path), "--timeout-seconds", "0.001"]
+    result = subprocess.run(
+        [sys.executable, "-m", "cmacc.cli", *arguments],
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path / "temp")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "takes longer than the limit of 0.001 s" in result.stderr
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
 # ---- one outcome, whatever happens on the way -----------------------------------------------------------------------
 
 
@@ -111,7 +128,7 @@ def kill_when(arguments: list[str], has_come_so_far: Callable[[], bool]) -> bool
         [sys.executable, "-m", "cmacc.cli", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+        env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 60
     while process.poll() is None and not has_come_so_far() and time.monotonic() < deadline:

@@ -60,7 +60,7 @@ def read_stamps(frames: NDArray[np.uint8]) -> list[int]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to put in a file; codec None leaves the stream out."""
+    """What to put in a file; codec None skips the stream."""
 
     suffix: str = ".mp4"
     fps: Fraction = Fraction(25)
@@ -80,7 +80,7 @@ class Recipe:
     pixel_format: str | None = None
     video_options: tuple[tuple[str, str], ...] = ()  # of the encoder; x264-params and x265-params are added to ours
     mux_options: tuple[tuple[str, str], ...] = ()
-    cut_seconds: Fraction = Fraction(0)  # the video's edit list (one is in every .mp4) leaves out so much
+    cut_seconds: Fraction = Fraction(0)  # the video's edit list (one is in every .mp4) skips so much
     sound: Literal["chirp", "clicks"] = "chirp"
     sound_seconds: float | None = None  # where not as long as the picture
     sample_format: str | None = None

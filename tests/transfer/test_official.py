@@ -36,7 +36,7 @@ def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
             )
             for file in listing.files
         ]
-        return SimpleNamespace(manifest=Manifest(records), refused={})
+        return SimpleNamespace(manifest=Manifest(records), skipped={})
 
     monkeypatch.setattr(official, "scan", scanned)
 

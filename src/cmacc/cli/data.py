@@ -20,8 +20,8 @@ def scan_command(arguments: Sequence[str]) -> int:
     """Folders to a manifest."""
     parser = command_parser(
         "scan",
-        "Look every media file over, and write a manifest of those that can be used, with a page that tells what is\n"
-        "wrong with which. A scan that was stopped goes on where it was; a later one looks at changed files only.",
+        "Examine every media file and write a manifest of those that can be used, with a page that tells what is\n"
+        "wrong with which. A scan that was stopped goes on where it was; a later one examines changed files only.",
         "cmacc scan videos/ --out videos.parquet --test-fraction 0.2\n"
         "         cmacc scan UCF-101/ --layout ucf101 --annotations ucfTrainTestlist/ --out ucf1.parquet",
     )
@@ -60,11 +60,11 @@ def scan_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
     options = parser.parse_args(arguments)
     from cmacc.clips import examine_files, scan, workers_of
-    from cmacc.clips.catalog.scan import REFUSED
+    from cmacc.clips.catalog.scan import EXCLUDED_BY_DEFAULT
     from cmacc.viewer import write_scan_page
 
     # All that can be wrong is found out before the work. The page and the journal bear the manifest's whole name, so
-    # that two manifests never share them; they are made anew.
+    # that two manifests never share them; they are rewritten.
     page, journal = (options.out.with_name(f"{options.out.name}.{ending}") for ending in ("html", "scan"))
     part = _part(options.part)
     if options.out.suffix not in (".parquet", ".csv"):
@@ -88,11 +88,11 @@ def scan_command(arguments: Sequence[str]) -> int:
                 journal=journal,
                 progress=report,
             )
-            print(f"part {options.part}: {len(done)} files looked over; run it without --part when all parts are done")
+            print(f"part {options.part}: {len(done)} files examined; run it without --part when all parts are done")
             return 0
         result = scan(
             listing,
-            exclude=REFUSED if options.exclude is None else options.exclude,
+            exclude=EXCLUDED_BY_DEFAULT if options.exclude is None else options.exclude,
             min_seconds=options.min_seconds,
             test_fraction=options.test_fraction,
             seed=options.seed,
@@ -125,7 +125,7 @@ def pack_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
     parser.add_argument("--samples-per-shard", type=int, default=256)
     _add_task_arguments(parser, timeout_seconds=600.0)
-    parser.add_argument("--overwrite", action="store_true", help="lose another pack that is in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace another pack that is in DIR")
     options = parser.parse_args(arguments)
     from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
 
@@ -163,8 +163,8 @@ def pack_command(arguments: Sequence[str]) -> int:
             print(problem, file=sys.stderr)
         print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: as its index says")
         return BAD_INPUT if problems else 0
-    print_refused(result.refused)
-    print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.refused)} files left out")
+    print_refused(result.skipped)
+    print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.skipped)} files skipped")
     if part[1] > 1:
         print(f"part {options.part} is done; run it without --part when all parts are, to write the index")
     else:
@@ -201,7 +201,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _listing(options: argparse.Namespace) -> "Listing":
-    """The files that `scan` is to look over."""
+    """The files that `scan` is to examine."""
     from cmacc.clips import LabelTable, list_folders
     from cmacc.clips.catalog import layouts
 
@@ -235,13 +235,13 @@ def _listing(options: argparse.Namespace) -> "Listing":
 
 
 def _print_scan(result: "ScanResult") -> None:
-    print_refused({str(path): reason for path, reason in result.refused.items()})
+    print_refused({str(path): reason for path, reason in result.skipped.items()})
     records = list(result.manifest.records)
     hours = sum(record.duration_seconds for record in records) / 3600
     print(
         f"{len(records)} samples ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with picture "
         f"and sound, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
-        f"{len(result.refused)} files left out; fingerprint {result.manifest.fingerprint()}"
+        f"{len(result.skipped)} files skipped; fingerprint {result.manifest.fingerprint()}"
     )
     counts = Counter(name for record in records for name in record.findings)
     if counts:

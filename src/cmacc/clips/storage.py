@@ -59,7 +59,8 @@ def read_extent(address: str, extent: Extent) -> bytes:
 def written_aside(path: Path) -> Iterator[Path]:
     """A new file beside ``path`` that takes its place when the ``with`` ends well, and is gone if it does not.
 
-    A reader never sees half a file. What a killed process leaves behind begins with a dot.
+    A reader never sees half a file, not even after a power cut: the content is on disk before the name is, and the name
+    before the ``with`` ends. What a killed process leaves behind begins with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -68,12 +69,28 @@ def written_aside(path: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o644)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync_path(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+    fsync_path(path.parent)
+
+
+def fsync_path(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Wait until all files of a folder, and its list of names, are on disk: before it is renamed into place."""
+    for path in sorted(folder.rglob("*")):
+        fsync_path(path)
+    fsync_path(folder)
 
 
 def fsync_path(path: Path) -> None:
@@ -119,7 +136,7 @@ class Store:
         return f"{self.root}/{name}"
 
     def names(self) -> list[str]:
-        """Names of the files, sorted; none where there is no such folder. Unfinished ones are left out."""
+        """Names of the files, sorted; none where there is no such folder. Unfinished ones are skipped."""
         try:
             found = self._system.ls(self._path, detail=False)
         except FileNotFoundError:

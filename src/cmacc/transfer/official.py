@@ -121,7 +121,7 @@ def official_task(
     row_of = {path: i for i, path in enumerate(manifest.column("path"))}
     if not allow_partial:
         _require_whole(
-            task, root, listings, lambda path: str(path) in row_of, next(iter(scanned.refused.items()), None)
+            task, root, listings, lambda path: str(path) in row_of, next(iter(scanned.skipped.items()), None)
         )
     _require_stream(task, manifest, what.modality)
     class_of = np.asarray(manifest.label_indices(), np.int64)
@@ -142,7 +142,7 @@ def official_task(
         classes=len({class_of[i] for i in used}),
         classes_listed=what.classes,
     )
-    left_out = {str(path): reason for path, reason in scanned.refused.items()}
+    left_out = {str(path): reason for path, reason in scanned.skipped.items()}
     return TaskData(task, manifest, class_of, tuple(splits), (what.modality,), facts, left_out)
 
 

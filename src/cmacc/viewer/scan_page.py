@@ -56,7 +56,7 @@ def _summary(result: ScanResult) -> str:
     both = sum(record.has_audio and record.has_picture for record in records)
     text = (
         f"{len(result.examinations):,} files were looked over; {len(records):,} samples are in the manifest, {both:,} "
-        f"of them with picture and sound, and {len(result.refused):,} left out. The data set's fingerprint "
+        f"of them with picture and sound, and {len(result.skipped):,} left out. The data set's fingerprint "
         f"is {result.manifest.fingerprint()}."
     )
     return escape(text)
@@ -68,7 +68,7 @@ def _tiles(result: ScanResult) -> str:
     shown = [
         (f"{len(result.manifest):,}", "samples", f"{len(result.manifest.classes()):,} classes"),
         (duration(seconds), "of video and sound", f"{bytes_ / 1e9:,.2f} GB with the files left out"),
-        (f"{len(result.refused):,}", "files left out", "see below for the reasons"),
+        (f"{len(result.skipped):,}", "files left out", "see below for the reasons"),
     ]
     if result.listing.listed_count:
         missing = len(result.listing.missing)
@@ -146,11 +146,11 @@ def _histogram(title: str, values: list[float], label: str, logarithmic: bool) -
 
 
 def _refused_section(result: ScanResult) -> str:
-    if not result.refused:
+    if not result.skipped:
         return section("refused", "Left out", note("No file was left out."))
     root_of = {file.path: file.root for file in result.listing.files}
     cards = []
-    for path, reason in list(result.refused.items())[:_MOST_THUMBNAILS]:
+    for path, reason in list(result.skipped.items())[:_MOST_THUMBNAILS]:
         examination = result.examinations.get(path)
         if examination is not None and examination.thumbnail is not None:
             shown = f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{escape(examination.thumbnail)}">'
@@ -158,9 +158,9 @@ def _refused_section(result: ScanResult) -> str:
             shown = '<span class="gone">no picture</span>'
         name = path.relative_to(root_of[path]) if path in root_of else path
         cards.append(f"<li>{shown}<b>{escape(name)}</b><span>{escape(reason)}</span></li>")
-    more = len(result.refused) - _MOST_THUMBNAILS
+    more = len(result.skipped) - _MOST_THUMBNAILS
     parts = [f'<ul class="answers">{"".join(cards)}</ul>', f"<p>and {more:,} more</p>" if more > 0 else ""]
-    return section("refused", f"Left out: {len(result.refused):,}", *parts)
+    return section("refused", f"Left out: {len(result.skipped):,}", *parts)
 
 
 def _list_section(result: ScanResult) -> str:

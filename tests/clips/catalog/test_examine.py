@@ -1,4 +1,4 @@
-"""The doctor's look at one file, on films that each have one thing wrong with them."""
+"""The examination of one file, on films that each have one thing wrong with them."""
 
 import dataclasses
 import hashlib
@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
+from cmacc.clips.catalog import examine as examine_module
 from cmacc.clips.catalog.examine import FINDINGS, Examination, examine, unreadable
 from cmacc.clips.catalog.fingerprint import near_duplicates
 
@@ -105,6 +107,41 @@ def test_damage_inside_a_window_is_found_at_its_place(tmp_path: Path) -> None:
     assert finding.detail.startswith("at 8.0 s")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codecs", "openings"),
+    [
+        (".mp4", ("libx264", "aac"), 2),
+        (".mkv", ("libx264", "pcm_s16le"), 2),
+        (".avi", ("mpeg4", "libmp3lame"), 3),  # a seek that lands too late is met by reopening
+        (".ts", ("libx264", "aac"), 3),
+        (".wav", (None, "pcm_s16le"), 2),
+        (".mp4", ("libx264", None), 2),
+    ],
+)
+def test_an_undamaged_file_is_opened_twice_and_found_the_same(
+    media: Callable[[Recipe], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    codecs: tuple[str | None, str | None],
+    openings: int,
+) -> None:
+    """Once for the hash and once by FFmpeg; with a decoder that is new for each part it comes to the same."""
+    path = media(Recipe(suffix, seconds=5.0, gop=250, video_codec=codecs[0], audio_codec=codecs[1]))
+    opened: list[Path] = []
+    av_open, path_open = av.open, Path.open
+    monkeypatch.setattr(av, "open", lambda file, *a, **o: opened.append(Path(file)) or av_open(file, *a, **o))
+    monkeypatch.setattr(Path, "open", lambda file, *a, **o: opened.append(file) or path_open(file, *a, **o))
+    examine(path)
+    assert opened == [path] * openings
+    info, packets, clips, faults = examine_module._read_at_once(path)
+    other_info, other_packets, other_clips, other_faults = examine_module._read_in_parts(path)
+    assert (info, packets, faults) == (other_info, other_packets, other_faults)
+    assert len(opened) >= openings + (openings - 1) + 5
+    for clip, other in zip(clips, other_clips, strict=True):
+        assert torch.equal(clip.frames, other.frames)
+        torch.testing.assert_close(clip.waveform, other.waveform, rtol=0, atol=5e-3)  # AAC's noise
+
+
 @pytest.mark.parametrize("content", [b"", b"not a film\n" * 100])
 def test_other_content_is_unreadable(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
@@ -115,7 +152,7 @@ def test_other_content_is_unreadable(tmp_path: Path, content: bytes) -> None:
     assert found.content_hash == hashlib.sha256(content).hexdigest()
 
 
-def test_a_file_that_was_not_looked_over() -> None:
+def test_a_file_that_was_not_examined() -> None:
     found = unreadable("crashes", 17)
     assert (found.size_bytes, found.content_hash, found.findings[0].detail) == (17, "", "crashes")
     assert Examination.from_json(found.to_json()) == found

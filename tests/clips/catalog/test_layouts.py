@@ -282,11 +282,11 @@ def test_ucf101_in_other_layouts(tmp_path: Path) -> None:
         "UCF-101/Archery/v_Archery_g08_c02.avi": ("Archery", "train", "Archery_g08"),
         "other/v_PushUps_g01_c01.webm": ("PushUps", "test", "PushUps_g01"),
     }
-    assert [path for path, _ in listing.refused] == [
+    assert [path for path, _ in listing.skipped] == [
         root / "v_PushUps_g01_c02.avi",
         Path("../Archery/v_Archery_g09_c02.avi"),
     ]
-    assert "trainlist02.txt, line 3" in listing.refused[1][1]
+    assert "trainlist02.txt, line 3" in listing.skipped[1][1]
     assert (listing.missing, listing.unmatched_count, listing.listed_count) == (
         ("PushUps/v_PushUps_g01_c02.avi",),
         2,
@@ -303,7 +303,7 @@ def test_a_link_within_the_folder_makes_no_double(tmp_path: Path) -> None:
     listing = list_ucf101(root, lists, 2)
     names = [file.path.relative_to(root).as_posix() for file in listing.files]
     assert names == ["Archery/v_Archery_g08_c01.avi", "all/v_Archery_g08_c02.avi"]
-    assert (listing.unmatched_count, listing.refused) == (0, ())
+    assert (listing.unmatched_count, listing.skipped) == (0, ())
 
 
 def test_ucf101_bad_lists(tmp_path: Path) -> None:
@@ -461,4 +461,4 @@ def test_esc50_bad_lists(tmp_path: Path) -> None:
     with pytest.raises(ListingError, match=r"list_esc50: fold must be one of 1, 2, 3, 4, 5, got 6"):
         list_esc50(root, tmp_path / "esc50.csv", 6)
     listing = list_esc50(root, write(tmp_path / "esc50.csv", f"{head}../1-1-A-0.wav,1,dog,True,1\n"), 1)
-    assert (listing.files, listing.unmatched_count, listing.refused[0][0]) == ((), 1, Path("../1-1-A-0.wav"))
+    assert (listing.files, listing.unmatched_count, listing.skipped[0][0]) == ((), 1, Path("../1-1-A-0.wav"))

@@ -43,7 +43,7 @@ def test_class_folders_in_the_order_of_paths(lay: Lay) -> None:
         "run/deep/c.MP4": "run",
         "run-fast/a.wav": "run-fast",
     }
-    assert (listing.missing, listing.unmatched_count, listing.listed_count, listing.refused) == ((), 0, 0, ())
+    assert (listing.missing, listing.unmatched_count, listing.listed_count, listing.skipped) == ((), 0, 0, ())
     assert all(file.root == root and (file.start_seconds, file.end_seconds) == (0.0, None) for file in listing.files)
 
 
@@ -145,24 +145,24 @@ def test_paths_of_a_table_in_other_forms(lay: Lay, tmp_path: Path) -> None:
         assert (listing.missing, listing.unmatched_count) == ((), 0)
 
 
-def test_rows_that_leave_the_folder_are_refused(lay: Lay, tmp_path: Path) -> None:
+def test_rows_that_leave_the_folder_are_skipped(lay: Lay, tmp_path: Path) -> None:
     root = lay("a.mp4", "b.mp4")
     lay("c.mp4", root="elsewhere")
     (tmp_path / "t.csv").write_text(f"path,label\n../elsewhere/c.mp4,x\nx/../../a.mp4,x\n{tmp_path}/b.mp4,x\na.mp4,y\n")
     listing = list_folders([root], LabelTable(tmp_path / "t.csv"))
     assert labels_of(listing) == {"a.mp4": "y", "b.mp4": None}
-    assert [path.as_posix() for path, _ in listing.refused] == [
+    assert [path.as_posix() for path, _ in listing.skipped] == [
         "../elsewhere/c.mp4",
         "x/../../a.mp4",
         f"{tmp_path}/b.mp4",
     ]
-    assert listing.refused[0][1] == f"leaves the scanned folders; so label table {tmp_path / 't.csv'}, line 2"
+    assert listing.skipped[0][1] == f"leaves the scanned folders; so label table {tmp_path / 't.csv'}, line 2"
     assert (listing.missing, listing.unmatched_count, listing.listed_count) == ((), 1, 4)
     # With a second folder that holds it, the row that names it in full is good.
     (tmp_path / "t.csv").write_text(f"path,label\n{tmp_path}/elsewhere/c.mp4,x\n")
     listing = list_folders([root, tmp_path / "elsewhere"], LabelTable(tmp_path / "t.csv"))
     assert labels_of(listing)["c.mp4"] == "x"
-    assert listing.refused == ()
+    assert listing.skipped == ()
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", ""]), min_size=1, max_size=8), st.booleans())
@@ -189,7 +189,7 @@ def test_links(lay: Lay, tmp_path: Path) -> None:
     os.mkfifo(root / "y/pipe.mp4")
     listing = list_folders([root])
     assert labels_of(listing) == {"x/a.mp4": "x", "x/kept.mp4": "x", "y/b.mp4": "y"}
-    reasons = {path.relative_to(root).as_posix(): reason for path, reason in listing.refused}
+    reasons = {path.relative_to(root).as_posix(): reason for path, reason in listing.skipped}
     assert reasons == {
         "x/loop": f"is a link to the folder {root}; links to folders are not followed",
         "x/out.mp4": f"is a link to {outside}/secret.mp4, outside {root}",
@@ -205,12 +205,12 @@ def test_links(lay: Lay, tmp_path: Path) -> None:
     }
 
 
-def test_a_folder_of_nothing_but_refused_links_says_so(lay: Lay) -> None:
+def test_a_folder_of_nothing_but_skipped_links_says_so(lay: Lay) -> None:
     outside = lay("secret.mp4", root="elsewhere")
     root = lay("notes.txt")
     (root / "a.mp4").symlink_to(outside / "secret.mp4")
     with pytest.raises(
-        ListingError, match=r"no media file under .*films; refused 1, such as .*a\.mp4, which is a link"
+        ListingError, match=r"no media file under .*films; skipped 1, such as .*a\.mp4, which is a link"
     ):
         list_folders([root])
 
@@ -227,7 +227,7 @@ def test_folder_that_cannot_be_read_is_told(lay: Lay, monkeypatch: pytest.Monkey
     monkeypatch.setattr("os.scandir", refuse)
     listing = list_folders([root])
     assert labels_of(listing) == {"x/a.mp4": None}
-    assert listing.refused == ((root / "locked", "cannot be read (Permission denied)"),)
+    assert listing.skipped == ((root / "locked", "cannot be read (Permission denied)"),)
 
 
 def test_folders_that_cannot_be_listed(lay: Lay, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_columns_that_the_table_lacks(lay: Lay, tmp_path: Path) -> None:
             list_folders([lay("a.mp4")], LabelTable(tmp_path / "t.csv", "kind", **option))
 
 
-def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     try:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.mp4")).write_bytes(b"")
@@ -284,4 +284,4 @@ def test_names_that_are_not_text_are_refused(tmp_path: Path) -> None:
         pytest.skip("this file system takes UTF-8 names only")
     listing = list_folders([tmp_path])
     assert [file.path.name for file in listing.files] == ["a.mp4"]
-    assert [(path.name, reason) for path, reason in listing.refused] == [("b\\xff.mp4", "its name is not UTF-8")]
+    assert [(path.name, reason) for path, reason in listing.skipped] == [("b\\xff.mp4", "its name is not UTF-8")]

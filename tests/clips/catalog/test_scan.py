@@ -1,4 +1,4 @@
-"""Scans: from listed files to a manifest, restartable, with copies found and bad files left out."""
+"""Scans: from listed files to a manifest, restartable, with copies found and bad files skipped."""
 
 import dataclasses
 import importlib
@@ -75,7 +75,7 @@ def test_labels_splits_and_facts_go_into_the_manifest(tree: Tree) -> None:
     assert first.duration_seconds == pytest.approx(0.5, abs=0.01)
     assert first.findings == ()
     assert first.content_hash == result.examinations[root / "jump" / "a.mp4"].content_hash
-    assert result.refused == {}
+    assert result.skipped == {}
     assert (seen[0], seen[-1]) == ((0, 2), (2, 2))
 
 
@@ -86,17 +86,17 @@ def test_bad_files_are_told_and_left_out(tree: Tree) -> None:
     (root / "out.mp4").symlink_to("/etc/hostname")
     result = scan(list_folders([root]))
     assert [r.path.name for r in result.manifest.records] == ["a.mp4"]  # type: ignore[union-attr]
-    assert {path.name for path in result.refused} == {"broken.mp4", "empty.wav", "out.mp4"}
-    assert result.refused[root / "broken.mp4"].startswith("unreadable: does not decode")
+    assert {path.name for path in result.skipped} == {"broken.mp4", "empty.wav", "out.mp4"}
+    assert result.skipped[root / "broken.mp4"].startswith("unreadable: does not decode")
 
 
-def test_what_is_refused_is_for_the_caller_to_say(tree: Tree) -> None:
+def test_what_is_skipped_is_for_the_caller_to_say(tree: Tree) -> None:
     root = tree("a.mp4", "b.mp4")
     write_film(root / "mute.mp4", moving_picture(0.5, 9), None)
     listing = list_folders([root])
     assert len(scan(listing).manifest) == 3
     result = scan(listing, exclude=["no_audio"])
-    assert [path.name for path in result.refused] == ["mute.mp4"]
+    assert [path.name for path in result.skipped] == ["mute.mp4"]
     assert len(scan(listing, min_seconds=0.6).manifest) == 0
     (root / "broken.mp4").write_bytes(b"no film")
     assert len(scan(list_folders([root]), exclude=[]).manifest) == 3  # nothing can be known of what cannot be read
@@ -165,7 +165,7 @@ def test_segments_of_one_file_are_samples_of_their_own(tree: Tree) -> None:
     assert len(counting.files) == 1
     found = [(r.start_seconds, round(r.duration_seconds, 3)) for r in result.manifest.records]
     assert found == [(0.1, 0.2), (0.2, 0.3)]
-    assert "segment begins at 7 s of 0.5 s" in result.refused[root / "a.mp4"]
+    assert "segment begins at 7 s of 0.5 s" in result.skipped[root / "a.mp4"]
 
 
 # ---- restarting -----------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_what_may_be_otherwise_next_time_is_asked_again(tree: Tree, tmp_path: Pa
     root = tree("a.mp4", "b.mp4")
     journal = tmp_path / "journal"
     too_short = scan(list_folders([root]), journal=journal, timeout_seconds=0.001)
-    assert [path.name for path in too_short.refused] == ["a.mp4", "b.mp4"]
+    assert [path.name for path in too_short.skipped] == ["a.mp4", "b.mp4"]
     again = Counting()
     scan(list_folders([root]), journal=journal, timeout_seconds=0.0005, executor=again)
     assert again.files == []
@@ -222,7 +222,7 @@ def test_what_may_be_otherwise_next_time_is_asked_again(tree: Tree, tmp_path: Pa
     assert len(again.files) == 2
     listing = list_folders([root])
     (root / "b.mp4").rename(tmp_path / "b.mp4")
-    assert "FileNotFoundError" in scan(listing, journal=journal).refused[root / "b.mp4"]
+    assert "FileNotFoundError" in scan(listing, journal=journal).skipped[root / "b.mp4"]
     (tmp_path / "b.mp4").rename(root / "b.mp4")
     assert len(scan(listing, journal=journal).manifest) == 2
 
@@ -261,7 +261,7 @@ def test_real_files_with_their_labels(real_data: Path) -> None:
     assert (len(listing.files), listing.missing, listing.unmatched_count) == (792, (), 0)
     some = dataclasses.replace(listing, files=listing.files[::8])
     result = scan(some)
-    assert result.refused == {}
+    assert result.skipped == {}
     table = {line.split(",")[0]: line for line in (root / "manifest.csv").read_text().splitlines()}
     for record in result.manifest.records:
         assert isinstance(record.path, Path)

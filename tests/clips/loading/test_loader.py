@@ -1,8 +1,11 @@
 """Batches: the same whatever the workers, the ranks, the resume point, the broken files and the deaths."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from cmacc.clips.catalog.manifest import Manifest, MediaRecord
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
@@ -23,12 +27,14 @@ from cmacc.clips.loading.loader import (
     evaluation_requests,
     training_loader,
 )
+from cmacc.clips.loading.workers import unwatch
 from cmacc.clips.media.decoding import decode_clip, decode_clips
 from cmacc.clips.storage import Extent
 
 from ..conftest import Recipe
 
 SPEC = ClipSpec(2, 10.0, 24, 32, 0.3, 8_000)
+SRC = Path(__file__).parents[3] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +244,7 @@ def living_workers() -> list[int]:
 
 
 def deaths_in(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.name == "cmacc" and "started anew" in r.getMessage()]
+    return [r.getMessage() for r in caplog.records if r.name == "cmacc" and "restarted" in r.getMessage()]
 
 
 def fatal(monkeypatch: pytest.MonkeyPatch, path: Path | str | None, end: Callable[[], object]) -> None:
@@ -307,7 +313,7 @@ def test_a_fatal_file_is_replaced_and_reported(
 
 
 @pytest.mark.usefixtures("quick_watch")
-def test_evaluation_leaves_a_fatal_file_out(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_skips_a_fatal_file(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal(monkeypatch, Path(films.records[1].path), kill_oneself)
     requests = evaluation_requests(films, [0, 1, 2], SPEC.length_seconds)
     first, second = evaluation_loader(films, requests, SPEC, batch_size=2, workers=1)
@@ -327,6 +333,73 @@ def test_deaths_without_end_are_an_error(
         batches(plan(films), 0, 2, 1, start_method="fork")
     assert len(deaths_in(caplog)) == 6
     assert living_workers() == []
+
+
+def test_torch_is_still_as_the_loader_expects() -> None:
+    """Each is used by the loader; where torch changes one, this says which, before workers die and nobody knows why."""
+    iterator: Any = iter(DataLoader(_Slow(), num_workers=1, timeout=0.05, multiprocessing_context="fork"))
+    assert getattr(iterator, "_worker_pids_set", None) is True, "DataLoader's iterator: _worker_pids_set is gone"
+    assert hasattr(torch._C, "_remove_worker_pids"), "torch._C._remove_worker_pids is gone"
+    with pytest.raises(RuntimeError) as timed_out:
+        next(iterator)
+    assert str(timed_out.value).startswith(loader_module._TIMED_OUT), "a time-out is told in other words"
+    unwatch(iterator)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # were it still watched, torch's handler would raise here, not in next()
+    with pytest.raises(RuntimeError) as died:
+        next(iterator)
+    assert str(died.value).startswith(loader_module._DIED), "a death is told in other words"
+    del iterator  # to take the workers off the watch a second time would be an error, which pytest reports
+
+
+class _Slow(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> int:
+        time.sleep(60)
+        return 0
+
+
+_USE = """
+import os, signal, sys, time
+from pathlib import Path
+import psutil
+from cmacc.clips import ClipSpec, Manifest, TrainingPlan, training_loader
+
+if __name__ == "__main__":
+    films = Manifest.read(sys.argv[1])
+    plan = TrainingPlan(films, (0, 1, 2, 3, 4, 5), 0.3, 3, 0, 1)
+    loader = training_loader(
+        plan, ClipSpec(2, 10.0, 24, 32, 0.3, 8_000), first_step=0, last_step=8, workers=2, start_method=sys.argv[2]
+    )
+    for number, batch in enumerate(loader):
+        if number == 2:
+            workers = [p for p in psutil.Process().children() if "resource_tracker" not in " ".join(p.cmdline())]
+            os.kill(workers[0].pid, signal.SIGKILL)
+    assert number == 7
+"""
+
+
+@pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_killed_workers_leave_nothing_in_the_temp_folder(films: Manifest, tmp_path: Path, start_method: str) -> None:
+    """All workers are killed in the end, one here in the middle: what they would clear away is their parent's."""
+    films.write(tmp_path / "films.csv")
+    (tmp_path / "use.py").write_text(_USE)
+    (tmp_path / "temp").mkdir()
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "use.py"), str(tmp_path / "films.csv"), start_method],
+        env=os.environ | {"TMPDIR": str(tmp_path / "temp"), "PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "workers are restarted" in result.stderr
+    assert list((tmp_path / "temp").iterdir()) == []
 
 
 def test_other_errors_of_workers_are_not_survived(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +446,7 @@ def test_workers_memory_does_not_grow_with_the_manifest(films: Manifest, start_m
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_leaves_the_broken_file_out(films: Manifest) -> None:
+def test_evaluation_skips_the_broken_file(films: Manifest) -> None:
     requests = evaluation_requests(films, [5, 6, 1], SPEC.length_seconds, windows_per_file=2)
     assert [r.sample_id for r in requests] == [5, 5, 6, 6, 1, 1]
     assert [r.start_seconds for r in requests[:2]] == pytest.approx([0.0, 2.0 - 0.3])

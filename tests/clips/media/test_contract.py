@@ -28,8 +28,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from scipy.io import wavfile
 
-from cmacc.clips import container, frames
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
+from cmacc.clips.media import container, frames
 from cmacc.clips.media.decoding import decode_clip, decode_clips, probe
 
 from ..conftest import CLICK_SECONDS, HEIGHT, WIDTH, Recipe, after_click, clicks, read_stamps
@@ -245,7 +245,7 @@ def plain_frames(path: Path) -> list[tuple[float, int, av.VideoFrame]]:
 
 
 def slot_middles(spec: ClipSpec, start: float) -> NDArray[np.float64]:
-    """The clip's promise (see clip.py), written out anew."""
+    """The clip's promise (see clip.py), written out again."""
     centre = start + max(spec.frame_count / spec.frame_rate_hz, spec.audio_seconds) / 2
     return centre + (np.arange(spec.frame_count) + 0.5 - spec.frame_count / 2) / spec.frame_rate_hz
 
@@ -591,7 +591,7 @@ def test_absurd_sizes_and_lengths_are_refused(media: Media, monkeypatch: pytest.
         with pytest.raises(MediaError, match="must have at most 3071 pixels, got 64 x 48: damaged"):
             read(path)
     monkeypatch.undo()
-    monkeypatch.setattr("cmacc.clips.media.LONGEST_SECONDS", 0.5)
+    monkeypatch.setattr("cmacc.clips.media.decoding.LONGEST_SECONDS", 0.5)
     with pytest.raises(MediaError, match=r"must last at most 0\.5 s, got .* s: damaged"):
         probe(path)
 

@@ -13,8 +13,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from scipy import signal
 
-from cmacc.clips import frames, sound
 from cmacc.clips.clip import ClipSpec, MediaError
+from cmacc.clips.media import frames, sound
 from cmacc.clips.media.decoding import decode_clip, probe
 
 from ..conftest import HEIGHT, WIDTH, Recipe, chirp, read_stamps
@@ -77,7 +77,7 @@ def delay_seconds(
 
 
 def slot_middles(spec: ClipSpec, start: float) -> NDArray[np.float64]:
-    """The clip's promise (see clip.py), written out anew."""
+    """The clip's promise (see clip.py), written out again."""
     longest = max(spec.frame_count / spec.frame_rate_hz, spec.audio_seconds)
     centre = start + longest / 2
     return centre + (np.arange(spec.frame_count) + 0.5 - spec.frame_count / 2) / spec.frame_rate_hz

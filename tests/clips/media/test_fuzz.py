@@ -1,4 +1,4 @@
-"""Damaged files through probe, decode and the doctor in a guarded process: no hang, no crash here, no wrong clip."""
+"""Damaged files through probe, decode and examine in a guarded process: no hang, no crash here, no wrong clip."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SIZES = [[3, 24, 32, 3], [2_400]]
 TRY = """(lambda media, clip: [media.probe({path!r}).duration_seconds] + [
     [list(c.frames.shape), list(c.waveform.shape)]
     for c in media.decode_clips({path!r}, [-0.1, 0.2, 5.0], clip.ClipSpec(3, 10.0, 24, 32, 0.3, 8_000))
-])(__import__("cmacc.clips.media", fromlist="_"), __import__("cmacc.clips.clip", fromlist="_"))"""
+])(__import__("cmacc.clips.media.decoding", fromlist="_"), __import__("cmacc.clips.clip", fromlist="_"))"""
 
 
 def outcome_of(guard: Guard, path: Path) -> str:
@@ -41,7 +41,7 @@ def kind_of(error: str, path: Path) -> str:
 
 
 def try_all(folder: Path, count: int, sources: list[Path]) -> Counter[str]:
-    """How many mutants met which end; every tenth is looked over by the doctor too, which refuses nothing."""
+    """How many mutants met which end; every tenth is examined too, which refuses nothing."""
     outcomes: Counter[str] = Counter()
     guard = Guard()
     for number, path in enumerate(mutants(0, count, folder, sources)):
@@ -51,7 +51,7 @@ def try_all(folder: Path, count: int, sources: list[Path]) -> Counter[str]:
             try:
                 json.dumps(guard.call(examine, path, timeout_seconds=LIMIT_SECONDS))
             except GuardError as error:
-                outcomes["doctor " + kind_of(str(error), path)] += 1
+                outcomes["examine " + kind_of(str(error), path)] += 1
         assert time.monotonic() - begun < 2 * LIMIT_SECONDS + 10, path.name
         path.unlink()
     guard.close()
@@ -62,7 +62,7 @@ def try_all(folder: Path, count: int, sources: list[Path]) -> Counter[str]:
 def test_damaged_generated_files(tmp_path: Path) -> None:
     outcomes = try_all(tmp_path / "mutants", 1_700, write_sources(tmp_path / "whole"))
     assert min(outcomes["decoded"], outcomes["refused"]) > 200  # the damage is neither harmless nor always fatal
-    assert set(outcomes) <= {"decoded", "refused", "crashed", "doctor crashed"}, outcomes
+    assert set(outcomes) <= {"decoded", "refused", "crashed", "examine crashed"}, outcomes
 
 
 @pytest.mark.slow
@@ -72,4 +72,4 @@ def test_damaged_real_files(real_data: Path, tmp_path: Path) -> None:
     small = [path for path in found if path.suffix != ".csv" and os.path.getsize(path) < 60_000]
     outcomes = try_all(tmp_path, 400, small[:: max(1, len(small) // 40)])
     assert outcomes["decoded"] > 50
-    assert set(outcomes) <= {"decoded", "refused", "crashed", "doctor crashed"}, outcomes
+    assert set(outcomes) <= {"decoded", "refused", "crashed", "examine crashed"}, outcomes

@@ -1,7 +1,9 @@
 """The guarded process: answers come back, and nothing that happens in it reaches the one that asks."""
 
 import ctypes
+import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -10,11 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from cmacc.clips.media.guard import Guard, GuardError, guarded
+from cmacc.clips.media.guard import Guard, GuardDeathError, GuardError, guarded
 
 
 @pytest.fixture
@@ -59,6 +62,46 @@ def test_a_crash_is_told_and_survived(guard: Guard, function: object, argument: 
     assert guard.call(os.getpid, timeout_seconds=30.0) != before
 
 
+# What a file that has taken the decoder over may do: answer in the decoder's place, with a pickle that would be run.
+_TAKEN_OVER = """[
+    os.write(int(fd), struct.pack("<Q", len(answer)) + answer)
+    for os, struct in [(__import__("os"), __import__("struct"))]
+    for fd in os.listdir("/proc/self/fd")
+    if os.path.islink(f"/proc/self/fd/{{fd}}") and "socket" in os.readlink(f"/proc/self/fd/{{fd}}")
+    for answer in [{answer!r}]
+]"""
+
+
+class _Touch:
+    """When unpickled, makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux lists a process's sockets so simply")
+def test_a_hostile_answer_is_not_run_but_told(guard: Guard, tmp_path: Path) -> None:
+    for answer in (pickle.dumps(_Touch(tmp_path / "run")), b"7", b'["result"]'):
+        with pytest.raises(GuardDeathError, match="answer in no known form"):
+            guard.call(eval, _TAKEN_OVER.format(answer=answer), timeout_seconds=30.0)
+    assert list(tmp_path.iterdir()) == []
+    assert guard.call(int, "7", timeout_seconds=30.0) == 7
+
+
+def test_a_daemonic_process_has_guards_too() -> None:
+    """Dask's workers are such, which multiprocessing allows no children."""
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=lambda: answers.put(guarded(os.getpid, timeout_seconds=60.0)), daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert answers.get() not in (os.getpid(), process.pid)
+
+
 def test_each_thread_has_its_own() -> None:
     found: dict[int, int] = {}
 
@@ -82,7 +125,7 @@ def test_what_is_said_of_a_helper_that_does_not_start(tmp_path: Path) -> None:
     """It is no fault of the file's; and a module in the current folder is not taken for one of the package's own."""
     (tmp_path / "av.py").write_text("raise SystemExit('imported from the current folder')")
     code = (
-        "from cmacc.clips import guard\n"
+        "from cmacc.clips.media import guard\n"
         "print(guard.guarded(int, '7', timeout_seconds=30.0))\n"
         "guard._forget_in_child(); guard._HELPER = 'raise SystemExit'\n"
         "try: guard.guarded(int, '7', timeout_seconds=30.0)\n"

@@ -34,7 +34,7 @@ from cmacc.clips.storage import Extent, read_extent
 
 from ..conftest import HEIGHT, WIDTH, Recipe, read_stamps
 from ..films import changing_sound, moving_picture, write_film
-from .test_media import delay_seconds
+from ..media.test_decoding import delay_seconds
 
 pack_module = importlib.import_module("cmacc.clips.packing.shards")  # the package gives the function of that name
 SETTINGS = PackSettings(samples_per_shard=2)
@@ -56,7 +56,7 @@ def packed(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The films in three shards; nothing may change them."""
     out = tmp_path_factory.mktemp("packed") / "shards"
     result = pack(manifest, out, SETTINGS)
-    assert (result.sample_count, result.shard_count, result.refused) == (5, 3, {})
+    assert (result.sample_count, result.shard_count, result.skipped) == (5, 3, {})
     return out
 
 
@@ -340,8 +340,8 @@ def test_samples_that_do_not_decode_are_left_out_and_told_again(manifest: Manife
     results = [pack(bad, tmp_path / "out", SETTINGS) for _ in range(2)]
     assert results[0] == results[1]
     assert results[0].sample_count == 4
-    assert list(results[0].refused) == [str(broken)]
-    assert "does not decode" in results[0].refused[str(broken)]
+    assert list(results[0].skipped) == [str(broken)]
+    assert "does not decode" in results[0].skipped[str(broken)]
     assert [row.key for row in Manifest.read(tmp_path / "out" / "index.parquet").records][:2] == [
         "000000000",
         "000000002",
@@ -360,7 +360,7 @@ def test_files_that_are_gone_stop_it_before_anything_is_left_out(manifest: Manif
         pack(Manifest([dataclasses.replace(records[0], path=broken)]), tmp_path / "out", SETTINGS)
 
 
-def test_overwrite_begins_anew_and_damaged_shards_are_made_again(
+def test_overwrite_replaces_the_pack_and_damaged_shards_are_made_again(
     manifest: Manifest, packed: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"

@@ -2,7 +2,7 @@
 
 Each function reads the set's own lists and finds the files for them wherever they lie beneath the folder, in class
 folders or flat, under any ending, since most copies have been converted. Files that a list does not name are no part of
-its protocol and are left out, and only counted. Nothing is downloaded and no media file is opened.
+its protocol: they are skipped, and only counted. Nothing is downloaded and no media file is opened.
 
 A list of YouTube segments is read along with the folder: a file's name says whether it holds the whole video, and then
 the list's times count, or the segment already cut, which has no times:
@@ -271,7 +271,7 @@ def list_esc50(root: Path | str, meta_csv: Path | str, fold: int, only_esc10: bo
     fold
         1 to 5: the fold that is ``test``; the others are ``train``.
     only_esc10
-        Leave the other 40 classes out; their files then count as unmatched.
+        Skip the other 40 classes; their files then count as unmatched.
 
     Raises
     ------
@@ -383,12 +383,12 @@ def _match(
     taken: dict[tuple[str, float, float | None], _Row] = {}
     files: list[ListedFile] = []
     missing: list[_Row] = []
-    refused = list(media.refused)
+    skipped = list(media.skipped)
     listed_count = 0
     for row in rows:
         listed_count += 1
         if "/" in row.name and place_within(row.name, [media.real_root]) is None:
-            refused.append((Path(row.name), f"leaves {root}; so {row.where}"))
+            skipped.append((Path(row.name), f"leaves {root}; so {row.where}"))
             continue
         best: tuple[int, FoundFile, tuple[str, float, float | None]] | None = None
         contested: tuple[str, _Row] | None = None
@@ -428,7 +428,7 @@ def _match(
         missing=tuple(row.name for row in missing),
         unmatched_count=len({file.real for file in media.files} - used),
         listed_count=listed_count,
-        refused=tuple(refused),
+        skipped=tuple(skipped),
         missing_splits=tuple(row.split for row in missing),
     )
 
@@ -453,7 +453,7 @@ def _require_list(owner: str, path: Path) -> None:
 
 
 def _text_lines(owner: str, path: Path) -> Iterator[tuple[str, str]]:
-    """``("owner: file, line 3", line)`` without the blanks and CRs at the lines' ends; empty lines are passed over."""
+    """``("owner: file, line 3", line)`` without the blanks and CRs at the lines' ends; empty lines are skipped."""
     _require_list(owner, path)
     with open_text(f"{owner}: {path}", path) as file:
         for number, line in enumerate(file, start=1):

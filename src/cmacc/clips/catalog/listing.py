@@ -1,7 +1,7 @@
 """From folders and a table of labels to a list of files, before any of them is opened.
 
 The stage before `probe`: it reads folders and tables, opens no media file and fetches nothing. What is listed lies in
-the folders that were named: paths and links that lead out of them are refused by name, so that a table from elsewhere
+the folders that were named: paths and links that lead out of them are skipped and named, so that a table from elsewhere
 cannot point a scan at other files of the machine. Named data sets stand in `cmacc.clips.catalog.layouts`.
 """
 
@@ -66,21 +66,21 @@ class Listing:
         Rows of the table or official list without a file, by the list's own name for them.
     unmatched_count
         Media files in the folder that stand for no row, 0 without a table. `list_folders` keeps them; a named data
-        set leaves them out: they are not part of its protocol.
+        set skips them: they are not part of its protocol.
     listed_count
         Rows in the table or list, 0 without one.
     missing_splits
         Of an official list: the split of each of the ``missing``.
-    refused
+    skipped
         ``(path, reason)``: links that lead out of the folder or nowhere, links to folders, folders that cannot be
-        read, and rows whose path leaves the folder. A row whose file is a refused link is also among the ``missing``.
+        read, and rows whose path leaves the folder. A row whose file is a skipped link is also among the ``missing``.
     """
 
     files: tuple[ListedFile, ...]
     missing: tuple[str, ...]
     unmatched_count: int
     listed_count: int
-    refused: tuple[tuple[Path, str], ...] = ()
+    skipped: tuple[tuple[Path, str], ...] = ()
     missing_splits: tuple[str | None, ...] = ()
 
 
@@ -119,7 +119,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
     Parameters
     ----------
     folders
-        Searched recursively; links to folders are not followed, and are told in ``refused``.
+        Searched recursively; links to folders are not followed, and are listed in ``skipped``.
     labels
         Table of labels, splits and groups.
 
@@ -132,7 +132,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
     owner = "list_folders"
     searched = [find_media(owner, folder) for folder in folders]
     require_media(owner, searched)
-    refused = {path: reason for media in searched for path, reason in media.refused}
+    skipped = {path: reason for media in searched for path, reason in media.skipped}
     rows: dict[str, _Facts] = {}
     leaving: dict[Path, str] = {}
     if labels is not None:
@@ -166,7 +166,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
         missing=tuple(row.path for key, row in rows.items() if key not in used),
         unmatched_count=0 if labels is None else sum(row is None for _, _, row in chosen.values()),
         listed_count=len(rows) + len(leaving),
-        refused=tuple((refused | leaving).items()),
+        skipped=tuple((skipped | leaving).items()),
     )
 
 
@@ -189,12 +189,12 @@ class FoundFile(NamedTuple):
 
 
 class FoundMedia(NamedTuple):
-    """The media files of one folder, sorted as paths sort, and what was refused."""
+    """The media files of one folder, sorted as paths sort, and what was skipped."""
 
     root: Path
     real_root: str
     files: list[FoundFile]
-    refused: list[tuple[Path, str]]
+    skipped: list[tuple[Path, str]]
 
     def path(self, file: FoundFile) -> Path:
         """The file's absolute path."""
@@ -205,7 +205,7 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
     """Search a folder and its folders by `os.scandir`, which needs no call to the system per regular file.
 
     Links to folders are not followed: that alone keeps a link to a folder above from an endless search, and a link to
-    a folder beside from listing its files twice. They are told as refused. A link to a file is good while what it
+    a folder beside from listing its files twice. They are listed as skipped. A link to a file is good while what it
     leads to lies beneath the folder.
 
     Parameters
@@ -225,7 +225,7 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
         raise ListingError(f"{owner}: {folder} must be a folder, got {got}")
     root, real_root = Path(folder).absolute(), os.path.realpath(folder).rstrip("/")
     files: list[FoundFile] = []
-    refused: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path, str]] = []
     waiting = [""]
     while waiting:
         folder_within = waiting.pop()
@@ -235,13 +235,13 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
                     relative = folder_within + entry.name
                     if not _is_text(entry.name):  # which neither a manifest nor a page can hold
                         shown = os.fsencode(f"{root}/{relative}").decode("utf-8", "backslashreplace")
-                        refused.append((Path(shown), "its name is not UTF-8"))
+                        skipped.append((Path(shown), "its name is not UTF-8"))
                         continue
                     is_media = os.path.splitext(entry.name)[1].lower() in _MEDIA_SUFFIXES
                     if entry.is_symlink():
                         real = os.path.realpath(entry.path)
                         if reason := _reason_against_link(real, real_root, is_media):
-                            refused.append((Path(f"{root}/{relative}"), reason))
+                            skipped.append((Path(f"{root}/{relative}"), reason))
                         elif is_media:
                             files.append(FoundFile(relative, real, True))
                     elif entry.is_dir(follow_symlinks=False):
@@ -249,9 +249,9 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
                     elif is_media and entry.is_file(follow_symlinks=False):
                         files.append(FoundFile(relative, f"{real_root}/{relative}", False))
         except OSError as error:
-            refused.append((Path(f"{root}/{folder_within}"), f"cannot be read ({error.strerror})"))
+            skipped.append((Path(f"{root}/{folder_within}"), f"cannot be read ({error.strerror})"))
     files.sort(key=lambda file: file.relative.split("/"))
-    return FoundMedia(root, real_root, files, sorted(refused))
+    return FoundMedia(root, real_root, files, sorted(skipped))
 
 
 def _is_text(name: str) -> bool:
@@ -273,11 +273,11 @@ def _reason_against_link(real: str, real_root: str, is_media: bool) -> str | Non
 
 
 def require_media(owner: str, searched: Sequence[FoundMedia]) -> None:
-    """Raise `ListingError` where no folder holds a media file; what was refused is then the likely cause."""
+    """Raise `ListingError` where no folder holds a media file; what was skipped is then the likely cause."""
     if any(media.files for media in searched):
         return
-    refused = [entry for media in searched for entry in media.refused]
-    cause = f"; refused {len(refused)}, such as {refused[0][0]}, which {refused[0][1]}" if refused else ""
+    skipped = [entry for media in searched for entry in media.skipped]
+    cause = f"; skipped {len(skipped)}, such as {skipped[0][0]}, which {skipped[0][1]}" if skipped else ""
     raise ListingError(f"{owner}: no media file under {', '.join(str(media.root) for media in searched)}{cause}")
 
 

@@ -23,7 +23,7 @@ from cmacc.clips.media.guard import GuardDeathError, GuardError, guarded
 from cmacc.clips.parallel import results_of, workers_of
 from cmacc.clips.storage import written_aside
 
-REFUSED = ("unreadable", "corrupt", "too_short")
+EXCLUDED_BY_DEFAULT = ("unreadable", "corrupt", "too_short")
 _FILES_PER_TASK = 8
 _THREADS = 2
 
@@ -34,7 +34,7 @@ class ScanError(ValueError):
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a scan came to.
+    """The result of a scan.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class ScanResult:
         The files that can be used.
     examinations
         Of every file that was found, in the listing's order, with the findings that come from comparing files.
-    refused
+    skipped
         ``{path: reason}`` of the files that are not in the manifest.
     listing
         What was found and what was not.
@@ -50,14 +50,14 @@ class ScanResult:
 
     manifest: Manifest
     examinations: dict[Path, Examination]
-    refused: dict[Path, str]
+    skipped: dict[Path, str]
     listing: Listing
 
 
 def scan(
     listing: Listing,
     *,
-    exclude: Sequence[str] = REFUSED,
+    exclude: Sequence[str] = EXCLUDED_BY_DEFAULT,
     min_seconds: float = 0.0,
     test_fraction: float = 0.0,
     seed: int = 0,
@@ -106,13 +106,13 @@ def scan(
     examinations = {path: _with_length(examined[path], min_seconds) for path in paths}
     alike = _mark_copies(examinations)
 
-    refused: dict[Path, str] = dict(listing.refused)
+    skipped: dict[Path, str] = dict(listing.skipped)
     records: list[MediaRecord] = []
     groups: list[str] = []
     for file in listing.files:
-        reason = _refusal(file, examinations[file.path], exclude, min_seconds)
+        reason = _why_skipped(file, examinations[file.path], exclude, min_seconds)
         if reason is not None:
-            refused[file.path] = reason
+            skipped[file.path] = reason
             continue
         records.append(_record(file, examinations[file.path]))
         groups.append(file.group or file.path.relative_to(file.root).as_posix())
@@ -125,7 +125,7 @@ def scan(
             record if record.split else dataclasses.replace(record, split=given.get(group, split))
             for record, group, split in zip(records, together, drawn, strict=True)
         ]
-    return ScanResult(Manifest(records), examinations, refused, listing)
+    return ScanResult(Manifest(records), examinations, skipped, listing)
 
 
 def examine_files(
@@ -215,7 +215,7 @@ class _JournalFile:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
-            # A kill may have cut the last line in two: the next must not be glued to it. Empty lines are passed over.
+            # A kill may have cut the last line in two: the next must not be glued to it. Empty lines are skipped.
             self._file.write("\n")
 
     def __enter__(self) -> "_JournalFile":
@@ -331,7 +331,7 @@ def _joined(groups: list[str], paths: list[str], alike: list[tuple[str, str]]) -
     return [leading(name) for name in groups]
 
 
-def _refusal(file: ListedFile, examination: Examination, exclude: Sequence[str], min_seconds: float) -> str | None:
+def _why_skipped(file: ListedFile, examination: Examination, exclude: Sequence[str], min_seconds: float) -> str | None:
     for finding in examination.findings:
         if finding.name in exclude or examination.info is None:
             return f"{finding.name}: {finding.detail}"

@@ -7,19 +7,18 @@ bad. The same becomes of a file that kills the worker that decodes it, or on whi
 Trade-offs and traps:
 
 * A worker that dies takes the whole DataLoader with it: torch has no way to replace one, and locks that the dead one
-  held stay shut. All workers are then started anew at the first batch that was not handed over.
+  held stay shut. All workers are then restarted at the first batch that was not handed over.
 * torch tells of a dead worker by raising in its SIGCHLD handler, wherever the main thread happens to be, say inside an
-  optimizer's step. The loader's workers are therefore taken off that watch, and looked after once a second instead.
+  optimizer's step. The loader's workers are therefore taken off that watch (`workers.unwatch`, the one place that
+  uses private names of torch), and looked after once a second instead.
 """
 
 import logging
-import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, Windows, evaluation_requests, share_memory
+from cmacc.clips.loading.workers import StartMethod, Workers, unwatch
 from cmacc.clips.media.decoding import decode_clips
 
 __all__ = [
@@ -44,11 +44,10 @@ HANG_SECONDS = 120.0
 _POLL_SECONDS = 1
 _MOST_DEATHS = 6  # in a row without a batch: three files that kill, in one batch
 _NO_SAMPLE = -1
-_IDLE = [0, _NO_SAMPLE, 0]
+# Beginnings of torch's messages, which are all that tells these errors from those of a file or of a disk.
+_DIED, _TIMED_OUT = "DataLoader worker (pid", "DataLoader timed out"
 
 log = logging.getLogger("cmacc")
-
-StartMethod = Literal["fork", "spawn"]
 
 
 def training_loader(
@@ -121,7 +120,7 @@ def evaluation_loader(
 class ClipLoader:
     """Batches of clips in order; iterate over it. Made by `training_loader` and `evaluation_loader`.
 
-    When a worker dies (a crash of FFmpeg, the kernel short of memory) or hangs, all are started anew at the first batch
+    When a worker dies (a crash of FFmpeg, the kernel short of memory) or hangs, all are restarted at the first batch
     that was not handed over, which leaves the batches as they would have been. A sample that was being decoded at two
     deaths, without coming through in between, is blamed: for the rest of this loader's life it counts as one that does
     not decode. One death alone is no proof: a kill from outside meets an innocent file.
@@ -151,13 +150,13 @@ class ClipLoader:
 
     def __iter__(self) -> Iterator[ClipBatch]:
         number = 0
-        for batches in self._surviving() if self._workers else self._data_loader(0):
+        for batches in self._surviving() if self._workers else self._data_loader(0, None):
             for batch in batches:
                 if number in self._batches:
                     yield batch
                 number += 1
 
-    def _data_loader(self, place: int) -> "DataLoader[list[ClipBatch]]":
+    def _data_loader(self, place: int, workers: Workers | None) -> "DataLoader[list[ClipBatch]]":
         """A DataLoader of the tasks from ``place`` on; what a task makes is a list of batches."""
         return DataLoader(
             self._dataset,
@@ -168,7 +167,7 @@ class ClipLoader:
             # Ahead of the step by two batches a worker, as torch is by itself; but not by two groups of many.
             prefetch_factor=max(1, 2 // self._dataset.batch_count) if self._workers else None,
             worker_init_fn=_ignore_interrupts if self._workers else None,
-            multiprocessing_context=self._start_method if self._workers else None,
+            multiprocessing_context=workers.context if workers is not None else None,
             timeout=_POLL_SECONDS if self._workers else 0,
             pin_memory=self._pin_memory,
             # torch would otherwise draw the workers' base seed from the global generator and disturb the caller's.
@@ -178,33 +177,33 @@ class ClipLoader:
     def _surviving(self) -> Iterator[list[ClipBatch]]:
         place = deaths = 0
         while place < len(self._tasks):
-            iterator: Any = None
+            workers = Workers(self._start_method)
+            iterator: Iterator[list[ClipBatch]] | None = None
             try:
-                self._dataset.slots.copy_(torch.tensor(_IDLE))
-                iterator = iter(self._data_loader(place))
-                torch._C._remove_worker_pids(id(iterator))
-                iterator._worker_pids_set = False  # else torch would take them off a second time, which is an error
+                self._dataset.slots.copy_(torch.tensor([_NO_SAMPLE, 0]))
+                iterator = iter(self._data_loader(place, workers))
+                unwatch(iterator)
                 while place < len(self._tasks):
-                    batches = self._next(iterator)
+                    batches = self._next(iterator, workers)
                     place, deaths = place + 1, 0
                     if self._suspects:
                         self._suspects.difference_update(i for batch in batches for i in batch.sample_ids.tolist())
                     yield batches
             except RuntimeError as error:
-                if not _tells_of_death(error):
+                if not str(error).startswith((_DIED, _TIMED_OUT)):
                     raise
                 deaths += 1
-                self._find_culprits(error)
+                self._find_culprits(error, workers)
                 if deaths == _MOST_DEATHS:
                     raise MediaError(
                         f"loader: workers must live for one batch at least, got {deaths} deaths in a row ({error}); "
                         "workers=0 shows the reason, unless memory is short"
                     ) from error
             finally:
-                if iterator is not None:
-                    _end(iterator)
+                workers.kill()
+                iterator = None  # now torch shuts its queues and threads
 
-    def _next(self, iterator: Iterator[list[ClipBatch]]) -> list[ClipBatch]:
+    def _next(self, iterator: Iterator[list[ClipBatch]], workers: Workers) -> list[ClipBatch]:
         """What the iterator gives next. Raises torch's own errors for a death, and for as long without progress."""
         progress = self._dataset.slots.clone()
         since = time.monotonic()
@@ -212,56 +211,36 @@ class ClipLoader:
             try:
                 return next(iterator)
             except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
+                if not str(error).startswith(_TIMED_OUT):
                     raise
                 now = self._dataset.slots.clone()
                 if not torch.equal(now, progress):
                     progress, since = now, time.monotonic()
                 elif time.monotonic() - since > self._hang_seconds:
-                    raise RuntimeError(f"DataLoader timed out: nothing decoded in {self._hang_seconds:g} s") from error
+                    raise RuntimeError(f"{_TIMED_OUT}: nothing decoded in {self._hang_seconds:g} s") from error
             except (OSError, EOFError) as error:
                 # A batch arrives as the address of its memory: if its worker dies before that is fetched, there is
                 # nobody to answer, perhaps a moment before the death can be seen.
                 time.sleep(0.1)
-                if not self._dead_pids():
+                if not workers.dead():
                     raise
-                raise RuntimeError("DataLoader worker (pid unknown) died with a batch on its way") from error
+                raise RuntimeError(f"{_DIED} unknown) died with a batch on its way") from error
 
-    def _dead_pids(self) -> set[int]:
-        """Of the workers that have decoded anything."""
-        living = {process.pid for process in multiprocessing.active_children()}
-        return {pid for pid in self._dataset.slots[:, 0].tolist() if pid and pid not in living}
-
-    def _find_culprits(self, error: RuntimeError) -> None:
+    def _find_culprits(self, error: RuntimeError, workers: Workers) -> None:
         """Suspect, or at the second time blame, what the lost workers were decoding."""
         dataset = self._dataset
-        hung = str(error).startswith("DataLoader timed out")
-        lost = {pid for pid in dataset.slots[:, 0].tolist() if pid} if hung else self._dead_pids()
+        hung = str(error).startswith(_TIMED_OUT)
+        lost = range(self._workers) if hung else workers.dead()
         # Each once: two workers at the same file, as a substitute perhaps, are one death's witnesses.
-        at_work = sorted({i for pid, i, _ in dataset.slots.tolist() if pid in lost and i != _NO_SAMPLE})
+        at_work = sorted({int(dataset.slots[number, 0]) for number in lost} - {_NO_SAMPLE})
         log.warning(
-            "loader: %s, at %s; workers are started anew",
+            "loader: %s, at %s; workers are restarted",
             error, ", ".join(dataset.files.path(sample_id) for sample_id in at_work) or "no file",
         )  # fmt: skip
         for sample_id in at_work:
             if sample_id in self._suspects:
                 dataset.blamed[sample_id] = "hung its decoder" if hung else "crashed the worker that decoded it"
             self._suspects.add(sample_id)
-
-
-def _tells_of_death(error: RuntimeError) -> bool:
-    return str(error).startswith(("DataLoader worker (pid", "DataLoader timed out"))
-
-
-def _end(iterator: Any) -> None:
-    """Leave no worker behind. They are killed, not asked: nothing of theirs is wanted, and one may hang."""
-    for worker in iterator._workers:
-        worker.kill()
-    for worker in iterator._workers:
-        worker.join(timeout=5)
-    # torch sets the event that tells workers to end, and one that was killed may have held its lock.
-    iterator._workers_done_event = multiprocessing.Event()
-    iterator._shutdown_workers()
 
 
 def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
@@ -299,9 +278,9 @@ class _PlannedTasks(Sequence[_Task]):
 class _Clips(Dataset[list[ClipBatch]]):
     """Makes a task's ``batch_count`` batches; with ``windows`` those of training, full ones by taking substitutes.
 
-    ``slots`` has a row a worker, shared with the main process, which reads it when the worker is dead: process id,
-    the sample being decoded or -1, and a counter that moves with every sample begun or done. ``blamed`` are samples not
-    to be tried, with the reason: what is written there reaches the workers that are started next.
+    ``slots`` has a row a worker, shared with the main process, which reads it when the worker is dead: the sample being
+    decoded or -1, and a counter that moves with every sample begun or done. ``blamed`` are samples not to be tried,
+    with the reason: what is written there reaches the workers that are started next.
     """
 
     def __init__(
@@ -309,7 +288,7 @@ class _Clips(Dataset[list[ClipBatch]]):
     ) -> None:
         self.files, self._spec, self._windows, self.batch_count = files, spec, windows, batch_count
         self.blamed: dict[int, str] = {}
-        self.slots = torch.tensor([_IDLE] * max(1, worker_count))
+        self.slots = torch.tensor([[_NO_SAMPLE, 0]] * max(1, worker_count))
         if worker_count:
             self.slots.share_memory_()
             share_memory(files)
@@ -357,13 +336,13 @@ class _Clips(Dataset[list[ClipBatch]]):
         begin = self.files.starts_seconds[sample_id].item()
         worker = get_worker_info()
         slot = self.slots[worker.id if worker is not None else 0]
-        slot[0], slot[1] = os.getpid(), sample_id
-        slot[2] += 1
+        slot[0] = sample_id
+        slot[1] += 1
         try:
             return decode_clips(self.files.source(sample_id), [begin + start for start in starts], self._spec)
         finally:
-            slot[1] = _NO_SAMPLE
-            slot[2] += 1
+            slot[0] = _NO_SAMPLE
+            slot[1] += 1
 
 
 class _Batch:

@@ -5,7 +5,7 @@ Trade-offs and traps:
 * One thread per decoder (``thread_type = "NONE"``): workers give the parallelism, and FFmpeg's frame threads can
   deadlock together with Python logging callbacks.
 * Seeking goes to the keyframe before the window and decodes forward; a seek that fails or lands too late (MPEG-TS has
-  no index, and other indices lie) is tried again earlier, then met by opening anew and reading from the beginning, slow
+  no index, and other indices lie) is tried again earlier, then met by reopening and reading from the beginning, slow
   but right.
 * Only local files are opened (``protocol_whitelist``): a playlist in disguise must not make a decoder fetch an address.
 """
@@ -104,7 +104,8 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
         if video.codec_context.width * video.codec_context.height > MOST_PIXELS:
             size = f"{video.codec_context.width} x {video.codec_context.height}"
             raise MediaError(f"{name}: a picture must have at most {MOST_PIXELS} pixels, got {size}: damaged?")
-        video.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # the size may change on the way
+        # The size may change on the way. Options that are set already, such as strictness, stay.
+        video.codec_context.options = {**video.codec_context.options, "max_pixels": str(MOST_PIXELS)}
     if audio is not None and not 0 <= audio.codec_context.sample_rate <= _HIGHEST_AUDIO_RATE_HZ:
         rate = audio.codec_context.sample_rate
         raise MediaError(f"{name}: sound must have at most {_HIGHEST_AUDIO_RATE_HZ} Hz, got {rate}: damaged?")

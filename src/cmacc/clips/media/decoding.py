@@ -43,31 +43,36 @@ def probe(path: Path | str) -> MediaInfo:
         The file is missing, holds neither picture nor sound, or does not decode.
     """
     with Medium.file(path).open() as container:
-        video, audio = streams(container, str(path))
-        if video is not None and next(container.decode(video), None) is None:
-            raise MediaError(f"{path}: no picture could be decoded")
-        has_audio = False
-        if audio is not None:
-            container.seek(0)
-            has_audio = next(container.decode(audio), None) is not None
-        if video is None and not has_audio:
-            raise MediaError(f"{path}: no sound could be decoded")
-        timed = video if video is not None else audio
-        assert timed is not None
-        duration_seconds = stream_duration_seconds(container, timed)
-        if duration_seconds <= 0:
-            raise MediaError(f"{path}: the file states no duration and holds no time stamps")
-        if duration_seconds > LONGEST_SECONDS:
-            raise MediaError(f"{path}: must last at most {LONGEST_SECONDS:g} s, got {duration_seconds:g} s: damaged?")
-        rate = video.average_rate or video.guessed_rate or video.base_rate if video is not None else None
-        return MediaInfo(
-            duration_seconds=duration_seconds,
-            fps=float(rate) if rate else 0.0,
-            width=video.codec_context.width if video is not None else 0,
-            height=video.codec_context.height if video is not None else 0,
-            has_audio=has_audio,
-            audio_rate_hz=int(audio.codec_context.sample_rate) if has_audio and audio is not None else 0,
-        )
+        return read_info(container, str(path))
+
+
+def read_info(container: InputContainer, name: str) -> MediaInfo:
+    """`probe` of an open file that stands at its beginning; ``name`` is what errors call it."""
+    video, audio = streams(container, name)
+    if video is not None and next(container.decode(video), None) is None:
+        raise MediaError(f"{name}: no picture could be decoded")
+    has_audio = False
+    if audio is not None:
+        container.seek(0)
+        has_audio = next(container.decode(audio), None) is not None
+    if video is None and not has_audio:
+        raise MediaError(f"{name}: no sound could be decoded")
+    timed = video if video is not None else audio
+    assert timed is not None
+    duration_seconds = stream_duration_seconds(container, timed)
+    if duration_seconds <= 0:
+        raise MediaError(f"{name}: the file states no duration and holds no time stamps")
+    if duration_seconds > LONGEST_SECONDS:
+        raise MediaError(f"{name}: must last at most {LONGEST_SECONDS:g} s, got {duration_seconds:g} s: damaged?")
+    rate = video.average_rate or video.guessed_rate or video.base_rate if video is not None else None
+    return MediaInfo(
+        duration_seconds=duration_seconds,
+        fps=float(rate) if rate else 0.0,
+        width=video.codec_context.width if video is not None else 0,
+        height=video.codec_context.height if video is not None else 0,
+        has_audio=has_audio,
+        audio_rate_hz=int(audio.codec_context.sample_rate) if has_audio and audio is not None else 0,
+    )
 
 
 def decode_clip(source: Path | str | PackedSample, start_seconds: float, spec: ClipSpec) -> Clip:

@@ -7,6 +7,13 @@ process however deep in C it hangs, and even if the asking process is gone by th
 
 Requests are pickled (they come from this process); answers are JSON, so that a decoder taken over by a hostile file has
 nothing to answer with that would be run here.
+
+Why not a library: pebble 5.2 and multiprocessing's forkserver are as quick where it matters (a call takes 0.06 ms here,
+0.3 ms with pebble, 0.06 ms through forkserver; a new process 25 ms here, 26 ms from forkserver; after a crash the next
+answer comes in 18 ms here, in 112 ms with pebble; an examination takes 30 ms). But both unpickle what the guarded
+process sends. Both refuse to start in daemonic processes, which Dask's workers are, and import the asking script again,
+so that one without ``if __name__ == "__main__"`` fails. And pebble keeps the time in the asking process: when that was
+killed, a hanging worker was still there.
 """
 
 import atexit
@@ -36,7 +43,7 @@ class GuardError(RuntimeError):
 
 
 class GuardDeathError(GuardError):
-    """What was asked did not come to an end: its process crashed, or took too long; the message says which."""
+    """What was asked gave no answer: its process crashed, took too long, or was taken over; the message says which."""
 
 
 class Guard:
@@ -63,7 +70,7 @@ class Guard:
         GuardError
             The function raised an error.
         GuardDeathError
-            Its process crashed, or the time was over.
+            Its process crashed, the time was over, or its answer is none.
         ChildProcessError
             No guarded process can be started: nothing is said of what was asked.
         ValueError
@@ -87,10 +94,14 @@ class Guard:
             if time.monotonic() - begun >= timeout_seconds:
                 raise GuardDeathError(f"takes longer than the limit of {timeout_seconds:g} s")
             raise GuardDeathError("crashes the process that reads it")
-        answer = json.loads(reply)
-        if "error" in answer:
-            raise GuardError(answer["error"])
-        return answer["result"]
+        try:
+            kind, answer = json.loads(reply)
+        except (ValueError, TypeError) as error:
+            self.close()
+            raise GuardDeathError("makes the process that reads it answer in no known form") from error
+        if kind == "error":
+            raise GuardError(answer)
+        return answer
 
     def close(self) -> None:
         """End the guarded process."""
@@ -229,11 +240,11 @@ def _answer(connection: socket.socket) -> None:
         try:
             function, arguments, timeout_seconds = pickle.loads(request)
             signal.setitimer(signal.ITIMER_REAL, timeout_seconds)
-            answer = json.dumps({"result": function(*arguments)})
+            answer = json.dumps(["result", function(*arguments)])
         except ValueError as error:  # bad input, and the message says all
-            answer = json.dumps({"error": str(error)})
+            answer = json.dumps(["error", str(error)])
         except Exception as error:
-            answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
+            answer = json.dumps(["error", f"{type(error).__name__}: {error}"])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         _send(connection, answer.encode())

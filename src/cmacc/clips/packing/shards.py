@@ -50,11 +50,11 @@ class PackError(ValueError):
 
 @dataclass(frozen=True)
 class PackResult:
-    """What packing came to: samples and shards that are in the index, and ``{path: reason}`` of the files left out."""
+    """The result of packing: samples and shards in the index, and ``{path: reason}`` of the files that were skipped."""
 
     sample_count: int
     shard_count: int
-    refused: dict[str, str]
+    skipped: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _Shard:
         return f"shard-{self.number:06d}.tar"
 
     @property
-    def refused_name(self) -> str:
+    def skipped_name(self) -> str:  # with the ending that it has in packs made before
         return f"shard-{self.number:06d}.refused.json"
 
 
@@ -101,10 +101,10 @@ def pack(
     executor
         Where the tasks run; two threads here by default.
     timeout_seconds
-        Time after which a sample is left out.
+        Time after which a sample is skipped.
     overwrite
-        Whether the pack that is in ``out`` may be lost, to begin anew. Without it whole shards stay as they are, and
-        what was left out of them stays out.
+        Replace the pack that is in ``out``. Without it whole shards stay as they are, and what was skipped stays
+        skipped.
     progress
         Called with (shards done, shards in all).
 
@@ -120,7 +120,7 @@ def pack(
     if any(size is not None for name in ("video_size", "audio_size") for size in manifest.column(name)):
         raise PackError("pack: the manifest must be of files, got samples that are packed already")
     gone = [path for path in dict.fromkeys(manifest.column("path")) if not Path(path).exists()]
-    if gone:  # a disk that is not mounted must not end in shards that leave everything out
+    if gone:  # a disk that is not mounted must not end in shards that skip everything
         raise PackError(f"pack: all files of the manifest must be there, got {len(gone)} missing, such as {gone[0]}")
     store = Store(out)
     _begin(store, manifest, settings, overwrite)
@@ -133,13 +133,13 @@ def pack(
             if progress is not None:
                 progress(len(found), len(shards))
     rows = [row for number in sorted(found) for row in found[number][0]]
-    refused = {path: reason for number in sorted(found) for path, reason in found[number][1].items()}
+    skipped = {path: reason for number in sorted(found) for path, reason in found[number][1].items()}
     if not rows and shards:
-        raise PackError(f"pack: at least one sample must be readable, got none: {next(iter(refused.items()))}")
+        raise PackError(f"pack: at least one sample must be readable, got none: {next(iter(skipped.items()))}")
     if part[1] == 1:
         with store.new(INDEX) as aside:
             pq.write_table(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA), aside)
-    return PackResult(len(rows), len(shards), refused)
+    return PackResult(len(rows), len(shards), skipped)
 
 
 def verify(out: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -189,7 +189,7 @@ def _begin(store: Store, manifest: Manifest, settings: PackSettings, overwrite: 
             told = ", ".join(f"{name} ({found.get(name)}, not {wanted[name]})" for name in differing)
             raise PackError(
                 f"pack {store.root}: must be empty or hold the same pack, got one with another {told}; choose another "
-                "folder, or give --overwrite to lose it"
+                "folder, or pass --overwrite to replace it"
             )
         for name in (*(n for n in names if n == INDEX or n.startswith("shard-")), _NOTE):
             store.delete(name)  # the note last: if this is interrupted, the folder is still known for a pack
@@ -220,37 +220,37 @@ def _pack_shard(
     store = Store(root)
     found = _finished(store, shard) if store.exists(shard.name) else None
     if found is None:
-        refused: dict[str, str] = {}
+        skipped: dict[str, str] = {}
         with store.new(shard.name) as tar, tempfile.TemporaryDirectory() as folder:
             with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as file:
                 for place, record in enumerate(shard.records, start=shard.first):
                     try:
                         facts = guarded(_pack_sample, record, settings, folder, timeout_seconds=timeout_seconds)
                     except GuardError as error:
-                        refused[f"{place:09d}"] = str(error)
+                        skipped[f"{place:09d}"] = str(error)
                         continue
                     _add_sample(file, f"{place:09d}", facts, Path(folder))
             # Before the shard takes its place: where that stands, all of it is said.
-            if refused:
-                store.write(shard.refused_name, (json.dumps(refused, indent=2) + "\n").encode())
-            elif store.exists(shard.refused_name):  # of an attempt that was killed
-                store.delete(shard.refused_name)
+            if skipped:
+                store.write(shard.skipped_name, (json.dumps(skipped, indent=2) + "\n").encode())
+            elif store.exists(shard.skipped_name):  # of an attempt that was killed
+                store.delete(shard.skipped_name)
         found = _finished(store, shard)
         if found is None:
             raise PackError(f"{shard.name}: is not whole after it was written to {store.root}")
-    rows, refused = found
-    return rows, {str(shard.records[int(key) - shard.first].path): reason for key, reason in refused.items()}
+    rows, skipped = found
+    return rows, {str(shard.records[int(key) - shard.first].path): reason for key, reason in skipped.items()}
 
 
 def _finished(store: Store, shard: _Shard) -> tuple[list[dict[str, Any]], dict[str, str]] | None:
-    """A shard's rows and ``{key: reason}`` of what was left out; None if it is damaged or not all of it."""
+    """A shard's rows and ``{key: reason}`` of what was skipped; None if it is damaged or not all of it."""
     try:
         rows = _shard_rows(store, shard.name)
-        refused = json.loads(store.read(shard.refused_name)) if store.exists(shard.refused_name) else {}
+        skipped = json.loads(store.read(shard.skipped_name)) if store.exists(shard.skipped_name) else {}
     except (PackError, ValueError):
         return None
-    keys = {row["key"] for row in rows} | set(refused)
-    return (rows, refused) if keys == {f"{shard.first + i:09d}" for i in range(len(shard.records))} else None
+    keys = {row["key"] for row in rows} | set(skipped)
+    return (rows, skipped) if keys == {f"{shard.first + i:09d}" for i in range(len(shard.records))} else None
 
 
 def _pack_sample(record: MediaRecord, settings: PackSettings, folder: str) -> dict[str, Any]:

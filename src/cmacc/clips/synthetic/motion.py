@@ -70,7 +70,7 @@ class _Stage(NamedTuple):
 
 
 def _bounce(stage: _Stage) -> Track:
-    """Flights shrink, then the object is thrown anew: an accelerating rhythm."""
+    """Flights shrink, then the object is thrown again: an accelerating rhythm."""
     event, seconds, duration_seconds, margin, draws, _, at_rest = stage
     period = event.period_seconds
     flights = np.tile(period * 0.72 ** np.arange(4), math.ceil(duration_seconds / period) + 1)

@@ -93,22 +93,6 @@ def fsync_tree(folder: Path) -> None:
     fsync_path(folder)
 
 
-def fsync_path(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def fsync_tree(folder: Path) -> None:
-    """Wait until all files of a folder, and its list of names, are on disk: before it is renamed into place."""
-    for path in sorted(folder.rglob("*")):
-        fsync_path(path)
-    fsync_path(folder)
-
-
 class Store:
     """A flat folder of whole files: a local one, or any URL that fsspec opens (``s3://``, ``memory://``...).
 

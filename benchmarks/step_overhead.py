@@ -114,7 +114,9 @@ def _made_up_keys(dictionary: ActiveDictionary, count: int, step: int, generator
     )
 
 
-def measure(scale: str, device: torch.device, rounds: int, names: list[str]) -> dict[str, dict[str, float]]:
+def measure(
+    scale: str, device: torch.device, rounds: int, names: list[str], compiled: bool = False
+) -> dict[str, dict[str, float]]:
     """Median seconds of every phase and of the whole step, variant by variant."""
     learners = {}
     for name in names:
@@ -122,6 +124,8 @@ def measure(scale: str, device: torch.device, rounds: int, names: list[str]) -> 
         learners[name] = Learner.build(
             untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype(config, device)
         )
+        if compiled:
+            learners[name].encoder = torch.compile(learners[name].encoder)  # type: ignore[assignment]
         first_step = (config.dictionary.pool_size + config.dictionary.size) // config.optim.batch_size
         full(learners[name], first_step)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -152,10 +156,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--scale", choices=["tiny", "small", "paper"], default="small")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--compile", action="store_true", help="the query encoders by torch.compile")
     parser.add_argument("--out", type=Path, help="write the JSON here as well as to stdout's end")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured = measure(options.scale, device, options.rounds, options.variants)
+    measured = measure(options.scale, device, options.rounds, options.variants, options.compile)
     reference = measured.get("newest", next(iter(measured.values())))["step"]
     print(f"{'milliseconds':18}" + "".join(f"{phase:>10}" for phase in (*PHASES, "step")) + "  of newest   selection")
     for name, row in measured.items():

@@ -1,5 +1,6 @@
 """The benchmarks run, on cases that are too small to say anything."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -86,6 +87,23 @@ def test_every_candidate_chooses_and_is_compared(capsys: pytest.CaptureFixture[s
     assert len(report["runs"]) == len(benchmark["selectors"](0.1))
     assert "k-centre" in capsys.readouterr().out
     assert (tmp_path / "out.json").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_script_runs_and_leaves_its_result(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "gpu.py"))["main"]
+    reports = main(["--smoke", "--device", "cpu", "--budget-minutes", "5", "--out", str(tmp_path)])
+    for part in ("checks", "selection", "throughput", "data"):
+        assert json.loads((tmp_path / f"gpu-{part}.json").read_text()) == reports[part]
+        assert "failed" not in reports[part], reports[part]
+    assert reports["checks"]["result"]["seeds with the CPU's picks, of 10"] == 10
+    assert reports["throughput"]["result"]["steps"][0]["utilisation"] > 0
+
+
+def test_a_part_of_the_gpu_script_that_takes_too_long_is_said_to(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "gpu.py"))["main"]
+    reports = main(["--smoke", "--device", "cpu", "--budget-minutes", "0.0001", "--out", str(tmp_path)])
+    assert all("took longer" in report["failed"] for report in reports.values())
 
 
 @pytest.mark.slow

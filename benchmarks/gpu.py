@@ -1,0 +1,221 @@
+"""What a GPU shows of cmacc within a few minutes: does it work there, what does selection cost, how fast is a step.
+
+``python benchmarks/gpu.py --budget-minutes 8 --out benchmarks/results`` runs four parts in order of worth, each in a
+process of its own with its share of the time, and writes ``gpu-<part>.json`` as soon as a part is done, so that a
+machine that is taken away leaves what was measured:
+
+* ``checks``: the CUDA tests (where pytest is installed); the same picks as on the CPU; a run of the engine.
+* ``selection``: the step's phases with r3d_18 and resnet18 at M = 128, K = 3,840, N = 38,400, d = 512 in bf16, by
+  `step_overhead`, eager and compiled.
+* ``throughput``: clips/s of r3d_18 forward and backward in bf16, and model FLOP utilisation: FLOPs by torch's counter,
+  over what a large bf16 product reaches on this device, measured in the same process.
+* ``data``: bytes that a batch moves to the device, and how fast, from plain and from page-locked memory.
+
+It needs torch, torchvision, accelerate and scikit-learn; the libraries that read files may be missing. ``--smoke
+--device cpu`` runs tiny sizes of all of it, which says nothing but that it runs.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+for missing in ("pyarrow.parquet", "pyarrow.compute", "pyarrow", "av", "jsonargparse", "soxr", "fsspec", "yaml"):
+    if missing.partition(".")[0] not in sys.modules and find_spec(missing.partition(".")[0]) is None:
+        sys.modules[missing] = MagicMock()
+
+import torch
+
+# Of the budget; what a part leaves goes to the next.
+SHARES = {"checks": 0.25, "selection": 0.35, "throughput": 0.3, "data": 0.1}
+_VARIANTS = ["newest", "active", "active, fresh"]
+
+
+def checks(device: torch.device, smoke: bool) -> dict[str, Any]:
+    """Whether it works at all."""
+    from cmacc.ablation import VectorWorld
+    from cmacc.ablation.run import run_cell
+    from cmacc.ablation.vectors import VectorDataset
+    from cmacc.encoders import EncoderConfig
+    from cmacc.negatives import kmeans_plusplus
+    from cmacc.pretraining import DictionaryConfig, OptimConfig, PretrainConfig
+
+    result: dict[str, Any] = {"pytest": "skipped: pytest is not installed here"}
+    if find_spec("pytest") and find_spec("beartype") and not smoke:
+        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/negatives/test_cuda.py"]
+        done = subprocess.run(tests, cwd=ROOT, capture_output=True, text=True, check=False, env=_environment())
+        result["pytest"] = done.stdout.strip().splitlines()[-1:] or done.stderr[-500:]
+    points = torch.randn(300 if smoke else 20_000, 64, generator=torch.Generator().manual_seed(0))
+
+    def picks(where: str | torch.device, seed: int) -> list[int]:
+        chosen: list[int] = kmeans_plusplus(
+            points.to(where), 20, generator=torch.Generator().manual_seed(seed)
+        ).tolist()
+        return chosen
+
+    result["seeds with the CPU's picks, of 10"] = sum(picks("cpu", seed) == picks(device, seed) for seed in range(10))
+    config = PretrainConfig(
+        encoder=EncoderConfig(head="linear", embedding_size=64),
+        dictionary=DictionaryConfig(size=64, pool_size=256, refresh="selected", refresh_device="accelerator"),
+        optim=OptimConfig(batch_size=16, steps=20 if smoke else 400),
+    )
+    world = VectorWorld(samples=256 if smoke else 8192, held_out=64 if smoke else 2048)
+    (point,) = run_cell(VectorDataset(world, 0, device), config, points=1, device=device)
+    return result | {"a run of the engine": {"seconds": point.seconds, **point.metrics}}
+
+
+def selection(device: torch.device, smoke: bool) -> dict[str, Any]:
+    """`step_overhead` at the paper's scale, eager and compiled."""
+    main: Callable[[list[str]], dict[str, Any]] = runpy.run_path(str(ROOT / "benchmarks" / "step_overhead.py"))["main"]
+    arguments = ["--scale", "tiny" if smoke else "paper", "--rounds", "2" if smoke else "8", "--variants", *_VARIANTS]
+    found = {"eager": main(arguments)["seconds"]}
+    if device.type == "cuda":
+        found["compiled"] = main([*arguments, "--compile"])["seconds"]
+    return found
+
+
+def throughput(device: torch.device, smoke: bool) -> dict[str, Any]:
+    """Clips/s and model FLOP utilisation of the video encoder's step."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+
+    encoder = AudioVisualEncoder(EncoderConfig(video="tiny" if smoke else "r3d_18", embedding_size=512)).video
+    encoder = encoder.to(device, memory_format=torch.channels_last_3d)
+    shape = (3, 4, 32, 32) if smoke else (3, 16, 112, 112)
+    peak = _product_flops_per_second(device, 256 if smoke else 8192)
+    rows = []
+    for compiled in (False,) if smoke else (False, True):
+        network: Any = torch.compile(encoder) if compiled else encoder
+        for size in (2,) if smoke else (32, 128, 256):
+            clips = torch.randn(size, *shape, device=device).to(memory_format=torch.channels_last_3d)
+
+            def step(network: Any = network, clips: torch.Tensor = clips) -> None:
+                with torch.autocast(device.type, torch.bfloat16):
+                    loss = network(clips).embedding.square().sum()
+                loss.backward()
+
+            with FlopCounterMode(display=False) as counter:
+                step(encoder)
+            seconds = _seconds_of(step, device, 2 if smoke else 20)
+            flops = counter.get_total_flops()
+            rows.append(
+                {
+                    "compiled": compiled, "batch_size": size, "clips_per_second": size / seconds,
+                    "tflop_per_clip": flops / size / 1e12, "utilisation": flops / seconds / peak,
+                }
+            )  # fmt: skip
+    return {"product_tflop_per_second": peak / 1e12, "steps": rows}
+
+
+def data(device: torch.device, smoke: bool) -> dict[str, Any]:
+    """A batch of 128 clips of 16 x 112 x 112 and 2 s of sound, copied to the device."""
+    count = 2 if smoke else 128
+    frames = torch.zeros(count, 16, 112, 112, 3, dtype=torch.uint8)
+    waveforms = torch.zeros(count, 32_000)
+    moved = frames.nbytes + waveforms.nbytes
+    result: dict[str, Any] = {"bytes_per_batch": moved, "bytes_per_clip": moved / count}
+    for name in ("plain", "page_locked"):
+        if name == "page_locked" and device.type != "cuda":
+            continue
+        batch = [t.pin_memory() if name == "page_locked" else t for t in (frames, waveforms)]
+        seconds = _seconds_of(lambda batch=batch: [t.to(device, non_blocking=True) for t in batch], device, 10)
+        result[f"{name}_gigabytes_per_second"] = moved / seconds / 1e9
+    return result
+
+
+PARTS: dict[str, Callable[[torch.device, bool], dict[str, Any]]] = {
+    "checks": checks, "selection": selection, "throughput": throughput, "data": data,
+}  # fmt: skip
+
+
+def _seconds_of(work: Callable[[], Any], device: torch.device, times: int) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(min(3, times)):
+        work()
+    wait()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    wait()
+    return (time.perf_counter() - started) / times
+
+
+def _product_flops_per_second(device: torch.device, size: int) -> float:
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / _seconds_of(lambda: left @ right, device, 3 if size < 1000 else 20)
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT / "src")}
+
+
+def _run_part(name: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """One part in a process of its own; what becomes of it is written at once."""
+    command = [sys.executable, __file__, "--part", name, "--device", options.device, *["--smoke"][: options.smoke]]
+    started = time.monotonic()
+    report: dict[str, Any] = {"part": name}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, check=False, env=_environment(), cwd=ROOT
+        )
+        if done.returncode == 0:
+            report |= json.loads(done.stdout.strip().splitlines()[-1])
+        else:
+            report["failed"] = done.stderr[-2000:]
+    except subprocess.TimeoutExpired:
+        report["failed"] = f"took longer than its {seconds:.0f} s"
+    report["seconds"] = round(time.monotonic() - started, 1)
+    path = options.out / f"gpu-{name}.json"
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(report, indent=1) + "\n")
+    aside.replace(path)
+    print(f"{name}: {report.get('failed', 'done')}, {report['seconds']} s, {path}", flush=True)
+    return report
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget-minutes", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for gpu-<part>.json")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: only to see that all of it runs")
+    parser.add_argument("--part", choices=list(PARTS), help="only this part, printed as JSON")
+    options = parser.parse_args(arguments)
+    if options.part:
+        from cmacc.pretraining.provenance import git_commit
+
+        device = torch.device(options.device)
+        told = {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "commit": git_commit(),
+            "result": PARTS[options.part](device, options.smoke),
+        }
+        print(json.dumps(told))
+        return {options.part: told}
+    options.out.mkdir(parents=True, exist_ok=True)
+    ends_at = time.monotonic() + 60 * options.budget_minutes
+    reports = {}
+    for name in PARTS:
+        rest = list(PARTS)[list(PARTS).index(name) :]
+        left = max(0.0, ends_at - time.monotonic())
+        reports[name] = _run_part(name, options, left * SHARES[name] / sum(SHARES[other] for other in rest))
+    return reports
+
+
+if __name__ == "__main__":
+    main()

@@ -26,13 +26,14 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
-for missing in ("pyarrow.parquet", "pyarrow.compute", "pyarrow", "av", "jsonargparse", "soxr", "fsspec", "yaml"):
-    if missing.partition(".")[0] not in sys.modules and find_spec(missing.partition(".")[0]) is None:
-        sys.modules[missing] = MagicMock()
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from stand_ins import stand_in_for_missing
+
+stand_in_for_missing("av", "pyarrow", "jsonargparse", "soxr", "fsspec", "yaml")
 
 import torch
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -36,6 +36,8 @@ def test_exactly_one_number_is_drawn(duration: float) -> None:
 
 
 @given(LENGTHS, LENGTHS, st.integers(1, 20))
+@example(duration=100.0, length=99.5, count=2)
+@example(duration=100.0, length=99.0, count=2)
 def test_spread_windows_mirror_each_other(duration: float, length: float, count: int) -> None:
     starts = spread_starts(duration, length, count)
     assert len(starts) == count
@@ -45,7 +47,10 @@ def test_spread_windows_mirror_each_other(duration: float, length: float, count:
     if duration > length:
         assert min(starts) >= 0
         assert max(starts) + length <= duration + 1e-9
-    if count > 1 and duration > length:
+    slack = duration - length
+    if slack <= 0.01 * length:  # "5 s" that are a millisecond longer: not worth decoding the same window ten times
+        assert len(set(starts)) == 1
+    elif count > 1:
         assert (starts[0], starts[-1]) == (0.0, duration - length)
         np.testing.assert_allclose(np.diff(starts), (duration - length) / (count - 1), atol=1e-9)
 

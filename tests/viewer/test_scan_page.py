@@ -44,7 +44,7 @@ def test_counts_reasons_and_pictures(result: ScanResult) -> None:
     for row in ("unreadable 1 16.7%", "too_short 1 16.7%", "no_audio 1 16.7%", "duplicate 1 16.7%"):
         assert row in text
     assert "broken.mp4 unreadable: does not decode" in text
-    assert "too_short: 0.30 s, wanted are 0.5 s" in text
+    assert "too_short: 0.30 s, must be at least 0.5 s" in text
     assert "copy.mp4 of 0.mp4" in text
     assert page.count("data:image/jpeg;base64,") == 1  # the short one; the broken one has no picture
     assert page.count("<svg") == 4

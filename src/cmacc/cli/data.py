@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmacc.cli.terminal import BAD_INPUT, command_parser, print_refused, progress_bars, refuse_existing
+from cmacc.cli.terminal import BAD_INPUT, command_parser, print_skipped, progress_bars, refuse_existing
 
 if TYPE_CHECKING:
     from cmacc.clips import Listing, ScanResult
@@ -163,7 +163,7 @@ def pack_command(arguments: Sequence[str]) -> int:
             print(problem, file=sys.stderr)
         print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: as its index says")
         return BAD_INPUT if problems else 0
-    print_refused(result.skipped)
+    print_skipped(result.skipped)
     print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.skipped)} files skipped")
     if part[1] > 1:
         print(f"part {options.part} is done; run it without --part when all parts are, to write the index")
@@ -235,7 +235,7 @@ def _listing(options: argparse.Namespace) -> "Listing":
 
 
 def _print_scan(result: "ScanResult") -> None:
-    print_refused({str(path): reason for path, reason in result.skipped.items()})
+    print_skipped({str(path): reason for path, reason in result.skipped.items()})
     records = list(result.manifest.records)
     hours = sum(record.duration_seconds for record in records) / 3600
     print(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmacc.cli.terminal import command_parser, print_refused, progress_bars
+from cmacc.cli.terminal import command_parser, print_skipped, progress_bars
 
 if TYPE_CHECKING:
     from cmacc.transfer import Card, EvaluateOptions
@@ -183,7 +183,7 @@ def evaluate_with_progress(
         card = evaluate(
             encoder, tasks, data, out, protocols=protocols, options=options, overwrite=overwrite, progress=advance
         )
-    print_refused({file: why for files in card.left_out.values() for file, why in files.items()})
+    print_skipped({file: why for files in card.left_out.values() for file, why in files.items()})
     return card
 
 

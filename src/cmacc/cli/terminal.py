@@ -48,11 +48,11 @@ def progress_bars(title: str) -> Iterator[Advance]:
         yield advance
 
 
-def print_refused(refused: dict[str, str]) -> None:
-    for path, reason in list(refused.items())[:_MOST_NAMED]:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    if len(refused) > _MOST_NAMED:
-        print(f"and {len(refused) - _MOST_NAMED} more files", file=sys.stderr)
+def print_skipped(skipped: dict[str, str]) -> None:
+    for path, reason in list(skipped.items())[:_MOST_NAMED]:
+        print(f"skipped: {path}: {reason}", file=sys.stderr)
+    if len(skipped) > _MOST_NAMED:
+        print(f"and {len(skipped) - _MOST_NAMED} more files", file=sys.stderr)
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

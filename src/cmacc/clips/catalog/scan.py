@@ -273,7 +273,7 @@ def _with_length(examination: Examination, min_seconds: float) -> Examination:
     info = examination.info
     if info is None or info.duration_seconds >= min_seconds:
         return examination
-    short = Finding("too_short", f"{info.duration_seconds:.2f} s, wanted are {min_seconds:g} s")
+    short = Finding("too_short", f"{info.duration_seconds:.2f} s, must be at least {min_seconds:g} s")
     return dataclasses.replace(examination, findings=(short, *examination.findings))
 
 
@@ -339,7 +339,9 @@ def _why_skipped(file: ListedFile, examination: Examination, exclude: Sequence[s
     if file.start_seconds >= examination.info.duration_seconds:
         return f"its segment begins at {file.start_seconds:g} s of {examination.info.duration_seconds:.1f} s"
     if "too_short" in exclude and _seconds(file, examination.info) < min_seconds:
-        return f"too_short: its segment has {_seconds(file, examination.info):.2f} s, wanted are {min_seconds:g} s"
+        return (
+            f"too_short: its segment has {_seconds(file, examination.info):.2f} s, must be at least {min_seconds:g} s"
+        )
     return None
 
 

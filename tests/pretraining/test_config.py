@@ -10,6 +10,7 @@ from cmacc.pretraining import (
     ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
+    config_from_plain,
     read_config,
 )
 from cmacc.pretraining.config import write_config
@@ -31,6 +32,14 @@ def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: P
         (lambda: ObjectiveConfig(momentum=1.1), r"objective.momentum must be in \[0, 1\], got 1.1"),
         (lambda: DictionaryConfig(select_every=0), "dictionary.select_every must be at least 1, got 0"),
         (lambda: DictionaryConfig(refresh_every=0), "dictionary.refresh_every must be at least 1, got 0"),
+        (
+            lambda: OptimConfig(steps=50, warmup_steps=50),
+            r"optim.warmup_steps must be .* below optim.steps \(50\), .*50",
+        ),
+        (
+            lambda: PretrainConfig(dictionary=DictionaryConfig(warmup_steps=1000)),
+            r"dictionary.warmup_steps must be below optim.steps \(1000\), .* got 1000",
+        ),
         (lambda: OptimConfig(batch_size=1), "optim.batch_size must be at least 2, got 1"),
         (
             lambda: PretrainConfig(dictionary=DictionaryConfig(size=16)),
@@ -80,3 +89,39 @@ def test_a_file_with_a_wrong_setting_names_it(tmp_path: Path, change: dict[str, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml: no such file"):
         read_config(tmp_path / "config.yaml")
+
+
+def test_the_warm_up_of_a_short_run_is_short_unless_it_is_given() -> None:
+    assert [OptimConfig(steps=steps).warmup for steps in (4, 100, 200, 5000)] == [1, 25, 50, 50]
+    assert OptimConfig(steps=100, warmup_steps=90).warmup == 90
+
+
+def test_defaults_follow_the_evidence() -> None:
+    """Keys of the positive's own kind, and none as old as the pool is deep (docs/evidence.md)."""
+    assert PretrainConfig().objective.batch_keys == "both"
+    assert {s: DictionaryConfig(selector=s).refresh_policy for s in ("active", "random", "newest", "none")} == {
+        "active": "selected", "random": "selected", "newest": "none", "none": "none",
+    }  # fmt: skip
+    for recipe in sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")):
+        settings = config_from_plain(yaml.safe_load(recipe.read_text()))
+        has_dictionary = settings.dictionary.selector != "none"
+        assert not has_dictionary or settings.objective.batch_keys == "both", recipe
+        assert not has_dictionary or settings.dictionary.refresh_policy == "selected", recipe
+
+
+def test_former_names_are_read_with_a_warning(tmp_path: Path) -> None:
+    former = {"data": {"max_bad": 0.3}, "dictionary": {"given": "dictionary", "refresh_store": "device"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
+    with pytest.warns(FutureWarning) as warned:
+        config = read_config(tmp_path / "config.yaml")
+    assert len(warned) == 3
+    assert "the setting data.max_bad is now data.max_bad_fraction" in {
+        str(one.message).partition(";")[0] for one in warned
+    }
+    assert config.data.max_bad_fraction == 0.3
+    assert (config.dictionary.initial_centers, config.dictionary.refresh_device) == ("dictionary", "accelerator")
+
+
+def test_an_exponent_that_yaml_reads_as_text_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("optim: {learning_rate: 1e-3}")
+    assert read_config(tmp_path / "config.yaml").optim.learning_rate == 1e-3

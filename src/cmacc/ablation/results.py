@@ -176,7 +176,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def write_results(results: AblationResults, folder: Path) -> None:
-    """Write ``metrics.parquet`` (tidy), ``differences.parquet`` and ``table.md``; made anew from the runs each time."""
+    """Write ``metrics.parquet`` (tidy), ``differences.parquet`` and ``table.md``, from all runs each time."""
     for name, kind, rows in (("metrics", Row, results.rows), ("differences", Difference, results.differences)):
         columns = {field: [getattr(row, field) for row in rows] for field in kind.__dataclass_fields__}
         with written_aside(folder / f"{name}.parquet") as aside:

@@ -1,6 +1,7 @@
 """What frozen encoders are worth, in seconds: a probe by ridge regression, and retrieval between the modalities.
 
-The field's protocols (`cmacc.transfer`) search their shrinkage by cross-validation and take longer than a run here.
+The field's protocols (`cmacc.transfer`) search the regularisation strength C by cross-validation, which takes longer
+than a run here.
 """
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from cmacc.ablation.problem import Measured
 from cmacc.transfer import ranks
 
-_SHRINKAGES = tuple(10.0 ** np.arange(0, 5))
+_PENALTIES = tuple(10.0 ** np.arange(0, 5))
 _MOST_PROBED = 4096
 _MOST_RANKED = 500
 
@@ -20,7 +21,7 @@ def scores_of(measured: Measured, labels: NDArray[np.int64], held_out_labels: ND
     Returns
     -------
     dict
-        ``probe_video``, ``probe_audio``: accuracy of a ridge classifier on standardised features, its shrinkage chosen
+        ``probe_video``, ``probe_audio``: accuracy of a ridge classifier on standardised features, its penalty chosen
         by leave-one-out on the training part (at most 4,096 samples); ``balanced_*``: the mean over classes of the same
         (classes with at least one sample on both sides). Absent where no two classes are known. ``R@1``, ``R@10``
         (shares, mean of both directions) and ``median_rank`` among the held-out samples (the first 500).
@@ -48,6 +49,6 @@ def _right(train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train.astype(np.float64))
-    probe = RidgeClassifierCV(_SHRINKAGES).fit(scaler.transform(train.astype(np.float64)), labels)
+    probe = RidgeClassifierCV(_PENALTIES).fit(scaler.transform(train.astype(np.float64)), labels)
     predicted: NDArray[np.int64] = probe.predict(scaler.transform(test.astype(np.float64)))
     return predicted

@@ -7,7 +7,7 @@ modality. A fixed random network of each modality turns [z, nuisance] into what 
 
 so that nothing but z is shared, as in the world of rendered clips, and the class is no linear function of either. Class
 frequencies follow Zipf's law; a share of the samples are near-duplicates: an earlier sample's z and nuisances, moved a
-little. What is left out of it: space, time, and any cost of decoding or augmenting.
+little. What it lacks: space, time, and any cost of decoding or augmenting.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class VectorWorld:
     nuisance
         b: strength of the private nuisances beside the shared cause.
     noise
-        Deviation of the noise that is drawn anew at each visit of a sample (the augmentation).
+        Deviation of the noise that is drawn at each visit of a sample (the augmentation).
 
     Raises
     ------

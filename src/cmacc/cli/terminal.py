@@ -1,4 +1,4 @@
-"""What the commands share: how arguments look, progress bars, and what is said of files left out."""
+"""What the commands share: how arguments look, progress bars, and what is said of skipped files."""
 
 import argparse
 import sys

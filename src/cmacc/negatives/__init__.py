@@ -1,4 +1,4 @@
-"""Keys to negatives: ring queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary."""
+"""Keys to negatives: key queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary."""
 
 from cmacc.negatives.dictionary import ActiveDictionary
 from cmacc.negatives.diverse import select_diverse

@@ -1,9 +1,9 @@
-"""A ring of the samples' compact inputs, so that a chosen key can be encoded anew by the key encoder of the moment.
+"""A buffer of the samples' compact inputs, so that a chosen key can be re-encoded by the key encoder of the moment.
 
 Held are whatever tensors the caller needs for that, as they are: uint8 frames and half-precision waveforms, not the
 float tensors that enter an encoder. What it costs is `InputBuffer.byte_count`; at the paper's size (N = 38,400 clips of
-16 x 112 x 112 frames and 2 s of sound at 16 kHz) 25.6 GB. The ring is no part of a state dict: the inputs are those of
-the last steps' batches, and a resumed run reads them again.
+16 x 112 x 112 frames and 2 s of sound at 16 kHz) 25.6 GB. The buffer is no part of a state dict: its inputs are those
+of the last steps' batches, and a resumed run reads them again.
 """
 
 import torch
@@ -21,7 +21,7 @@ class InputBuffer:
     device
         Where they are held: the host, or the accelerator.
     first_handle
-        The first sample's handle: above 0 where the ring goes on after samples that it never saw (a resumed run).
+        The first sample's handle: above 0 where the buffer goes on after samples that it never saw (a resumed run).
 
     Raises
     ------
@@ -30,13 +30,13 @@ class InputBuffer:
 
     Examples
     --------
-    >>> ring = InputBuffer(capacity=3, device=torch.device("cpu"))
-    >>> handles = ring.push({"frames": torch.arange(4, dtype=torch.uint8)[:, None]})
-    >>> handles, ring.has(handles)
+    >>> buffer = InputBuffer(capacity=3, device=torch.device("cpu"))
+    >>> handles = buffer.push({"frames": torch.arange(4, dtype=torch.uint8)[:, None]})
+    >>> handles, buffer.has(handles)
     (tensor([0, 1, 2, 3]), tensor([False,  True,  True,  True]))
-    >>> ring.take(handles[2:], "frames").flatten()
+    >>> buffer.take(handles[2:], "frames").flatten()
     tensor([2, 3], dtype=torch.uint8)
-    >>> ring.byte_count
+    >>> buffer.byte_count
     3
     """
 
@@ -50,7 +50,7 @@ class InputBuffer:
 
     @property
     def byte_count(self) -> int:
-        """Bytes that the ring occupies, from the first push on."""
+        """Bytes that the buffer occupies, from the first push on."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def push(self, inputs: dict[str, Tensor]) -> Int[Tensor, " samples"]:
@@ -91,7 +91,7 @@ class InputBuffer:
         return (handles >= self._first) & (handles < self._next)
 
     def take(self, handles: Int[Tensor, " samples"], name: str) -> Tensor:
-        """The inputs of that name of handles, on the ring's device.
+        """The inputs of that name of handles, on the buffer's device.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A ring of keys: first in, first out, with the sample and the step that each key comes from."""
+"""A ring buffer of keys: first in, first out, with the sample and the step that each key comes from."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ class Keys:
 
 
 class KeyQueue(nn.Module):
-    """A ring of at most ``capacity`` keys, all of it in persistent buffers, so that a state dict holds the queue.
+    """A ring buffer of at most ``capacity`` keys, in persistent buffers, so that a state dict holds the queue.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ of its beginning, and goes through them in order: proposal x is accepted with pr
 
 where D_now counts the centres accepted within the block, for which only the T x T distances among the proposals are
 needed. This is rejection sampling, so every accepted row is an exact D^2 sample; what is left of the block when it ends
-changes nothing, for the next block's proposals are drawn anew. One pass over the rows, as a matrix product, then counts
+changes nothing, for the next block draws its own proposals. One pass over the rows, as a matrix product, then counts
 all accepted centres. A block of one proposal is the textbook's form (``one_by_one``).
 
 Rows are drawn by whole numbers: squared distances are taken to the nearest multiple of max D^2 / 2^(61 - log2 N), and
@@ -68,7 +68,7 @@ def kmeans_plusplus(
         Source of randomness on the CPU, whatever the device of ``points``; one number is taken from it. The same state
         gives the same picks. Of several processes the first one's counts.
     local_trials
-        Above 1, the greedy variant: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
+        Above 1, greedy k-means++: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
         Two passes over the rows, and a wait for a GPU, each pick.
     method
         ``blocks`` (few passes over the rows), ``one_by_one`` (one a pick), or ``auto``: blocks, or for

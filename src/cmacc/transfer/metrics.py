@@ -68,7 +68,7 @@ def summarised(metrics: Sequence[Metric], groups: Sequence[NDArray[np.int64]]) -
     """Mean over splits of one metric, with a 95 % percentile bootstrap interval.
 
     In each of 2,000 resamples, as many groups as a split has are drawn from it with replacement, and all their items
-    enter; the split's value is computed anew and averaged over the splits. Whole groups are drawn because clips cut
+    enter; the split's value is computed again and averaged over the splits. Whole groups are drawn because clips cut
     from one scene are not independent: they succeed and fail together, and drawing them one by one would give too
     narrow an interval. The price is that a few groups (fewer than about 20) give a coarse interval, mostly too narrow.
     With groups all unlike this is the bootstrap over items. A split with one group is the same in every resample: if

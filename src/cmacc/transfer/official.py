@@ -86,7 +86,7 @@ def official_task(
     allow_partial
         Whether files or classes may be missing.
     workers
-        Files looked over at a time.
+        Files examined at a time.
     journal
         Folder in which the scan notes what it found, so that the next need not look again.
     progress

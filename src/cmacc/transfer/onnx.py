@@ -1,6 +1,6 @@
 """Trained encoders as ONNX graphs that take what users have, uint8 frames or float32 sound, and were checked.
 
-What stands before the encoders (normalised pixels, log-mel) is inside the graph, so that nobody has to write it anew in
+What stands before the encoders (normalised pixels, log-mel) is inside the graph, so that nobody has to write it in
 another language and get it slightly wrong. The packages for it are heavy and wanted by few: the extra ``export``.
 """
 

@@ -21,8 +21,9 @@ import torch
 
 _TABLED = ("R@10", "probe_video", "probe_audio")
 _KEPT = (
-    *_TABLED, "R@1", "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau", "mi",
-    "mi_ceiling", "batch_loss", "key_age", "distinct_labels", "false_negative_share", "effective_rank",
+    *_TABLED, "R@1", "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau",
+    "mutual_information", "mutual_information_ceiling", "batch_loss", "key_age", "distinct_labels",
+    "false_negative_share", "effective_rank",
 )  # fmt: skip
 
 

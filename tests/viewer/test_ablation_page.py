@@ -67,8 +67,8 @@ def measured(regime: str, variant: str, seed: int, share: float) -> dict[str, fl
         "plateau_steps": 40.0 + seed - 7 * (variant == "active"),
         "left_plateau": float(variant != "none" or seed != 0),
         "batch_loss": 2.7 - share,
-        "mi": 2 * share,
-        "mi_ceiling": math.log(16),
+        "mutual_information": 2 * share,
+        "mutual_information_ceiling": math.log(16),
     }
     if variant != "none":
         found |= {"distinct_labels": 20.0 + seed, "false_negative_share": 0.1, "key_age": 8.0, "effective_rank": 30.0}

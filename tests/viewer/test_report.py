@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from cmacc.clips import ClipSpec, Manifest, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
-from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, start_run
+from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining.config import write_config
 from cmacc.viewer import ReportError, write_report
 from cmacc.viewer.figures import Series, smoothed, thinned
 from cmacc.viewer.similarity import chosen_queries, plane
@@ -52,7 +53,8 @@ def make_run(world: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
             dictionary=DictionaryConfig(selector=selector),
             optim=OptimConfig(batch_size=4, steps=60),
         )
-        start_run(config, run_dir)
+        run_dir.mkdir()
+        write_config(config, run_dir / "config.yaml")
         rows = [_row(step, selector != "none") for step in range(steps)]
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if not evaluated:
@@ -100,13 +102,13 @@ def _row(step: int, has_dictionary: bool) -> dict[str, float]:
     row = {
         "step": step,
         "loss": 10.0 - step / 60,
-        "loss_v2a": 5.0 - step / 60,
-        "loss_a2v": 5.0,
-        "top1_v2a": step / 100,
-        "top1_a2v": 0.1,
-        "mi_v2a": 0.02 * step,
-        "mi_a2v": 0.5,
-        "mi_ceiling": 2.0,
+        "video_to_audio/loss": 5.0 - step / 60,
+        "audio_to_video/loss": 5.0,
+        "video_to_audio/top1": step / 100,
+        "audio_to_video/top1": 0.1,
+        "video_to_audio/mutual_information": 0.02 * step,
+        "audio_to_video/mutual_information": 0.5,
+        "mutual_information_ceiling": 2.0,
         "learning_rate": 1e-3,
         "seconds/data": 0.1,
         "seconds/encode": 0.5,
@@ -305,3 +307,17 @@ def test_thinning_keeps_spikes_and_smoothing_keeps_the_mean() -> None:
     assert (thin.values.max(), thin.values.min()) == (100.0, -50.0)
     assert (np.diff(thin.steps) > 0).all()
     assert np.allclose(smoothed(Series(np.arange(300.0), np.full(300, 2.0))).values, 2.0)
+
+
+def test_metrics_of_the_version_before_give_the_same_page(make_run: MakeRun) -> None:
+    run_dir = make_run()
+    path = run_dir / "metrics.jsonl"
+    page = write_report(run_dir, overwrite=True).read_text()
+    text = path.read_text().replace("mutual_information_ceiling", "mi_ceiling")
+    for former, present in (("v2a", "video_to_audio"), ("a2v", "audio_to_video")):
+        for metric, name in (("loss", "loss"), ("top1", "top1"), ("mi", "mutual_information")):
+            text = text.replace(f"{present}/{name}", f"{metric}_{former}")
+    assert text != path.read_text()
+    assert "_to_" not in text
+    path.write_text(text)
+    assert write_report(run_dir, overwrite=True).read_text() == page

@@ -39,7 +39,7 @@ def text_of(page: str) -> str:
 def test_counts_reasons_and_pictures(result: ScanResult) -> None:
     page = render_scan_page(result)
     text = text_of(page)
-    assert "6 files were looked over; 4 samples are in the manifest, 3 of them with picture and sound" in text
+    assert "6 files were examined; 4 samples are in the manifest, 3 of them with picture and sound" in text
     assert result.manifest.fingerprint() in text
     for row in ("unreadable 1 16.7%", "too_short 1 16.7%", "no_audio 1 16.7%", "duplicate 1 16.7%"):
         assert row in text

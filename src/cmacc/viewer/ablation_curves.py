@@ -116,7 +116,7 @@ def bound_section(found: Found) -> str:
     """The InfoNCE estimate of mutual information beside what it cannot exceed."""
     heading = "Mutual information"
     plan, budget = found.plan, shared_budget(found.plan)
-    if not {"mi", "mi_ceiling"} <= found.metrics:
+    if not {"mutual_information", "mutual_information_ceiling"} <= found.metrics:
         return section("bound", heading, note("No run has an estimate of the mutual information."))
     lead = (
         "<p>How much picture and sound of a clip tell about each other (in nats) as far as the training loss can say "
@@ -130,15 +130,17 @@ def bound_section(found: Found) -> str:
     )
 
     def panel(regime: str) -> str:
-        ceilings = _curves(found, regime, budget, "mi_ceiling", dotted=True)
-        curves = _curves(found, regime, budget, "mi")
+        ceilings = _curves(found, regime, budget, "mutual_information_ceiling", dotted=True)
+        curves = _curves(found, regime, budget, "mutual_information")
         return figure(escape(regime), curve_panel([*ceilings, *curves], bottom=0.0), "nats") if curves else ""
 
     rows = []
     for regime in plan.regimes:
         rows.append(heading_row(regime, 4))
         for variant in plan.variants:
-            estimate, ceiling = (found.end(regime, variant, budget, m) for m in ("mi", "mi_ceiling"))
+            estimate, ceiling = (
+                found.end(regime, variant, budget, m) for m in ("mutual_information", "mutual_information_ceiling")
+            )
             if estimate is None or ceiling is None:
                 continue
             share = f"{estimate.mean / ceiling.mean:.0%}" if ceiling.mean > 0 else "–"

@@ -10,7 +10,7 @@ from cmacc.viewer.page import escape
 
 # Name of a metric: words that need no knowledge of the project, and whether more is better (1), less (-1), neither (0).
 _METRICS = {
-    "R@1": ("right one first (R@1)", 1),
+    "R@1": ("Recall@1", 1),
     "R@10": ("right one among the first ten (R@10)", 1),
     "median_rank": ("median place of the right one", -1),
     "probe_video": ("linear probe, picture", 1),
@@ -19,8 +19,8 @@ _METRICS = {
     "balanced_audio": ("linear probe, sound, mean over classes", 1),
     "plateau_steps": ("steps until the plateau was left", -1),
     "left_plateau": ("share of runs that left the plateau", 1),
-    "mi": ("estimate of mutual information, in nats", 0),
-    "mi_ceiling": ("ceiling of that estimate, in nats", 0),
+    "mutual_information": ("estimate of mutual information, in nats", 0),
+    "mutual_information_ceiling": ("ceiling of that estimate, in nats", 0),
     "loss": ("loss", 0),  # among unlike numbers of negatives it cannot be compared
     "batch_loss": ("loss among the keys of the batch", -1),
     "top1": ("right key first in training", 0),

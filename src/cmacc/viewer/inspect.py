@@ -150,7 +150,7 @@ def _words() -> str:
         "embedding",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{meaning}</dd>" for name, meaning in words.items())
-    return f"<details><summary>The words on this page</summary><dl>{rows}</dl></details>"
+    return f"<details><summary>Glossary</summary><dl>{rows}</dl></details>"
 
 
 def _remarks(replay: SelectionReplay, steps: Sequence[int]) -> list[str]:

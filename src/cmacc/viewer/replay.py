@@ -202,7 +202,7 @@ class SelectionReplay:
         return self.plan.windows.request(sample_id, self.plan.visit(step)).start_seconds
 
     def encoded_at(self, keys: Keys) -> Int[Tensor, " keys"]:
-        """The step whose view each key is of: of one that was encoded anew not that step, but its first."""
+        """The step whose view each key is of: of one that was re-encoded not that step, but its first."""
         return torch.where(keys.handles >= 0, keys.handles // self.config.optim.batch_size, keys.steps)
 
     def _check_manifest(self, pool: Keys, step: int) -> None:

@@ -37,7 +37,7 @@ _MODALITIES = {
     "both": "both together",
 }
 _METRICS = {
-    "R@1": "right one first (R@1)",
+    "R@1": "Recall@1",
     "R@5": "right one in the first 5 (R@5)",
     "R@10": "right one in the first 10 (R@10)",
     "median_rank": "median rank of the right one",
@@ -73,8 +73,8 @@ def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     """The few results to see first, as (value, what, compared with what); empty where nothing was evaluated."""
     found = {(r.protocol, r.modality, r.metric): r for r in (run.card.results if run.card else ())}
     wanted = (
-        ("retrieval", "video_to_audio", "R@1", "right sound first"),
-        ("retrieval", "audio_to_video", "R@1", "right picture first"),
+        ("retrieval", "video_to_audio", "R@1", "Recall@1, audio from video"),
+        ("retrieval", "audio_to_video", "R@1", "Recall@1, video from audio"),
         ("linear", "both", "accuracy", "linear probe, picture and sound"),
     )
     return [

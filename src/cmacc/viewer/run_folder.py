@@ -16,6 +16,7 @@ from cmacc.clips import Manifest, ManifestError
 from cmacc.pretraining import ConfigError, PretrainConfig, read_config
 from cmacc.transfer import Card, CardError
 
+_FORMER_DIRECTIONS = {"v2a": "video_to_audio", "a2v": "audio_to_video"}
 _TENSORS = ("video", "audio", "sample_ids", "start_seconds")
 
 
@@ -145,7 +146,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], int, int]:
         step_count = max(step_count, step + 1)
         for name, value in row.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                steps, values = columns.setdefault(name, ([], []))
+                steps, values = columns.setdefault(present_metric(name), ([], []))
                 steps.append(float(step))
                 values.append(float(value))
     if step_count == 0:
@@ -155,6 +156,22 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], int, int]:
         )
     series = {name: Series(np.asarray(steps), np.asarray(values)) for name, (steps, values) in columns.items()}
     return series, step_count, skipped
+
+
+def present_metric(name: str) -> str:
+    """A metric's name as it is now, for files of cmacc 0.1.0.
+
+    Examples
+    --------
+    >>> present_metric("batch_loss_v2a"), present_metric("mi_ceiling"), present_metric("seconds/step")
+    ('video_to_audio/batch_loss', 'mutual_information_ceiling', 'seconds/step')
+    """
+    if name == "mi_ceiling":
+        return "mutual_information_ceiling"
+    metric, _, direction = name.rpartition("_")
+    if direction not in _FORMER_DIRECTIONS:
+        return name
+    return f"{_FORMER_DIRECTIONS[direction]}/{'mutual_information' if metric == 'mi' else metric}"
 
 
 def _read_pairs(path: Path) -> Pairs | None:

@@ -1,4 +1,4 @@
-"""The page of a scan: what the files are like, what is wrong with which, and which were left out."""
+"""The page of a scan: what the files are like, what is wrong with which, and which were skipped."""
 
 from collections import Counter
 from pathlib import Path
@@ -55,8 +55,8 @@ def _summary(result: ScanResult) -> str:
     records = list(result.manifest.records)
     both = sum(record.has_audio and record.has_picture for record in records)
     text = (
-        f"{len(result.examinations):,} files were looked over; {len(records):,} samples are in the manifest, {both:,} "
-        f"of them with picture and sound, and {len(result.skipped):,} left out. The data set's fingerprint "
+        f"{len(result.examinations):,} files were examined; {len(records):,} samples are in the manifest, {both:,} "
+        f"of them with picture and sound, and {len(result.skipped):,} skipped. The data set's fingerprint "
         f"is {result.manifest.fingerprint()}."
     )
     return escape(text)
@@ -67,8 +67,8 @@ def _tiles(result: ScanResult) -> str:
     bytes_ = sum(examination.size_bytes for examination in result.examinations.values())
     shown = [
         (f"{len(result.manifest):,}", "samples", f"{len(result.manifest.classes()):,} classes"),
-        (duration(seconds), "of video and sound", f"{bytes_ / 1e9:,.2f} GB with the files left out"),
-        (f"{len(result.skipped):,}", "files left out", "see below for the reasons"),
+        (duration(seconds), "of video and sound", f"{bytes_ / 1e9:,.2f} GB with the skipped files"),
+        (f"{len(result.skipped):,}", "files skipped", "see below for the reasons"),
     ]
     if result.listing.listed_count:
         missing = len(result.listing.missing)
@@ -85,7 +85,7 @@ def _findings_section(result: ScanResult) -> str:
         if counts[name]
     )
     if not rows:
-        return section("findings", "Findings", note("Nothing to remark."))
+        return section("findings", "Findings", note("No issues found."))
     table = (
         '<div class="scroll"><table><thead><tr><th>finding</th><th class="number">files</th>'
         f'<th class="number">share</th><th>what it means</th></tr></thead><tbody>{rows}</tbody></table></div>'
@@ -147,7 +147,7 @@ def _histogram(title: str, values: list[float], label: str, logarithmic: bool) -
 
 def _refused_section(result: ScanResult) -> str:
     if not result.skipped:
-        return section("refused", "Left out", note("No file was left out."))
+        return section("skipped", "Skipped", note("No file was skipped."))
     root_of = {file.path: file.root for file in result.listing.files}
     cards = []
     for path, reason in list(result.skipped.items())[:_MOST_THUMBNAILS]:
@@ -160,7 +160,7 @@ def _refused_section(result: ScanResult) -> str:
         cards.append(f"<li>{shown}<b>{escape(name)}</b><span>{escape(reason)}</span></li>")
     more = len(result.skipped) - _MOST_THUMBNAILS
     parts = [f'<ul class="answers">{"".join(cards)}</ul>', f"<p>and {more:,} more</p>" if more > 0 else ""]
-    return section("refused", f"Left out: {len(result.skipped):,}", *parts)
+    return section("skipped", f"Skipped: {len(result.skipped):,}", *parts)
 
 
 def _list_section(result: ScanResult) -> str:

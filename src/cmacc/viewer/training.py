@@ -10,16 +10,17 @@ from cmacc.viewer.figures import Line, line_panel, smoothed, stack_panel
 from cmacc.viewer.page import escape, figure, note, section
 from cmacc.viewer.run_folder import RunFolder, Series
 
-_DIRECTIONS = (("v2a", "c1", "picture → sound"), ("a2v", "c2", "sound → picture"))
+_DIRECTIONS = (("video_to_audio", "c1", "video → audio"), ("audio_to_video", "c2", "audio → video"))
 _PHASES = {
     "data": "waiting for data",
     "transform": "transforms",
     "encode": "encoders",
-    "keys": "momentum encoders",
+    "keys": "key encoders",
     "select": "selection",
-    "refresh": "keys anew",
+    "refresh": "re-encoding",
     "loss": "loss and gradient",
     "update": "update",
+    "push": "into the pools",
 }
 _HEALTH = (
     (
@@ -77,7 +78,7 @@ def curves_section(run: RunFolder) -> str:
     if run.skipped_lines:
         lines = "one line" if run.skipped_lines == 1 else f"{run.skipped_lines} lines"
         parts.append(
-            f'<p class="quiet">Left out: {lines} of metrics.jsonl that could not be read (cut off while written).</p>'
+            f'<p class="quiet">Skipped: {lines} of metrics.jsonl that could not be read (cut off while written).</p>'
         )
     return section("curves", "Learning curves", *parts)
 
@@ -170,17 +171,17 @@ def _top1_panel(run: RunFolder) -> str:
         return ""
     count = _candidate_count(run.config)
     caption = f"How often the right key beats all negatives, on training clips. Dotted: chance, 1 in {count:,}."
-    return figure("Right key first", line_panel(lines, levels=[1 / count], bottom=0.0, percent=True), caption, legend)
+    return figure("Top-1 accuracy", line_panel(lines, levels=[1 / count], bottom=0.0, percent=True), caption, legend)
 
 
 def _information_panel(run: RunFolder) -> str:
-    lines, legend = _directions(run, "mi")
-    ceilings = run.metrics.get("mi_ceiling")
+    lines, legend = _directions(run, "mutual_information")
+    ceilings = run.metrics.get("mutual_information_ceiling")
     if not lines or ceilings is None:
         return ""
     found, ceiling = max(final_mean(line.series) for line in lines), final_mean(ceilings)
     caption = (
-        f"InfoNCE's estimate, in nats, of what picture and sound tell of each other: at the end {found:.2f} of at most "
+        f"InfoNCE's estimate, in nats, of what video and audio tell of each other: at the end {found:.2f} of at most "
         f"{ceiling:.2f} ({100 * found / ceiling:.0f} %). Grey: that ceiling, log of the number of keys; near it, only "
         "more negatives could show more. A lower bound with negatives drawn at random; chosen ones make it lower still."
     )
@@ -189,7 +190,7 @@ def _information_panel(run: RunFolder) -> str:
 
 
 def _directions(run: RunFolder, name: str) -> tuple[list[Line], list[tuple[str, str, str]]]:
-    found = [(c, text, series) for d, c, text in _DIRECTIONS if (series := run.metrics.get(f"{name}_{d}")) is not None]
+    found = [(c, text, series) for d, c, text in _DIRECTIONS if (series := run.metrics.get(f"{d}/{name}")) is not None]
     return [Line(series, c, smooth=True) for c, _, series in found], [(c, text, "line") for c, text, _ in found]
 
 

@@ -26,13 +26,16 @@ from cmacc.clips import (
     scan,
     to_video,
 )
+from cmacc.clips.progress import silent
 from cmacc.clips.synthetic import WorldConfig, mux
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
 from cmacc.transfer import RECIPES, CmaccEncoder, LogMelStatistics
 from cmacc.transfer.finetune import (
     Classifier,
+    FinetuneConfig,
     Finetuned,
     FinetuneError,
+    FinetuneFiles,
     FinetuneSettings,
     _augmented,
     _optimizer,
@@ -63,17 +66,11 @@ class Told:
         self.test_ids = manifest.ids_where(lambda record: record.split == "test")[::2]
 
     def finetune(self, encoder: Any, modality: Any = "video", **changes: Any) -> Finetuned:
-        arguments = {
-            "class_of": self.class_of,
-            "train_ids": self.train_ids,
-            "test_ids": self.test_ids,
-            "settings": BRIEF,
-            "windows": 2,
-            "crops": 1,
-            "seed": 0,
-            "workers": 0,
-        } | changes
-        return finetune(encoder, modality, self.manifest, **arguments)
+        progress = changes.pop("progress", silent)
+        ids = {"class_of": self.class_of, "train_ids": self.train_ids, "test_ids": self.test_ids}
+        how: dict[str, Any] = {"settings": BRIEF, "windows": 2, "crops": 1}
+        files = FinetuneFiles(self.manifest, **{name: changes.pop(name, value) for name, value in ids.items()})
+        return finetune(encoder, modality, files, FinetuneConfig(**(how | changes)), progress)
 
     def one_step_an_epoch(self) -> dict[str, Any]:
         """Two training files of different classes, and the test files of these: arguments of `finetune`."""

@@ -29,12 +29,11 @@ from cmacc.ablation.run import run_cell, step_seconds
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips import Manifest
 from cmacc.clips.parallel import results_of
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import PretrainConfig, Provenance, code_version, require_one_process
 from cmacc.pretraining.reading import UnfitError, dataclass_of
 
-# Takes (what, done, total).
-Progress = Callable[[str, int, int], None]
 _KINDS: dict[str, type] = {"vectors": VectorWorld, "rendered": RenderedClips, "clips": ManifestClips}
 
 
@@ -55,7 +54,7 @@ def ablate(
     workers: int = 1,
     device: torch.device | None = None,
     only_planned: bool = False,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> list[PlannedRun]:
     """Make all runs of a plan that are not in the folder yet.
 

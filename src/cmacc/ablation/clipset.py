@@ -5,7 +5,6 @@ so that a sample's visits differ by augmentation alone.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from cmacc.clips import (
     scan,
     to_video,
 )
+from cmacc.clips.progress import Progress, within
 from cmacc.clips.storage import written_aside
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import MODALITIES, AudioVisualEncoder
@@ -37,7 +37,6 @@ from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.learner import Learner
 
 _MEASURED_AT_ONCE = 100
-Progress = Callable[[str, int, int], None]
 
 
 class ClipSetError(ValueError):
@@ -85,7 +84,7 @@ def render(world: RenderedClips, folder: Path, progress: Progress) -> Path:
         frame_size=world.size,
         duration_seconds=world.seconds,
     )
-    write_world(config, folder / "world", progress=lambda done, total: progress("clips made", done, total))
+    write_world(config, folder / "world", progress=within(progress, "rendering"))
     listing = list_folders([folder / "world"])
     manifest = folder / "manifest.parquet"
     scan(listing, test_fraction=world.test_fraction).manifest.write(manifest)

@@ -2,13 +2,13 @@
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from cmacc.ablation.problem import Dataset, TableProblem
 from cmacc.ablation.scores import scores_of
+from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining import PretrainConfig, Trainer
 from cmacc.pretraining.health import dictionaries_health
 
@@ -32,7 +32,7 @@ def run_cell(
     config: PretrainConfig,
     points: int,
     device: torch.device | None = None,
-    progress: Callable[[int, int], None] = lambda done, all_: None,
+    progress: Progress = silent,
 ) -> list[Point]:
     """Train from step 0 to ``config.optim.steps`` and measure at ``points`` evenly spaced steps, the last at the end.
 
@@ -56,7 +56,7 @@ def train_and_measure(
     trainer: Trainer,
     dataset: Dataset,
     points: int,
-    progress: Callable[[int, int], None] = lambda done, all_: None,
+    progress: Progress = silent,
 ) -> list[Point]:
     """`run_cell` with a trainer that is there already.
 
@@ -97,7 +97,7 @@ def train_and_measure(
                 }
             found.append(Point(done.step + 1, seconds, metrics))
             sums.clear()
-        progress(done.step + 1, steps)
+        progress("steps", done.step + 1, steps)
     return found
 
 

@@ -75,10 +75,6 @@ def scan_command(arguments: Sequence[str]) -> int:
         refuse_existing(options.out, options.overwrite)
     listing = _listing(options)
     with workers_of(options.workers, options.cluster) as executor, progress_bars("scan") as advance:
-
-        def report(done: int, total: int) -> None:
-            advance("files", done, total)
-
         if part[1] > 1:
             done = examine_files(
                 listing,
@@ -86,7 +82,7 @@ def scan_command(arguments: Sequence[str]) -> int:
                 executor=executor,
                 timeout_seconds=options.timeout_seconds,
                 journal=journal,
-                progress=report,
+                progress=advance,
             )
             print(f"part {options.part}: {len(done)} files examined; run it without --part when all parts are done")
             return 0
@@ -99,7 +95,7 @@ def scan_command(arguments: Sequence[str]) -> int:
             executor=executor,
             timeout_seconds=options.timeout_seconds,
             journal=journal,
-            progress=report,
+            progress=advance,
         )
     write_scan_page(result, page, overwrite=True)
     result.manifest.write(options.out)  # last: where it stands, the scan is done
@@ -130,12 +126,8 @@ def pack_command(arguments: Sequence[str]) -> int:
     from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
 
     with progress_bars("verify" if options.verify else "pack") as advance:
-
-        def report(done: int, total: int) -> None:
-            advance("shards", done, total)
-
         if options.verify:
-            problems = verify(options.manifest, report)
+            problems = verify(options.manifest, advance)
         elif options.out is None:
             raise ValueError("--out DIR must be given")
         else:
@@ -156,7 +148,7 @@ def pack_command(arguments: Sequence[str]) -> int:
                     executor=executor,
                     timeout_seconds=options.timeout_seconds,
                     overwrite=options.overwrite,
-                    progress=report,
+                    progress=advance,
                 )
     if options.verify:
         for problem in problems:

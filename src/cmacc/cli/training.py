@@ -110,10 +110,10 @@ def demo_command(arguments: Sequence[str]) -> int:
     require_free(out, overwrite=options.overwrite)
     world = WorldConfig(clip_count=options.clips, class_count=8, nuisance=0.3, frame_size=64, seed=options.seed)
     with progress_bars("world") as advance:
-        write_world(world, out / "world", progress=lambda done, total: advance("clips", done, total))
+        write_world(world, out / "world", progress=advance)
     with progress_bars("scan") as advance:
         listing = list_folders([out / "world"])
-        scanned = scan(listing, test_fraction=0.25, progress=lambda done, total: advance("files", done, total))
+        scanned = scan(listing, test_fraction=0.25, progress=advance)
     scanned.manifest.write(manifest)
     start_run(_demo_config(manifest, options.clips, options.steps, options.seed), out, overwrite=options.overwrite)
     outcome = _pretrain_with_progress(out)

@@ -7,7 +7,14 @@ from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, M
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
 from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
 from cmacc.transfer.features import Features, embed, weights_hash
-from cmacc.transfer.finetune import Finetuned, FinetuneError, FinetuneSettings, finetune
+from cmacc.transfer.finetune import (
+    FinetuneConfig,
+    Finetuned,
+    FinetuneError,
+    FinetuneFiles,
+    FinetuneSettings,
+    finetune,
+)
 from cmacc.transfer.metrics import Metric, ProtocolError
 from cmacc.transfer.open import OpenedEncoder, card_of_run, load_pair, open_encoder
 from cmacc.transfer.protocols import Rows, ranks
@@ -30,7 +37,9 @@ __all__ = [
     "ExportError",
     "Exported",
     "Features",
+    "FinetuneConfig",
     "FinetuneError",
+    "FinetuneFiles",
     "FinetuneSettings",
     "Finetuned",
     "LogMelStatistics",

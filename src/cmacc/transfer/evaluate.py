@@ -10,6 +10,7 @@ from typing import get_args
 import torch
 from safetensors.numpy import save_file
 
+from cmacc.clips.progress import Progress, silent, within
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import Provenance
 from cmacc.transfer.card import Card, CardError, Result, joined
@@ -17,7 +18,7 @@ from cmacc.transfer.compare import markdown
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import Features
 from cmacc.transfer.finetune import require_trainable
-from cmacc.transfer.measure import Measured, Outcome, Progress, able_modalities, measure
+from cmacc.transfer.measure import Measured, Outcome, able_modalities, measure
 from cmacc.transfer.metrics import summarised
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
@@ -86,7 +87,7 @@ def evaluate(
     protocols: Sequence[ProtocolName] = (),
     options: EvaluateOptions | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Card:
     """Measure an encoder; write ``card.json`` and ``card.md`` (for task ``pairs`` also ``embeddings.safetensors``).
 
@@ -227,7 +228,7 @@ def _task_modalities(task: TaskName) -> tuple[Modality, ...]:
     return (OFFICIAL[task].modality,) if task in OFFICIAL else ("video", "audio")
 
 
-def _task_data(task: TaskName, data: Path, options: EvaluateOptions, progress: Progress | None) -> TaskData:
+def _task_data(task: TaskName, data: Path, options: EvaluateOptions, progress: Progress) -> TaskData:
     if task == "pairs":
         return pairs_task(data, all_files=options.all_files)
     if task == "labelled":
@@ -240,7 +241,7 @@ def _task_data(task: TaskName, data: Path, options: EvaluateOptions, progress: P
         allow_partial=options.allow_partial,
         workers=options.workers,
         journal=options.cache / "scans" if options.cache is not None else None,
-        progress=lambda done, total: _tell(progress, f"{task}, files", done, total),
+        progress=within(progress, task),
     )
 
 
@@ -250,7 +251,7 @@ def _results(
     protocol: ProtocolName,
     options: EvaluateOptions,
     extracted: dict[str, Features],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[list[Result], Outcome]:
     """The rows of one protocol on one task, and what they were made of.
 
@@ -268,7 +269,7 @@ def _results(
             workers=options.workers,
             cache=options.cache,
             features=extracted.get(remark),
-            progress=lambda what, done, total: _tell(progress, f"{data.task}{remark}, {what}", done, total),
+            progress=within(progress, f"{data.task}{remark}"),
         )
         if outcome.features is not None:
             extracted[remark] = outcome.features
@@ -312,11 +313,6 @@ def _results(
             )
         )
     return rows, outcome
-
-
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
 
 
 def _write_embeddings(features: Features, path: Path) -> None:

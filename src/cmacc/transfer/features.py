@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evaluation_requests
 from cmacc.clips.loading.plan import ClipRequest
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import code_version
 from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.protocols import unit_rows
-
-Progress = Callable[[int, int], None]
 
 log = logging.getLogger("cmacc")
 
@@ -79,7 +78,7 @@ def embed(
     windows: int = 1,
     workers: int = 0,
     cache: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Features:
     """Encode files.
 
@@ -100,7 +99,7 @@ def embed(
         Folder in which features are kept and looked for. Only an encoder that is a `torch.nn.Module` has a hash, and
         only files whose content is known by a hash; others are encoded each time.
     progress
-        Called with (windows done, windows in all).
+        Called with ("embed", windows done, windows in all).
 
     Raises
     ------
@@ -134,7 +133,7 @@ def _embedded(
     modalities: Sequence[Modality],
     windows: int,
     workers: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Features:
     wanted = evaluation_requests(manifest, sample_ids, encoder.spec.length_seconds, windows)
     requests = list(dict.fromkeys(wanted))
@@ -155,8 +154,7 @@ def _embedded(
                 features[modality].append(rows.float().cpu().numpy())
                 if modality in matched:
                     matched[modality].append(_match(encoder, modality, rows).float().cpu().numpy())
-        if progress is not None:
-            progress(min(done, len(requests)), len(requests))
+        progress("embed", min(done, len(requests)), len(requests))
     # A file of which one window fails is skipped whole: an average over fewer windows is another thing.
     kept = [i for i in sample_ids if i not in failures]
     places = _places(wanted, requests, ids, failures, windows)

@@ -22,7 +22,7 @@ is an `nn.Module` can be fine-tuned, with its own normalisation.
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -49,12 +49,11 @@ from cmacc.clips import (
     to_video,
     training_loader,
 )
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.seeds import seeded_rng
 from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import spec_for
-
-Progress = Callable[[str, int, int], None]
 
 # Purposes beside those of `cmacc.clips.seeds`: the new layer's weights, and what a step's dropout draws.
 _HEAD, _DROPOUT = 100, 101
@@ -120,6 +119,62 @@ class FinetuneSettings:
             _require(value == 0, f"FinetuneSettings: augment.{name}", "0 (encoders take waveforms)", value)
 
 
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How one network is tuned and tested.
+
+    Parameters
+    ----------
+    settings
+        The recipe; the defaults are version 1.
+    windows
+        Evenly spread windows of a test file. Of one no longer than a window they coincide and are encoded once.
+    crops
+        Crops of each window, evenly spread from left to right, of a picture 4/3 as wide as the encoder's; 1 takes the
+        encoder's size as it is. Without meaning for sound.
+    seed
+        Of the new layer's weights, the order of the files, windows, augmentation and dropout; at least 0.
+    workers
+        Decoding processes; 0 decodes in this one.
+
+    Raises
+    ------
+    FinetuneError
+        A number is out of its range.
+    """
+
+    settings: FinetuneSettings = field(default_factory=FinetuneSettings)
+    windows: int = 10
+    crops: int = 3
+    seed: int = 0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("windows", 1), ("crops", 1), ("seed", 0), ("workers", 0)):
+            value = getattr(self, name)
+            _require(value >= least, f"FinetuneConfig: {name}", f"at least {least}", value)
+
+
+@dataclass(frozen=True)
+class FinetuneFiles:
+    """What is trained on and tested on.
+
+    Attributes
+    ----------
+    manifest
+        The files.
+    class_of
+        ``(len(manifest),)``: class index of every row, -1 where it has none.
+    train_ids, test_ids
+        Rows of the manifest, none in both.
+    """
+
+    manifest: Manifest
+    class_of: NDArray[np.int64]
+    train_ids: Sequence[int]
+    test_ids: Sequence[int]
+
+
 class Classifier(nn.Module):
     """An encoder, dropout, and a new linear layer: raw clips of one modality to logits.
 
@@ -165,7 +220,7 @@ class Finetuned:
     sample_ids
         ``(n,)`` int64: the test files that decoded, in the order asked for.
     failures
-        ``{sample id: reason}`` of training files, which others replaced, and of test files, which are left out whole.
+        ``{sample id: reason}`` of training files, which others replaced, and of test files, which are skipped whole.
     epoch_losses
         Mean training loss of every epoch, in nats; with label smoothing it does not fall to zero.
     classifier
@@ -182,21 +237,13 @@ class Finetuned:
 def finetune(
     encoder: ClipEncoder,
     modality: Modality,
-    manifest: Manifest,
-    class_of: NDArray[np.int64],
-    train_ids: Sequence[int],
-    test_ids: Sequence[int],
-    *,
-    settings: FinetuneSettings | None = None,
-    windows: int = 10,
-    crops: int = 3,
-    seed: int = 0,
-    workers: int = 0,
-    progress: Progress | None = None,
+    files: FinetuneFiles,
+    config: FinetuneConfig | None = None,
+    progress: Progress = silent,
 ) -> Finetuned:
     """Train a copy of an encoder with a linear layer on top, end to end, and score the test files.
 
-    The outcome depends on the arguments alone (on a GPU up to the order of its sums), not on ``workers``; torch's
+    The outcome depends on the arguments alone (on a GPU up to the order of its sums), not on the workers; torch's
     global generators are left as they were.
 
     Parameters
@@ -205,23 +252,10 @@ def finetune(
         An `nn.Module`, differentiable in its parameters. It is never changed: a copy is trained, all of it.
     modality
         Which of its functions is used; every file must have that medium.
-    manifest
-        The files.
-    class_of
-        ``(len(manifest),)``: class index of every row, -1 where it has none.
-    train_ids, test_ids
-        Rows of the manifest, none in both.
-    settings
-        The recipe; None is version 1.
-    windows
-        Evenly spread windows of a test file. Of one no longer than a window they coincide and are encoded once.
-    crops
-        Crops of each window, evenly spread from left to right, of a picture 4/3 as wide as the encoder's; 1 takes the
-        encoder's size as it is. Without meaning for sound.
-    seed
-        Of the new layer's weights, the order of the files, windows, augmentation and dropout; at least 0.
-    workers
-        Decoding processes; 0 decodes in this one.
+    files
+        What is trained on and tested on.
+    config
+        How; the recipe's version 1 by default.
     progress
         Called with ("fine-tune", steps done, steps in all), then ("test", windows done, windows in all).
 
@@ -233,15 +267,12 @@ def finetune(
     MediaError
         A training file and all that are tried in its place do not decode.
     """
-    settings = settings or FinetuneSettings()
-    _check_numbers(windows, crops, seed, workers)
+    config = config or FinetuneConfig()
     require_trainable(encoder, modality)
-    class_count = _check_files(manifest, modality, class_of, train_ids, test_ids)
-    classifier = _new_classifier(encoder, modality, class_count, settings.dropout, seed)
-    losses, train_failures = _train(classifier, manifest, class_of, train_ids, settings, seed, workers, progress)
-    scores, scored_ids, test_failures = _score(
-        classifier, manifest, test_ids, windows, crops, settings.batch_size, workers, progress
-    )
+    class_count = _check_files(files, modality)
+    classifier = _new_classifier(encoder, modality, class_count, config.settings.dropout, config.seed)
+    losses, train_failures = _train(classifier, files, config, progress)
+    scores, scored_ids, test_failures = _score(classifier, files, config, progress)
     return Finetuned(scores, scored_ids, train_failures | test_failures, losses, classifier)
 
 
@@ -267,22 +298,18 @@ def _new_classifier(
 
 
 def _train(
-    classifier: Classifier,
-    manifest: Manifest,
-    class_of: NDArray[np.int64],
-    train_ids: Sequence[int],
-    settings: FinetuneSettings,
-    seed: int,
-    workers: int,
-    progress: Progress | None,
+    classifier: Classifier, files: FinetuneFiles, config: FinetuneConfig, progress: Progress
 ) -> tuple[tuple[float, ...], dict[int, str]]:
     """Train to the end of the schedule; the mean loss of every epoch, and the files that did not decode."""
     device, spec = classifier.encoder.device, classifier.encoder.spec
-    plan = TrainingPlan(manifest, tuple(train_ids), spec.length_seconds, min(settings.batch_size, len(train_ids)), seed)
+    settings, train_ids = config.settings, tuple(files.train_ids)
+    batch_size = min(settings.batch_size, len(train_ids))
+    plan = TrainingPlan(files.manifest, train_ids, spec.length_seconds, batch_size, config.seed)
     steps = plan.steps_per_epoch * settings.epochs
-    schedule = OptimConfig(steps=steps, warmup_steps=round(settings.warmup_share * steps), learning_rate=1.0)
+    warmup_steps = min(steps - 1, round(settings.warmup_share * steps))
+    schedule = OptimConfig(steps=steps, warmup_steps=warmup_steps, learning_rate=1.0)
     optimizer = _optimizer(classifier, settings)
-    classes = torch.from_numpy(class_of)
+    classes = torch.from_numpy(files.class_of)
     losses: list[float] = []
     failures: dict[int, str] = {}
     loader = training_loader(
@@ -290,7 +317,7 @@ def _train(
         _decoded_spec(spec, classifier.modality),
         first_step=0,
         last_step=steps,
-        workers=workers,
+        workers=config.workers,
         pin_memory=device.type == "cuda",
     )
     classifier.train()
@@ -299,11 +326,11 @@ def _train(
         # By the ids, not by the wish list: a file that did not decode was replaced by another.
         targets = classes[batch.sample_ids].to(device)
         views = [
-            draw_view(settings.augment, seeded_rng(seeds.AUGMENTATION, seed, plan.visit(step), sample_id))
+            draw_view(settings.augment, seeded_rng(seeds.AUGMENTATION, config.seed, plan.visit(step), sample_id))
             for sample_id in batch.sample_ids.tolist()
         ]
         inputs = _augmented(batch.to(device), classifier.modality, views)
-        with _seeded(device, _DROPOUT, seed, step):
+        with _seeded(device, _DROPOUT, config.seed, step):
             logits = classifier(inputs)
         loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
         losses.append(loss.item())
@@ -314,8 +341,7 @@ def _train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if progress is not None:
-            progress("fine-tune", step + 1, steps)
+        progress("fine-tune", step + 1, steps)
     classifier.eval()
     epoch_losses = np.reshape(losses, (settings.epochs, -1)).mean(1)
     return tuple(epoch_losses.tolist()), failures
@@ -323,23 +349,17 @@ def _train(
 
 @torch.inference_mode()
 def _score(
-    classifier: Classifier,
-    manifest: Manifest,
-    test_ids: Sequence[int],
-    windows: int,
-    crops: int,
-    batch_size: int,
-    workers: int,
-    progress: Progress | None,
+    classifier: Classifier, files: FinetuneFiles, config: FinetuneConfig, progress: Progress
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[int, str]]:
     """Softmax averaged over windows and crops, ``(n, classes)``; ids of the n files that decoded; the other files."""
     spec, modality = classifier.encoder.spec, classifier.modality
-    crops = crops if modality == "video" else 1
-    wanted = evaluation_requests(manifest, test_ids, spec.length_seconds, windows)
+    manifest, test_ids, batch_size = files.manifest, files.test_ids, config.settings.batch_size
+    crops = config.crops if modality == "video" else 1
+    wanted = evaluation_requests(manifest, test_ids, spec.length_seconds, config.windows)
     # The windows of a short file are all the same one, and equal shares of one view are that view.
     requests = list(dict.fromkeys(wanted))
     loader = evaluation_loader(
-        manifest, requests, _decoded_spec(spec, modality, crops), batch_size=batch_size, workers=workers
+        manifest, requests, _decoded_spec(spec, modality, crops), batch_size=batch_size, workers=config.workers
     )
     place_of = {sample_id: place for place, sample_id in enumerate(test_ids)}
     sums = np.zeros((len(test_ids), classifier.linear.out_features))
@@ -354,9 +374,8 @@ def _score(
             for view in _views(batch.to(classifier.encoder.device), spec, modality, crops):
                 np.add.at(sums, places, classifier(view).softmax(1).double().cpu().numpy())
                 np.add.at(counts, places, 1)
-        if progress is not None:
-            progress("test", done, len(requests))
-    # A file of which one window fails is left out whole: an average over fewer windows is another thing.
+        progress("test", done, len(requests))
+    # A file of which one window fails is skipped whole: an average over fewer windows is another thing.
     kept = [sample_id for sample_id in test_ids if sample_id not in failures]
     places = [place_of[sample_id] for sample_id in kept]
     scores = np.asarray(sums[places] / counts[places][:, None], np.float32)
@@ -435,16 +454,6 @@ def _seeded(device: torch.device, *identity: int) -> Iterator[None]:
         yield
 
 
-def _check_numbers(windows: int, crops: int, seed: int, workers: int) -> None:
-    for name, value, least in (
-        ("windows", windows, 1),
-        ("crops", crops, 1),
-        ("seed", seed, 0),
-        ("workers", workers, 0),
-    ):
-        _require(value >= least, f"finetune: {name}", f"at least {least}", value)
-
-
 def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
     """Raise `FinetuneError` where there is nothing of that modality to train."""
     _require(
@@ -461,14 +470,9 @@ def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
         )
 
 
-def _check_files(
-    manifest: Manifest,
-    modality: Modality,
-    class_of: NDArray[np.int64],
-    train_ids: Sequence[int],
-    test_ids: Sequence[int],
-) -> int:
+def _check_files(files: FinetuneFiles, modality: Modality) -> int:
     """The number of classes, if the files are as they must be."""
+    manifest, class_of, train_ids, test_ids = files.manifest, files.class_of, files.train_ids, files.test_ids
     _require(class_of.shape == (len(manifest),), "finetune: class_of", f"of shape ({len(manifest)},)", class_of.shape)
     if modality == "video":
         medium, has_medium = "a picture", manifest.table.column("width").to_numpy() > 0

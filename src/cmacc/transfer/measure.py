@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cmacc.clips.progress import Progress, silent, within
 from cmacc.transfer import protocols
 from cmacc.transfer.encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.transfer.features import Features, embed
-from cmacc.transfer.finetune import FinetuneSettings, finetune
+from cmacc.transfer.finetune import FinetuneConfig, FinetuneFiles, FinetuneSettings, finetune
 from cmacc.transfer.metrics import Metric
 from cmacc.transfer.protocols import Rows
 from cmacc.transfer.recipes import ProtocolName, crops_of, windows_of
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
-
-Progress = Callable[[str, int, int], None]
 
 _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
     "linear": protocols.linear,
@@ -83,7 +82,7 @@ def measure(
     workers: int = 1,
     cache: Path | None = None,
     features: Features | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Outcome:
     """Measure.
 
@@ -116,10 +115,6 @@ def measure(
     if protocol == "finetune":
         return _finetuned(encoder, data, modalities, windows, epochs, seed, workers, progress)
 
-    def report(done: int, total: int) -> None:
-        if progress is not None:
-            progress("embed", done, total)
-
     if features is None or features.windows != windows:
         features = embed(
             encoder,
@@ -129,7 +124,7 @@ def measure(
             windows=windows,
             workers=workers,
             cache=cache,
-            progress=report,
+            progress=progress,
         )
     if len(features.sample_ids) < 2:
         raise TaskError(
@@ -216,7 +211,7 @@ def _finetuned(
     epochs: int | None,
     seed: int,
     workers: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Outcome:
     settings = FinetuneSettings() if epochs is None else FinetuneSettings(epochs=epochs)
     measured: list[Measured] = []
@@ -230,24 +225,12 @@ def _finetuned(
         metrics: list[Metric] = []
         groups: list[NDArray[np.int64]] = []
         for split in splits:
-
-            def report(what: str, done: int, total: int, where: str = f"{modality}, {split.name}") -> None:
-                if progress is not None:
-                    progress(f"{where}: {what}", done, total)
-
             tuned = finetune(
                 encoder,
                 modality,
-                data.manifest,
-                data.class_of,
-                split.train,
-                split.test,
-                settings=settings,
-                windows=windows,
-                crops=crops_of("finetune", modality),
-                seed=seed,
-                workers=workers,
-                progress=report,
+                FinetuneFiles(data.manifest, data.class_of, split.train, split.test),
+                FinetuneConfig(settings, windows, crops_of("finetune", modality), seed, workers),
+                within(progress, f"{modality}, {split.name}"),
             )
             failures |= tuned.failures
             labels = data.class_of[tuned.sample_ids]

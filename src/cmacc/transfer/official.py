@@ -13,11 +13,10 @@ import numpy as np
 
 from cmacc.clips import Listing, Manifest, scan, workers_of
 from cmacc.clips.catalog import layouts
+from cmacc.clips.progress import Progress, silent
 from cmacc.transfer.card import DataFacts
 from cmacc.transfer.encoder import Modality
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName, fingerprint, with_trained_classes
-
-Progress = Callable[[int, int], None]
 
 _SIDES = ("train", "test")
 
@@ -67,7 +66,7 @@ def official_task(
     allow_partial: bool = False,
     workers: int = 1,
     journal: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> TaskData:
     """An official data set on disk.
 

@@ -67,7 +67,7 @@ class Counting(Executor):
 def test_labels_splits_and_facts_go_into_the_manifest(tree: Tree) -> None:
     root = tree("run/b.mp4", "jump/a.mp4")
     seen: list[tuple[int, int]] = []
-    result = scan(list_folders([root]), progress=lambda done, total: seen.append((done, total)))
+    result = scan(list_folders([root]), progress=lambda what, done, total: seen.append((done, total)))
     first, second = result.manifest.records
     assert (first.path, first.label) == (root / "jump" / "a.mp4", "jump")
     assert (second.path, second.label) == (root / "run" / "b.mp4", "run")

@@ -100,7 +100,7 @@ def test_every_class_renders(class_index: int) -> None:
 @pytest.mark.slow
 def test_workers_change_no_byte_and_resuming_keeps_files(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    one = write_world(SMALL, tmp_path / "one", workers=1, progress=lambda done, total: seen.append((done, total)))
+    one = write_world(SMALL, tmp_path / "one", workers=1, progress=lambda what, done, total: seen.append((done, total)))
     two = write_world(SMALL, tmp_path / "two", workers=2)
     assert seen == [(done, 5) for done in range(1, 6)]
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
@@ -133,7 +133,7 @@ def test_a_world_grows_and_never_shrinks(tmp_path: Path) -> None:
     at_once = written(write_world(many, tmp_path / "at_once", workers=1))
     assert written(tmp_path / "grown") == at_once
     seen: list[tuple[int, int]] = []
-    write_world(few, tmp_path / "grown", workers=1, progress=lambda done, total: seen.append((done, total)))
+    write_world(few, tmp_path / "grown", workers=1, progress=lambda what, done, total: seen.append((done, total)))
     assert written(tmp_path / "grown") == at_once
     assert seen[-1] == (3, 3)
     with pytest.raises(ValueError, match=r"seed \(0, not 1\)"):

@@ -6,7 +6,7 @@ a later one looks only at files that have changed.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from cmacc.clips.catalog.manifest import Manifest, MediaRecord, assign_split
 from cmacc.clips.media.decoding import MediaInfo
 from cmacc.clips.media.guard import GuardDeathError, GuardError, guarded
 from cmacc.clips.parallel import results_of, workers_of
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 
 EXCLUDED_BY_DEFAULT = ("unreadable", "corrupt", "too_short")
@@ -64,7 +65,7 @@ def scan(
     executor: Executor | None = None,
     timeout_seconds: float = 60.0,
     journal: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> ScanResult:
     """Examine every listed file and make the manifest of those that can be used.
 
@@ -135,7 +136,7 @@ def examine_files(
     executor: Executor | None = None,
     timeout_seconds: float = 60.0,
     journal: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[Path, Examination]:
     """Examine the files of a listing, or take the examinations that the journal holds of unchanged ones.
 
@@ -158,8 +159,7 @@ def examine_files(
     stamps = {path: _stamp(path) for path in paths}
     done = _journaled(journal, stamps, timeout_seconds) if journal is not None else {}
     todo = [path for path in paths if path not in done]
-    if progress is not None:
-        progress(len(done), len(paths))
+    progress("files", len(done), len(paths))
     tasks = [todo[i : i + _FILES_PER_TASK] for i in range(0, len(todo), _FILES_PER_TASK)]
     name = "journal.jsonl" if part[1] == 1 else f"journal-{part[0]}-of-{part[1]}.jsonl"
     look = partial(_examine_guarded, timeout_seconds=timeout_seconds)
@@ -173,8 +173,7 @@ def examine_files(
                 if condition is not None and stamp is not None:
                     notes.write(path, [*stamp, *condition], examination)
                 done[path] = examination
-            if progress is not None:
-                progress(len(done), len(paths))
+            progress("files", len(done), len(paths))
     if journal is not None and part[1] == 1:
         _tidy_journal(journal, stamps)
     return done

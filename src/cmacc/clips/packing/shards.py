@@ -11,7 +11,7 @@ import hashlib
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from cmacc.clips.media.decoding import MediaInfo, probe
 from cmacc.clips.media.guard import GuardError, guarded
 from cmacc.clips.packing.transcode import PackSettings, transcode
 from cmacc.clips.parallel import results_of, workers_of
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import Store
 
 INDEX = "index.parquet"
@@ -83,7 +84,7 @@ def pack(
     executor: Executor | None = None,
     timeout_seconds: float = 600.0,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> PackResult:
     """Transcode a manifest's samples into shards, or go on with those of a pack that was stopped.
 
@@ -130,8 +131,7 @@ def pack(
     with nullcontext(executor) if executor is not None else workers_of(_THREADS) as workers:
         for shard, packed in results_of(workers, task, shards):
             found[shard.number] = packed
-            if progress is not None:
-                progress(len(found), len(shards))
+            progress("shards", len(found), len(shards))
     rows = [row for number in sorted(found) for row in found[number][0]]
     skipped = {path: reason for number in sorted(found) for path, reason in found[number][1].items()}
     if not rows and shards:
@@ -142,7 +142,7 @@ def pack(
     return PackResult(len(rows), len(shards), skipped)
 
 
-def verify(out: str | Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify(out: str | Path, progress: Progress = silent) -> list[str]:
     """Compare every shard, byte for byte by its hashes, with the index.
 
     Returns
@@ -171,8 +171,7 @@ def verify(out: str | Path, progress: Callable[[int, int], None] | None = None) 
             if rows.pop(row["key"], None) != row:
                 problems.append(f"{name}: sample {row['key']} is not what the index says")
         problems += [f"{name}: sample {key} is not in the index" for key in rows]
-        if progress is not None:
-            progress(done, len(present))
+        progress("shards", done, len(present))
     return problems
 
 

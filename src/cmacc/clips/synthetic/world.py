@@ -16,7 +16,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -28,6 +28,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from cmacc.clips.progress import Progress, silent
 from cmacc.clips.synthetic.event import (
     CLASS,
     DUPLICATE,
@@ -191,7 +192,7 @@ def write_world(
     folder: str | Path,
     *,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Path:
     """Write all clips as folder/<label>/clip_000123.mp4, with world.json (the config) and world.csv (the facts).
 
@@ -239,8 +240,7 @@ def write_world(
     def collect(made: Iterator[tuple[str, ...]]) -> None:
         for done, row in enumerate(made, 1):
             rows.writerow(row)
-            if progress is not None:
-                progress(done, config.clip_count)
+            progress("clips", done, config.clip_count)
 
     if processes == 1:
         collect(map(write, range(config.clip_count)))

@@ -143,8 +143,8 @@ def test_the_text_of_a_card_tells_data_recipe_encoder_and_provenance() -> None:
 
 @pytest.mark.parametrize(("count", "named", "more"), [(0, 0, None), (20, 20, None), (21, 20, "1"), (1503, 20, "1,483")])
 def test_at_most_twenty_files_left_out_are_named(count: int, named: int, more: str | None) -> None:
-    left_out = {"esc50": {f"file{i}.mp4": "no picture" for i in range(count)}}
-    text = markdown(dataclasses.replace(_card(_RESULT), left_out=left_out))
+    skipped = {"esc50": {f"file{i}.mp4": "no picture" for i in range(count)}}
+    text = markdown(dataclasses.replace(_card(_RESULT), skipped=skipped))
     assert text.count("no picture") == named
     assert ("more." in text) == (more is not None)
     if more:
@@ -155,7 +155,7 @@ def test_at_most_twenty_files_left_out_are_named(count: int, named: int, more: s
 @given(name=st.text(min_size=1), reason=st.text())
 def test_no_text_of_a_card_breaks_its_tables(name: str, reason: str) -> None:
     result = dataclasses.replace(_RESULT, modality=name, settings=(name, reason))
-    card = dataclasses.replace(_card(result, name=name, kind=name), left_out={name: {name: reason}})
+    card = dataclasses.replace(_card(result, name=name, kind=name), skipped={name: {name: reason}})
     text = markdown(card)
     text.encode("utf-8")
     (row,) = _tables(text)[0]

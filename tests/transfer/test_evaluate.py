@@ -49,7 +49,7 @@ def written(tmp_path: Path, records: Sequence[object]) -> Path:
 
 def test_the_card_of_both_tasks(run_dir: Path, small_world: Path, tmp_path: Path) -> None:
     card = evaluate(str(run_dir), ["pairs", "labelled"], small_world, tmp_path, options=ONE_WINDOW)
-    assert card.left_out == {}
+    assert card.skipped == {}
     assert Card.read(tmp_path / "card.json") == card
     plain = json.loads((tmp_path / "card.json").read_text())
     names = {"task", "protocol", "modality", "metric", "value", "untrained", "chance", "count"}
@@ -84,7 +84,7 @@ def test_a_file_that_does_not_decode_is_left_out_and_named(run_dir: Path, small_
     test = [i for i, record in enumerate(records) if record.split == "test"][2]
     records[test] = dataclasses.replace(records[test], path=tmp_path / "gone.mp4")
     card = evaluate(str(run_dir), ["pairs"], written(tmp_path, records), tmp_path, options=ONE_WINDOW)
-    assert list(card.left_out["pairs"]) == [str(tmp_path / "gone.mp4")]
+    assert list(card.skipped["pairs"]) == [str(tmp_path / "gone.mp4")]
     assert all(row.count == 11 for row in card.results)
     assert (card.data["pairs"].files, card.data["pairs"].files_listed) == (11, 12)
     assert card.data["pairs"].is_partial
@@ -283,7 +283,7 @@ def test_a_modality_that_files_lack_is_told_and_the_others_measured(small_world:
     card = evaluate("random", ["labelled"], written(tmp_path, records), tmp_path, protocols=["knn"], options=ONE_WINDOW)
     assert {row.modality for row in card.results} == {"video"}
     reason = f"test: no training file of {labels[0]} has audio and decodes"
-    assert card.left_out["labelled"]["modality audio"] == reason
+    assert card.skipped["labelled"]["modality audio"] == reason
 
 
 def test_what_is_left_of_a_partial_manifest_is_told(small_world: Path, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_what_is_left_of_a_partial_manifest_is_told(small_world: Path, tmp_path:
     card = evaluate("random", ["labelled"], written(tmp_path, records), tmp_path, protocols=["knn"], options=options)
     facts = card.data["labelled"]
     assert (facts.files, facts.files_listed, facts.classes, facts.classes_listed) == (45, 48, 4, 5)
-    assert len(card.left_out["labelled"]) == 3
+    assert len(card.skipped["labelled"]) == 3
     assert all(row.count == 9 for row in card.results)
 
 

@@ -160,11 +160,12 @@ def test_the_one_window_of_a_short_file_is_encoded_once(told: Told) -> None:
     assert [call for call in calls if call[0] == "test"] == [("test", count, count)]
     steps = len(told.train_ids) // 8 * 2
     assert [call for call in calls if call[0] == "fine-tune"] == [("fine-tune", i + 1, steps) for i in range(steps)]
-    one_window, _, _ = _score(many.classifier, told.manifest, told.test_ids, 1, 1, 8, 0, None)
+    files = FinetuneFiles(told.manifest, told.class_of, told.train_ids, told.test_ids)
+    one_window, _, _ = _score(many.classifier, files, FinetuneConfig(BRIEF, windows=1, crops=1), silent)
     np.testing.assert_array_equal(one_window, many.scores)
 
 
-def test_files_that_do_not_decode_are_left_out_or_replaced_and_reported(told: Told) -> None:
+def test_files_that_do_not_decode_are_skipped_or_replaced_and_reported(told: Told) -> None:
     lost_train, lost_test = told.train_ids[1], told.test_ids[1]
     broken = told.with_lost_files(lost_train, lost_test)
     encoder = tiny_encoder()

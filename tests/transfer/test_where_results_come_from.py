@@ -141,7 +141,7 @@ def test_kept_features_are_of_this_code_and_this_torch(
 
 
 def test_a_card_of_the_version_before_is_read(runs: list[Path], tmp_path: Path) -> None:
-    """It called directions ``video->audio``, and knew of no run id, code or commit."""
+    """It called directions ``video->audio`` and skipped files left out, and knew of no run id, code or commit."""
     card = Card.read(runs[0] / "card.json")
     plain = json.loads((runs[0] / "card.json").read_text())
     for row in plain["results"]:
@@ -149,7 +149,10 @@ def test_a_card_of_the_version_before_is_read(runs: list[Path], tmp_path: Path) 
     for name in ("run_id", "code", "commit", "data", "config"):
         del plain["provenance"][name]
     del plain["encoder"]["run_id"]
+    plain["left_out"] = plain.pop("skipped") | {"pairs": {"broken.mp4": "no picture"}}
     (tmp_path / "card.json").write_text(json.dumps(plain))
-    assert Card.read(tmp_path / "card.json").results == card.results
+    former = Card.read(tmp_path / "card.json")
+    assert former.results == card.results
+    assert former.skipped == {"pairs": {"broken.mp4": "no picture"}}
     assert {row.modality for row in card.results} == {"video_to_audio", "audio_to_video"}
     assert not np.isnan([row.value for row in card.results]).any()

@@ -166,7 +166,7 @@ def _card(manifest: Path) -> dict[str, Any]:
             "created": "2026-01-01T00:00:00+00:00",
             "command": "",
         },
-        "left_out": {},
+        "skipped": {},
     }
 
 

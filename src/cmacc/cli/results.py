@@ -183,7 +183,7 @@ def evaluate_with_progress(
         card = evaluate(
             encoder, tasks, data, out, protocols=protocols, options=options, overwrite=overwrite, progress=advance
         )
-    print_skipped({file: why for files in card.left_out.values() for file, why in files.items()})
+    print_skipped({file: why for files in card.skipped.values() for file, why in files.items()})
     return card
 
 

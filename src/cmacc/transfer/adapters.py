@@ -173,7 +173,7 @@ def _load(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
     for key in sorted(own.keys() | weights.keys()):
         is_classifier = key.split(".")[0] in _CLASSIFIERS
         if is_classifier and (key not in weights or key not in own or weights[key].shape != own[key].shape):
-            weights.pop(key, None)  # of another number of classes, or left out: it is not used
+            weights.pop(key, None)  # of another number of classes, or missing: it is not used
             continue
         if key not in weights:
             raise EncoderError(f"encoder torchvision:{name}: the weights lack {key}")

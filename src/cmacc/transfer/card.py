@@ -141,13 +141,13 @@ class EncoderFacts:
 
 @dataclass(frozen=True)
 class Card:
-    """Results of one encoder; by task, its data, and ``{file: reason}`` of files (or modalities) left out."""
+    """Results of one encoder; by task, its data, and ``{file: reason}`` of skipped files (or modalities)."""
 
     encoder: EncoderFacts
     data: dict[str, DataFacts]
     results: tuple[Result, ...]
     provenance: Provenance
-    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Card":
@@ -173,7 +173,7 @@ class Card:
                     for place, row in enumerate(rows)
                 ),
                 provenance=dataclass_of(Provenance, plain.get("provenance"), "provenance", with_defaults=True),
-                left_out=value_of(dict[str, dict[str, str]], plain, "left_out"),
+                skipped=value_of(dict[str, dict[str, str]], {"skipped": plain.get("left_out"), **plain}, "skipped"),
             )
         except (OSError, json.JSONDecodeError, UnicodeDecodeError, RecursionError, UnfitError) as error:
             raise CardError(f"card {path}: cannot be read ({error})") from error
@@ -235,12 +235,12 @@ def joined(older: Card | None, new: Card, replaces: Collection[tuple[str, str]],
             "give --overwrite to replace them"
         )
     kept = [r for r in older.results if r not in lost]
-    left_out = {task: files for task, files in older.left_out.items() if task in {r.task for r in kept}}
-    for task, files in new.left_out.items():
-        left_out[task] = left_out.get(task, {}) | files
+    skipped = {task: files for task, files in older.skipped.items() if task in {r.task for r in kept}}
+    for task, files in new.skipped.items():
+        skipped[task] = skipped.get(task, {}) | files
     return dataclasses.replace(
         new,
         data={**{task: older.data[task] for task in {r.task for r in kept}}, **new.data},
         results=(*kept, *new.results),
-        left_out=left_out,
+        skipped=skipped,
     )

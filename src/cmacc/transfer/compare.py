@@ -15,7 +15,7 @@ from cmacc.transfer.tasks import TaskName
 
 _ROW = ("task", "protocol", "modality", "metric")
 _RANKS = ("median_rank",)
-_LEFT_OUT_SHOWN = 20
+_SKIPPED_SHOWN = 20
 _NONE = "—"
 _OVERLAPS = "≈"
 _NOT_STATED = "not stated"
@@ -43,8 +43,8 @@ def markdown(card: Card) -> str:
         ): None
         for r in card.results
     }
-    left_out = [f"{task}: {file}: {why}" for task, files in card.left_out.items() for file, why in files.items()]
-    unnamed = len(left_out) - _LEFT_OUT_SHOWN
+    skipped = [f"{task}: {file}: {why}" for task, files in card.skipped.items() for file, why in files.items()]
+    unnamed = len(skipped) - _SKIPPED_SHOWN
     sections = [
         f"# Results of {_plain(encoder.name)}",
         results_table(card),
@@ -81,8 +81,8 @@ def markdown(card: Card) -> str:
                 ("command", made.command or "unknown"),
             ]
         ),
-        "## Files left out",
-        "\n".join(f"- {_plain(line)}" for line in left_out[:_LEFT_OUT_SHOWN]) or "None.",
+        "## Skipped files",
+        "\n".join(f"- {_plain(line)}" for line in skipped[:_SKIPPED_SHOWN]) or "None.",
     ]
     if unnamed > 0:
         sections.append(f"And {unnamed:,} more.")

@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean
 from typing import get_args
 
 import torch
@@ -18,11 +17,10 @@ from cmacc.transfer.compare import markdown
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import Features
 from cmacc.transfer.finetune import require_trainable
-from cmacc.transfer.measure import Measured, Outcome, able_modalities, measure
-from cmacc.transfer.metrics import summarised
+from cmacc.transfer.measure import Outcome, able_modalities, measure
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
-from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of, windows_of
+from cmacc.transfer.recipes import ProtocolName
 from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task
 
 DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
@@ -201,11 +199,11 @@ def _older_card(path: Path, overwrite: bool) -> Card | None:
 def _with_results(card: Card, data: TaskData, rows: list[Result], outcome: Outcome) -> Card:
     """The card with what a protocol came to. Files that did not decode are no part of the data that was there."""
     records = data.manifest.records
-    left_out = {
+    skipped = {
         f"{records[i].path}{f' {records[i].key}' if records[i].key else ''}": why for i, why in outcome.failures.items()
     }
-    left_out |= {f"modality {name}": why for name, why in outcome.idle_modalities.items()}
-    before = card.left_out.get(data.task, data.left_out)
+    skipped |= {f"modality {name}": why for name, why in outcome.idle_modalities.items()}
+    before = card.skipped.get(data.task, data.skipped)
     files = data.facts.files - len(outcome.failures)
     if data.task in card.data:
         files = min(files, card.data[data.task].files)
@@ -214,7 +212,7 @@ def _with_results(card: Card, data: TaskData, rows: list[Result], outcome: Outco
         card,
         data={**card.data, data.task: facts},
         results=(*card.results, *rows),
-        left_out={**card.left_out, data.task: before | left_out} if before | left_out else card.left_out,
+        skipped={**card.skipped, data.task: before | skipped} if before | skipped else card.skipped,
     )
 
 
@@ -281,38 +279,17 @@ def _results(
     if outcome.failures and data.task in OFFICIAL and not options.allow_partial:
         raise TaskError(
             f"task {data.task}: every file must decode, got {len(outcome.failures)} that do not; the first fault is "
-            f"{next(iter(outcome.failures.values()))}; --allow-partial leaves them out"
+            f"{next(iter(outcome.failures.values()))}; --allow-partial skips them"
         )
-    untrained: list[Measured] | None = None
+    before: list[Result] | None = None
     if opened.untrained is opened.encoder:
-        untrained = outcome.metrics
+        before = outcome.results
     elif opened.untrained is not None and options.with_untrained:
-        untrained = measured_of(opened.untrained, ", untrained").metrics
-    rows = []
-    for place, what in enumerate(outcome.metrics):
-        summary = summarised(what.splits, what.groups)
-        before = None if untrained is None else mean(metric.value for metric in untrained[place].splits)
-        rows.append(
-            Result(
-                task=data.task,
-                protocol=protocol,
-                modality=what.modality,
-                metric=what.splits[0].name,
-                value=summary.value,
-                untrained=before,
-                chance=summary.chance,
-                count=summary.count,
-                version=RECIPES[protocol].version,
-                windows=options.windows or windows_of(protocol, data.task),
-                crops=crops_of(protocol, what.modality),
-                low=summary.low,
-                high=summary.high,
-                by_split=dict(zip((split.name for split in data.splits), summary.by_split, strict=True)),
-                settings=(f"epochs={options.epochs}",) if protocol == "finetune" and options.epochs else (),
-                seconds=round(seconds, 1),
-            )
-        )
-    return rows, outcome
+        before = measured_of(opened.untrained, ", untrained").results
+    return [
+        replace(result, untrained=None if before is None else before[place].value, seconds=round(seconds, 1))
+        for place, result in enumerate(outcome.results)
+    ], outcome
 
 
 def _write_embeddings(features: Features, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""One protocol of one encoder on one task: metrics of every split, from frozen features or from fine-tuned networks."""
+"""One protocol of one encoder on one task: a `Result` a metric, from frozen features or from fine-tuned networks."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from cmacc.clips.progress import Progress, silent, within
 from cmacc.transfer import protocols
+from cmacc.transfer.card import Result
 from cmacc.transfer.encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.transfer.features import Features, embed
 from cmacc.transfer.finetune import FinetuneConfig, FinetuneFiles, FinetuneSettings, finetune
-from cmacc.transfer.metrics import Metric
+from cmacc.transfer.metrics import Metric, summarised
 from cmacc.transfer.protocols import Rows
-from cmacc.transfer.recipes import ProtocolName, crops_of, windows_of
+from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of, windows_of
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
 
 _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
@@ -26,22 +27,13 @@ _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One metric of one modality: a `Metric`, and the groups of its items, for every split."""
-
-    modality: str
-    splits: list[Metric]
-    groups: list[NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a protocol came to.
 
     Attributes
     ----------
-    metrics
-        Of all modalities.
+    results
+        Of all modalities and metrics, over all splits; what the card holds, but for the untrained encoder's value.
     failures
         ``{sample id: reason}`` of files that did not decode.
     idle_modalities
@@ -50,7 +42,7 @@ class Outcome:
         What was measured, where features were frozen.
     """
 
-    metrics: list[Measured]
+    results: list[Result]
     failures: dict[int, str]
     idle_modalities: dict[str, str]
     features: Features | None
@@ -113,7 +105,10 @@ def measure(
     modalities = able_modalities(encoder, data.task, data.modalities)
     windows = windows or windows_of(protocol, data.task)
     if protocol == "finetune":
-        return _finetuned(encoder, data, modalities, windows, epochs, seed, workers, progress)
+        settings = FinetuneSettings() if epochs is None else FinetuneSettings(epochs=epochs)
+        config = FinetuneConfig(settings, windows, seed=seed, workers=workers)
+        departures = () if epochs is None else (f"epochs={epochs}",)
+        return _finetuned(encoder, data, modalities, config, departures, progress)
 
     if features is None or features.windows != windows:
         features = embed(
@@ -133,16 +128,16 @@ def measure(
         )
     if data.task == "pairs":
         return Outcome(_paired(features, data), features.failures, {}, features)
-    metrics, idle = _probed(features, data, protocol)
-    return Outcome(metrics, features.failures, idle, features)
+    results, idle = _probed(features, data, protocol)
+    return Outcome(results, features.failures, idle, features)
 
 
-def _paired(features: Features, data: TaskData) -> list[Measured]:
+def _paired(features: Features, data: TaskData) -> list[Result]:
     matched = features.matched_by_file()
     video, audio = matched["video"], matched["audio"]
     groups = data.groups(features.sample_ids.tolist())
     return [
-        Measured(modality, [metric], [groups])
+        _result(data, "retrieval", modality, [metric], [groups], features.windows)
         for modality, metrics in (
             ("video_to_audio", protocols.pair_retrieval(video, audio)),
             ("audio_to_video", protocols.pair_retrieval(audio, video)),
@@ -151,13 +146,13 @@ def _paired(features: Features, data: TaskData) -> list[Measured]:
     ]
 
 
-def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple[list[Measured], dict[str, str]]:
+def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple[list[Result], dict[str, str]]:
     """A probe on every modality that the files have, and on both together where the encoder has both."""
     sides: dict[str, NDArray[np.float32]] = dict(features.by_modality)  # type: ignore[arg-type]
     if len(sides) == 2:
         sides["both"] = np.concatenate([sides["video"], sides["audio"]], axis=2)
     place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
-    measured: list[Measured] = []
+    results: list[Result] = []
     idle: dict[str, str] = {}
     for modality, side in sides.items():
         splits, reason = _splits_of(modality, data, place_of.keys())
@@ -173,10 +168,43 @@ def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple
             )
             by_split.append(_PROBES[protocol](train, test))
             groups.append(test.groups)
-        measured += [Measured(modality, list(metrics), groups) for metrics in zip(*by_split, strict=True)]
-    if not measured:
+        results += [
+            _result(data, protocol, modality, metrics, groups, features.windows)
+            for metrics in zip(*by_split, strict=True)
+        ]
+    if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
-    return measured, idle
+    return results, idle
+
+
+def _result(
+    data: TaskData,
+    protocol: ProtocolName,
+    modality: str,
+    metrics: Sequence[Metric],
+    groups: Sequence[NDArray[np.int64]],
+    windows: int,
+    departures: tuple[str, ...] = (),
+) -> Result:
+    """One metric over the splits, as the card holds it; the untrained encoder's value is for the caller to add."""
+    summary = summarised(metrics, groups)
+    return Result(
+        task=data.task,
+        protocol=protocol,
+        modality=modality,
+        metric=metrics[0].name,
+        value=summary.value,
+        untrained=None,
+        chance=summary.chance,
+        count=summary.count,
+        version=RECIPES[protocol].version,
+        windows=windows,
+        crops=crops_of(protocol, modality),
+        low=summary.low,
+        high=summary.high,
+        by_split=dict(zip((split.name for split in data.splits), summary.by_split, strict=True)),
+        settings=departures,
+    )
 
 
 def _splits_of(modality: str, data: TaskData, usable: Collection[int]) -> tuple[list[Split], str]:
@@ -207,14 +235,11 @@ def _finetuned(
     encoder: ClipEncoder,
     data: TaskData,
     modalities: Sequence[Modality],
-    windows: int,
-    epochs: int | None,
-    seed: int,
-    workers: int,
+    config: FinetuneConfig,
+    departures: tuple[str, ...],
     progress: Progress,
 ) -> Outcome:
-    settings = FinetuneSettings() if epochs is None else FinetuneSettings(epochs=epochs)
-    measured: list[Measured] = []
+    results: list[Result] = []
     failures: dict[int, str] = {}
     idle: dict[str, str] = {}
     for modality in modalities:
@@ -229,14 +254,14 @@ def _finetuned(
                 encoder,
                 modality,
                 FinetuneFiles(data.manifest, data.class_of, split.train, split.test),
-                FinetuneConfig(settings, windows, crops_of("finetune", modality), seed, workers),
+                replace(config, crops=crops_of("finetune", modality)),
                 within(progress, f"{modality}, {split.name}"),
             )
             failures |= tuned.failures
             labels = data.class_of[tuned.sample_ids]
             metrics += protocols.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
             groups.append(data.groups(tuned.sample_ids.tolist()))
-        measured.append(Measured(modality, metrics, groups))
-    if not measured:
+        results.append(_result(data, "finetune", modality, metrics, groups, config.windows, departures))
+    if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
-    return Outcome(measured, failures, idle, None)
+    return Outcome(results, failures, idle, None)

@@ -141,8 +141,8 @@ def official_task(
         classes=len({class_of[i] for i in used}),
         classes_listed=what.classes,
     )
-    left_out = {str(path): reason for path, reason in scanned.skipped.items()}
-    return TaskData(task, manifest, class_of, tuple(splits), (what.modality,), facts, left_out)
+    skipped = {str(path): reason for path, reason in scanned.skipped.items()}
+    return TaskData(task, manifest, class_of, tuple(splits), (what.modality,), facts, skipped)
 
 
 def _require_whole(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cmacc.transfer.metrics import Metric, ProtocolError
 
 _SEED = 0
-_LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest shrinkage first: ties go to it
+_LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest regularisation first: ties go to it
 _LINEAR_C_UNTESTED = 0.01
 _LINEAR_ITERATIONS = 1000
 _SVM_C = 0.01
@@ -67,7 +67,8 @@ class Rows:
 def linear(train: Rows, test: Rows) -> list[Metric]:
     """Accuracy of a multinomial logistic regression on features averaged over windows.
 
-    Features are standardised by the training rows. The shrinkage C comes from `chosen_c`, which never sees ``test``.
+    Features are standardised by the training rows. The regularisation strength C comes from `chosen_c`, which
+    never sees ``test``.
 
     Raises
     ------
@@ -88,8 +89,8 @@ def chosen_c(train: Rows) -> float:
     """C of `linear`: out of 1e-4, 1e-3, ..., 10, the one with most rows right in cross-validation inside ``train``.
 
     Three folds (two where three cannot be had) are stratified by class and part no group; each is standardised by its
-    own training part. A tie goes to the smaller C, the stronger shrinkage. Where groups or classes are too few for two
-    folds whose training parts hold at least 2 classes, C is 0.01.
+    own training part. A tie goes to the smaller C, the stronger regularisation. Where groups or classes are too few
+    for two folds whose training parts hold at least 2 classes, C is 0.01.
     """
     features = averaged(train.features)
     folds = _inner_folds(train)
@@ -127,7 +128,7 @@ def svm(train: Rows, test: Rows) -> list[Metric]:
     distinct = [np.unique(windows, axis=0) for windows in train.features]
     counts = [len(windows) for windows in distinct]
     examples = np.concatenate(distinct).astype(np.float64)
-    # C weighs errors against shrinkage by their sum: with ten windows a file it would otherwise be ten times as weak.
+    # C weighs errors against the penalty by their sum: with ten windows a file it would otherwise be ten times as weak.
     weights = np.repeat([1 / count for count in counts], counts)
     scaler = StandardScaler().fit(examples, sample_weight=weights)
     # The dual solver was 1.6 times (12,800 x 512, 50 classes) to 3.6 times (6,000 x 1,536) as fast as the primal one.
@@ -342,7 +343,7 @@ def _logistic(
     scaler = StandardScaler().fit(train.astype(np.float64))
     fitted, asked = scaler.transform(train.astype(np.float64)), scaler.transform(test.astype(np.float64))
     if len(fitted) < fitted.shape[1]:
-        # The solution lies in the span of the training rows, and shrinkage by the L2 norm knows no direction: rotated
+        # The solution lies in the span of the training rows, and an L2 penalty knows no direction: rotated
         # into that span it is the same, and 400 rows of width 1,536 are fitted about four times as fast.
         basis = np.linalg.qr(fitted.T)[0]
         fitted, asked = fitted @ basis, asked @ basis
@@ -353,7 +354,7 @@ def _logistic(
 
 @contextmanager
 def _convergence_ignored() -> Iterator[None]:
-    """Without the warning that iterations ran out: on separable rows weak shrinkage has classes right long before."""
+    """Without the warning that iterations ran out: a weakly regularised fit is right on separable rows long before."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):

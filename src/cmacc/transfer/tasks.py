@@ -50,7 +50,7 @@ class TaskData:
         Which parts of the files the task is about.
     facts
         For the card.
-    left_out
+    skipped
         ``{file: reason}`` of files that the data should hold, but that cannot be used.
     """
 
@@ -60,7 +60,7 @@ class TaskData:
     splits: tuple[Split, ...]
     modalities: tuple[Modality, ...]
     facts: DataFacts
-    left_out: dict[str, str]
+    skipped: dict[str, str]
 
     @property
     def sample_ids(self) -> list[int]:
@@ -128,7 +128,7 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
     seed
         Of the folds.
     allow_partial
-        Whether held-out files of a class without training files are left out instead of being an error.
+        Whether held-out files of a class without training files are skipped instead of being an error.
 
     Raises
     ------
@@ -164,12 +164,12 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
         classes=len(set(class_of[used])),
         classes_listed=len(set(class_of[listed])),
     )
-    left_out = {
+    skipped = {
         f"{path} in {before.name}": "its class has no training files"
         for before, after in zip(splits, kept, strict=True)
         for path in (manifest.records[i].name for i in sorted(set(before.test) - set(after.test)))
     }
-    return TaskData("labelled", manifest, class_of, kept, ("video", "audio"), facts, left_out)
+    return TaskData("labelled", manifest, class_of, kept, ("video", "audio"), facts, skipped)
 
 
 def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:
@@ -205,8 +205,8 @@ def with_trained_classes(
         names = [manifest.classes()[c] for c in without]
         raise TaskError(
             f"task {task}, {split.name}: every held-out class must have training files, got none of "
-            f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}; --allow-partial leaves "
-            "their held-out files out"
+            f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}; --allow-partial skips "
+            "their held-out files"
         )
     test = tuple(i for i in split.test if class_of[i] in trained)
     if not test:

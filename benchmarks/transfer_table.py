@@ -30,8 +30,7 @@ Every figure here is written by `benchmarks/transfer.sh` out of result cards, fr
 
 Encoders are cmacc's small ones for CPUs (`tiny`). *real* is pretrained by `recipes/real.yaml` on GRID's training part,
 UCF101's training files of split 1 in its three classes with sound, assorted clips and 640 rendered ones together;
-*grid* by `recipes/grid.yaml` on GRID's training part alone. The recipe of *real* has changed since (`online` batch keys and
-a dictionary from half of the steps on, then); it has not been measured again. Nothing of ESC-50 was trained on, nothing held out here.
+*grid* by `recipes/grid.yaml` on GRID's training part alone. Nothing of ESC-50 was trained on, nothing held out here.
 *untrained* is the same network with its first weights; *statistics* are mean, deviation and maximum of log-mel bands.
 
 A value is the mean over the seeds of pretraining (± their standard deviation, where there are several); in brackets the

@@ -4,15 +4,16 @@
 `cmacc.transfer.adapters`, and one's own object will do in `cmacc.transfer.evaluate`.
 """
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from cmacc.clips import ClipSpec
+from cmacc.encoders import Modality
 
-Modality = Literal["video", "audio"]
+__all__ = ["ClipEncoder", "EncoderError", "MatchingEncoder", "Modality"]
 
 
 class EncoderError(ValueError):

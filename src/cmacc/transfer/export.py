@@ -7,7 +7,6 @@ the Hugging Face hub as it is. Nothing in it is unpickled: safetensors, JSON, Ma
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cmacc.clips import ClipSpec
+from cmacc.clips.storage import fsync_tree
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
 from cmacc.pretraining import (
     PretrainConfig,
@@ -274,10 +274,8 @@ def _folder_aside(out: Path, overwrite: bool) -> Iterator[Path]:
         raise ExportError(f"out {out}: must be where a folder can be made ({error})") from error
     try:
         yield aside
-        for file in aside.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
         aside.chmod(0o755)
+        fsync_tree(aside)
         _require_free(out, overwrite)  # writing took a while
         if out.is_dir() and any(out.iterdir()):
             older = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))

@@ -260,7 +260,7 @@ def test_what_data_and_options_must_be(run_dir: Path, small_world: Path, tmp_pat
         dataclasses.replace(record, label="new") if record.split == "test" and i % 2 else record
         for i, record in enumerate(records)
     ]
-    fails("every held-out class must have training files, got none of new; --allow-partial leaves", new_class)
+    fails("every held-out class must have training files, got none of new; --allow-partial skips", new_class)
     silent = [dataclasses.replace(record, has_audio=False) for record in records]
     fails("at least 2 files with picture and sound in split 'test', got 0", silent, "pairs")
     fails("protocol must be one of retrieval, got knn", records, "pairs", protocols=["knn"])

@@ -441,7 +441,8 @@ def test_it_learns_what_there_is_and_nothing_from_shuffled_classes(
     outcome = data.finetune(encoder, modality, settings=settings)
     # Of 24 test files guessing names 6; 16 or more have p = 2e-5 (binomial), and of 40 training files 24, p = 3e-6.
     assert accuracy(outcome.scores, outcome.sample_ids, data.class_of) >= 16 / 24
-    scores, ids, _ = _score(outcome.classifier, data.manifest, data.train_ids, 2, 1, 8, 0, None)
+    files = FinetuneFiles(data.manifest, data.class_of, data.train_ids, data.train_ids)
+    scores, ids, _ = _score(outcome.classifier, files, FinetuneConfig(BRIEF, windows=2, crops=1), silent)
     assert accuracy(scores, ids, data.class_of) >= 24 / 40
     assert outcome.epoch_losses[-1] < outcome.epoch_losses[0] - 0.3
 

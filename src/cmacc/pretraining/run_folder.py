@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from cmacc.clips import Manifest
 from cmacc.pretraining.clip_stream import RunError, usable_files
@@ -96,6 +97,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
         else:
             path.unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
+    write_config(config, run_dir / "config.yaml")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     write_provenance(
         Provenance.now(
@@ -103,11 +105,10 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
             config.seed,
             run_id=new_run_id(),
             data=manifest.fingerprint(),
-            config=config_hash(_shaping(config)),
+            config=_shaping_hash(run_dir),
         ),
         run_dir,
     )
-    write_config(config, run_dir / "config.yaml")
 
 
 def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
@@ -174,9 +175,7 @@ def check_provenance(run_dir: Path, config: PretrainConfig, manifest: Manifest) 
     if begun is None:
         log.warning("run %s does not say which data it began with: the manifest is taken to be the same", run_dir)
         return None
-    now = Provenance.now(
-        torch.device("cpu"), config.seed, data=manifest.fingerprint(), config=config_hash(_shaping(config))
-    )
+    now = Provenance.now(torch.device("cpu"), config.seed, data=manifest.fingerprint(), config=_shaping_hash(run_dir))
     if begun.data != now.data:
         raise RunError(
             f"manifest {config.data.manifest}: must have fingerprint {begun.data}, with which run {run_dir} began, got "
@@ -193,13 +192,17 @@ def check_provenance(run_dir: Path, config: PretrainConfig, manifest: Manifest) 
     return begun
 
 
-def _shaping(config: PretrainConfig) -> dict[str, Any]:
-    """The settings that the run's numbers depend on."""
-    plain: dict[str, Any] = to_plain(config)
+def _shaping_hash(run_dir: Path) -> str:
+    """Hash of the settings that the run's numbers depend on, as ``config.yaml`` spells them.
+
+    Of the file, not of the config that is read from it: a later version's new settings, with their defaults, would
+    look like an edit.
+    """
+    plain: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())
     for name in RESUMABLE:
         *path, last = name.split(".")
         inner = plain
         for part in path:
-            inner = inner[part]
-        del inner[last]
-    return plain
+            inner = inner.get(part, {})
+        inner.pop(last, None)
+    return config_hash(plain)

@@ -23,13 +23,12 @@ import numpy as np
 import torch
 
 from cmacc.ablation import VectorWorld, interval
-from cmacc.ablation.problem import TableProblem
-from cmacc.ablation.run import train_and_measure
+from cmacc.ablation.run import train_and_measure, trainer_on
 from cmacc.ablation.vectors import VectorDataset
 from cmacc.encoders import EncoderConfig, Modality
 from cmacc.negatives import Candidates, Keys, Selector, gradient_factors, kmeans_plusplus
 from cmacc.negatives.selectors import ActiveSelector
-from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Trainer
+from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from cmacc.pretraining.learner import Learner
 
 
@@ -190,7 +189,7 @@ def run(task: tuple[str, str, int, int]) -> dict[str, Any]:
         seed=seed,
     )
     dataset, cpu = VectorDataset(world, seed, torch.device("cpu")), torch.device("cpu")
-    trainer = Trainer(TableProblem(dataset, config, cpu), config, cpu)
+    trainer = trainer_on(dataset, config, cpu)
     if selector is not None:
         replace_selectors(trainer.learner, selector)
     (point,) = train_and_measure(trainer, dataset, points=1)

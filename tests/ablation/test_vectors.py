@@ -6,9 +6,10 @@ import torch
 from scipy.stats import chisquare
 
 from cmacc.ablation import VectorWorld, draw_vectors
-from cmacc.ablation.vectors import VectorBatch, VectorViews, vector_pair
+from cmacc.ablation.run import trainer_on
+from cmacc.ablation.vectors import VectorBatch, VectorDataset, VectorViews, vector_pair
 from cmacc.encoders import EncoderConfig
-from cmacc.pretraining import PretrainConfig
+from cmacc.pretraining import DictionaryConfig, OptimConfig, PretrainConfig, autocast_dtype
 
 SMALL = VectorWorld(classes=10, samples=4000, held_out=500, zipf_exponent=1.0)
 
@@ -101,3 +102,12 @@ def test_encoders_begin_alike_for_one_seed() -> None:
 def test_knobs_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VectorWorld(**settings)  # type: ignore[arg-type]
+
+
+def test_vectors_are_trained_in_float32_also_where_clips_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they always were: bf16 would cost them digits and save no time."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    config = PretrainConfig(optim=OptimConfig(batch_size=8), dictionary=DictionaryConfig(size=16, pool_size=16))
+    assert autocast_dtype(config, torch.device("cpu")) == torch.bfloat16
+    trainer = trainer_on(VectorDataset(SMALL, 0, torch.device("cpu")), config, torch.device("cpu"))
+    assert trainer.learner.autocast_dtype is None

@@ -81,6 +81,8 @@ _ON_CLIPS = ("active, re-encoded, both keys", "active, stale, momentum keys")
 class _Clips:
     """Noise for pictures and sounds; what is learnt is no matter."""
 
+    in_float32 = True
+
     def __init__(self, config: PretrainConfig) -> None:
         generator, spec = torch.Generator().manual_seed(11), config.data.clip
         shape = (48, spec.frame_count, spec.frame_height, spec.frame_width, 3)

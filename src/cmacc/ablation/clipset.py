@@ -150,6 +150,8 @@ class ClipDataset:
         The file cannot be read, or its clips are not of the size that the config asks for.
     """
 
+    in_float32 = False
+
     def __init__(self, path: Path, device: torch.device) -> None:
         self._device = device
         try:

@@ -40,6 +40,8 @@ class Measured:
 class Dataset(Protocol):
     """Training samples 0..samples-1 with labels (-1: unknown), and held-out samples."""
 
+    in_float32: bool  # whether lower precision would only cost digits: perceptrons have no work that it saves
+
     @property
     def labels(self) -> Int[Tensor, " samples"]:
         """Of the training samples."""

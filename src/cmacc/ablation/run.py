@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,8 +48,14 @@ def run_cell(
     ValueError
         There are fewer samples than a batch needs.
     """
-    device = device or torch.device("cpu")
-    return train_and_measure(Trainer(TableProblem(dataset, config, device), config, device), dataset, points, progress)
+    return train_and_measure(trainer_on(dataset, config, device or torch.device("cpu")), dataset, points, progress)
+
+
+def trainer_on(dataset: Dataset, config: PretrainConfig, device: torch.device) -> Trainer:
+    """A trainer at step 0 on a data set, in float32 where that asks for it."""
+    if dataset.in_float32:
+        config = replace(config, precision="fp32")
+    return Trainer(TableProblem(dataset, config, device), config, device)
 
 
 def train_and_measure(
@@ -112,7 +118,7 @@ def step_seconds(
     Turns, so that whatever else the machine does meanwhile falls on all alike.
     """
     device = device or torch.device("cpu")
-    trainers = [Trainer(TableProblem(dataset, config, device), config, device) for dataset, config in runs]
+    trainers = [trainer_on(dataset, config, device) for dataset, config in runs]
     stretches: list[list[float]] = [[] for _ in trainers]
     for turn in range(rounds + 1):
         for own, trainer in zip(stretches, trainers, strict=True):

@@ -203,6 +203,8 @@ def _perceptron(inputs: int) -> nn.Sequential:
 class VectorDataset:
     """`VectorWorld` of one seed, on the CPU or a GPU."""
 
+    in_float32 = True
+
     def __init__(self, world: VectorWorld, seed: int, device: torch.device) -> None:
         self._world, self._device = world, device
         self._data, self._held_out = draw_vectors(world, seed)

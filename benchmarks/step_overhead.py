@@ -38,7 +38,7 @@ from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.learner import Learner, autocast_dtype, untrained_encoder
 from cmacc.pretraining.step import training_step
 
-PHASES = ("transform", "encode", "keys", "select", "refresh", "loss", "update", "push")
+PHASES = ("transform", "encode", "keys", "select", "refresh", "loss", "update")
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": {"selector": "none"},
     "newest": {"selector": "newest"},

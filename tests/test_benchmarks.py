@@ -31,7 +31,9 @@ def test_step_overhead_measures_every_phase() -> None:
     main = runpy.run_path(str(BENCHMARKS / "step_overhead.py"))["main"]
     report = main(["--scale", "tiny", "--rounds", "3", "--variants", "newest", "active, fresh"])
     for row in report["seconds"].values():
-        assert sum(row[phase] for phase in ("transform", "encode", "keys", "select", "loss", "update")) <= row["step"]
+        # Medians: those of the parts may add up to a little more than that of the whole.
+        phases = ("transform", "encode", "keys", "select", "loss", "update")
+        assert sum(row[phase] for phase in phases) <= 1.2 * row["step"]
         assert row["select"] > 0
     assert report["seconds"]["active, fresh"]["refresh"] > report["seconds"]["newest"]["refresh"]
 

@@ -139,6 +139,10 @@ def test_a_run_that_is_stopped_or_killed_goes_on(how: signal.Signals, small_worl
     config = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config.replace("steps: 4000", f"steps: {step + 3}"))
     done = subprocess.run([*command, "--resume", str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "config.yaml must have hash" in done.stderr  # an edited run is another run
+    (tmp_path / "provenance.json").unlink()  # as in a run of the version before; or the test would take 4,000 steps
+    done = subprocess.run([*command, "--resume", str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(step + 3))

@@ -90,8 +90,6 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         learner.optimizer.step()
         warming = min(learner.config.objective.momentum, (1 + step) / (10 + step))
         update_momentum(learner.encoder, learner.key_encoder, warming)
-
-    with clock.phase("push"):
         buffer = learner.input_buffer
         handles = buffer.push(learner.views.kept(batch, visit)) if buffer is not None else None
         for modality, dictionary in learner.dictionaries.items():

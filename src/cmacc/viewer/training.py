@@ -20,7 +20,6 @@ _PHASES = {
     "refresh": "re-encoding",
     "loss": "loss and gradient",
     "update": "update",
-    "push": "into the pools",
 }
 _HEALTH = (
     (

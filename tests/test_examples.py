@@ -44,6 +44,7 @@ def test_own_encoder_example_stands_beside_the_baseline(capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")  # for speed
 def test_own_problem_example_finds_the_other_half(capsys: pytest.CaptureFixture[str]) -> None:
     """Chance is 0.003; untrained encoders find hardly more."""
     main = runpy.run_path(str(EXAMPLES / "04_own_problem.py"))["main"]

@@ -2,8 +2,8 @@
 
 from cmacc.viewer.ablation_page import render_ablation_page, write_ablation_page
 from cmacc.viewer.inspect import write_inspection
+from cmacc.viewer.page import ReportError
 from cmacc.viewer.report import write_report
-from cmacc.viewer.run_folder import ReportError
 from cmacc.viewer.scan_page import render_scan_page, write_scan_page
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Plain words, signs, formats and tables of an ablation's metrics; each row of results found by its place."""
+"""Plain words, signs and formats of an ablation's metrics; each row of results found by its place."""
 
 import math
 from collections import defaultdict
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cmacc.ablation import AblationPlan, AblationResults, Difference, Row
-from cmacc.viewer.page import escape
+from cmacc.viewer.page import listed
 
 # Name of a metric: words that need no knowledge of the project, and whether more is better (1), less (-1), neither (0).
 _METRICS = {
     "R@1": ("Recall@1", 1),
-    "R@10": ("right one among the first ten (R@10)", 1),
-    "median_rank": ("median place of the right one", -1),
+    "R@10": ("Recall@10", 1),
+    "median_rank": ("median rank", -1),
     "probe_video": ("linear probe, picture", 1),
     "probe_audio": ("linear probe, sound", 1),
     "balanced_video": ("linear probe, picture, mean over classes", 1),
@@ -23,7 +23,7 @@ _METRICS = {
     "mutual_information_ceiling": ("ceiling of that estimate, in nats", 0),
     "loss": ("loss", 0),  # among unlike numbers of negatives it cannot be compared
     "batch_loss": ("loss among the keys of the batch", -1),
-    "top1": ("right key first in training", 0),
+    "top1": ("top-1 accuracy in training", 0),
     "false_negative_share": ("share of false negatives", -1),
 }
 BUDGETS = {"steps": "same number of steps", "time": "same time"}
@@ -84,22 +84,6 @@ def tally(one: Difference) -> tuple[int, int]:
     return (one.losses, one.wins) if direction(one.metric) < 0 else (one.wins, one.losses)
 
 
-def counted(count: int, what: str) -> str:
-    """
-    >>> counted(1, "seed"), counted(1200, "step")
-    ('1 seed', '1,200 steps')
-    """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """
-    >>> listed(["a"]), listed(["a", "b", "c"])
-    ('a', 'a, b and c')
-    """
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-
-
 def quoted(names: Sequence[str]) -> str:
     """Names that may hold commas, or be words of the sentence.
 
@@ -152,17 +136,3 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def capital(text: str) -> str:
     """The text with a capital first."""
     return text[:1].upper() + text[1:]
-
-
-def heading_row(text: str, columns: int) -> str:
-    """A row of a table that says what the rows below it are of, as HTML; none where there is nothing to say."""
-    return f'<tr class="new place"><th colspan="{columns}">{escape(text)}</th></tr>' if text else ""
-
-
-def result_table(heads: Sequence[str], rows: Sequence[str]) -> str:
-    """A table whose first column holds names and the others numbers; ``rows`` are HTML."""
-    first, *others = heads
-    cells = f"<th>{first}</th>" + "".join(f'<th class="number">{head}</th>' for head in others)
-    return (
-        f'<div class="scroll spaced"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )

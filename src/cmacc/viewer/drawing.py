@@ -1,18 +1,23 @@
-"""What all figures are drawn with: matplotlib's settings, a sheet, its axes, and the sheet as SVG for the page."""
+"""What all figures are drawn with: matplotlib's settings, a sheet with axes, and the sheet as SVG for the page."""
 
 import io
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from cmacc.viewer.page import COLOURS
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Stand-ins that matplotlib accepts as colours; exchanged for the page's CSS variables in the finished SVG.
+# Colours by their names in style.css, as stand-ins that matplotlib accepts; the finished SVG has the page's CSS
+# variables in their place, so that one figure serves light and dark.
+COLOURS = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9")
 INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
-SETTINGS: dict[Any, Any] = {
+
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cmacc",  # else ids are random and no two reports are equal
     "font.size": 8.5,
@@ -33,22 +38,20 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def new_sheet(width_inches: float, height_inches: float) -> "tuple[Figure, Axes]":
-    """A figure of that size with one set of axes; inside ``matplotlib.rc_context(SETTINGS)``."""
-    from matplotlib.figure import Figure
+@contextmanager
+def sheet_of(width_inches: float, height_inches: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of that size with one set of axes; to be drawn, and made SVG, within the ``with``."""
+    with matplotlib.rc_context(_SETTINGS):
+        sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
+        yield sheet, sheet.add_subplot()
 
-    sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
-    return sheet, sheet.add_subplot()
 
-
-def label_steps(axes: "Axes") -> None:
-    """A horizontal axis of steps, in whole numbers, and few ticks on both."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+def number_axis(axes: Axes, label: str, *, whole: bool = False) -> None:
+    """A horizontal axis of numbers, whole ones only on demand, and few ticks on both axes."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.set_xlabel("step")
+    axes.set_xlabel(label)
 
 
 def short_number(value: float, _: object = None) -> str:
@@ -62,7 +65,7 @@ def short_number(value: float, _: object = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def as_svg(sheet: "Figure") -> str:
+def as_svg(sheet: Figure) -> Markup:
     """The sheet as ``<svg>`` with the page's own colours; the same sheet gives the same text."""
     file = io.StringIO()
     sheet.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -75,4 +78,4 @@ def as_svg(sheet: "Figure") -> str:
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
     for name, stand_in in INK.items():
         svg = svg.replace(stand_in, f"var(--{name})")
-    return re.sub(r"\n\s*", "\n", svg).strip()
+    return Markup(re.sub(r"\n\s*", "\n", svg).strip())

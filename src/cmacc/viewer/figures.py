@@ -11,121 +11,136 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup
+from matplotlib.collections import LineCollection
+from matplotlib.image import imsave
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from cmacc.viewer.drawing import INK, SETTINGS, as_svg, label_steps, new_sheet, short_number
+from cmacc.viewer.drawing import INK, as_svg, number_axis, sheet_of, short_number
 from cmacc.viewer.run_folder import Series
 
 _MAX_POINTS = 600  # more than a panel has pixels to show
+_PANEL = (3.5, 2.05)
+_MAP = (7.2, 4.4)
+
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.6, 1.2)))
+DOTTED = (0, (1, 2))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its series, the name of its colour, and whether it is shown raw (faint) beneath its running mean."""
+    """One curve.
+
+    Attributes
+    ----------
+    series
+        Its points.
+    colour
+        Name of its colour.
+    smooth
+        Whether the running mean is drawn, and the points themselves are faint beneath it.
+    band
+        Lower and upper end of a faint band around it, ``(n,)`` each.
+    dash
+        Line style, as matplotlib takes it.
+    """
 
     series: Series
     colour: str
     smooth: bool = False
+    band: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    dash: Any = "solid"
 
 
 def line_panel(
     lines: Sequence[Line],
     *,
+    label: str = "step",
     levels: Sequence[float] = (),
     bottom: float | None = None,
     top: float | None = None,
     percent: bool = False,
-) -> str:
-    """Curves over steps.
+) -> Markup:
+    """Curves over steps or seconds, as an ``<svg>`` element.
 
     Parameters
     ----------
     lines
-        Curves.
+        At least one; later ones on top.
+    label
+        Of the horizontal axis.
     levels
         Where dotted reference lines are drawn.
     bottom, top
         Limits of the vertical axis where they should not follow the data.
     percent
         Whether values are shares, to be shown in percent.
-
-    Returns
-    -------
-    str
-        An ``<svg>`` element.
     """
-    import matplotlib
-    from matplotlib.ticker import FuncFormatter, PercentFormatter
-
-    with matplotlib.rc_context(SETTINGS):
-        sheet, axes = new_sheet(3.5, 2.05)
-        for line in (line for line in lines if line.smooth):  # all of these first, beneath every running mean
-            raw = thinned(line.series)
-            axes.plot(raw.steps, raw.values, color=INK[line.colour], alpha=0.28, linewidth=0.6)
+    with sheet_of(*_PANEL) as (sheet, axes):
+        shade = 0.16 if len(lines) <= 4 else 0.09  # many bands upon each other would be mud
+        for line in lines:  # all of these first, beneath every curve
+            if line.smooth:
+                raw = thinned(line.series)
+                axes.plot(raw.steps, raw.values, color=INK[line.colour], alpha=0.28, linewidth=0.6)
+            if line.band is not None:
+                axes.fill_between(line.series.steps, *line.band, color=INK[line.colour], alpha=shade, linewidth=0)
         for line in lines:
             shown = thinned(smoothed(line.series) if line.smooth else line.series)
-            marker = "o" if len(shown.steps) == 1 else None
-            axes.plot(shown.steps, shown.values, color=INK[line.colour], linewidth=1.5, marker=marker, markersize=4)
+            style = {"color": INK[line.colour], "linestyle": line.dash, "linewidth": 1.5}
+            axes.plot(shown.steps, shown.values, marker="o" if len(shown.steps) == 1 else None, markersize=4, **style)
         for level in levels:
-            axes.axhline(level, color=INK["muted"], linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.axhline(level, color=INK["muted"], linewidth=1.0, linestyle=DOTTED)
         low, high = axes.get_ylim()
         # Room about a constant curve, which matplotlib would otherwise blow up into noise.
         slack = max(0.0, 0.05 * max(abs(low), abs(high)) - (high - low)) / 2
         axes.set_ylim(low - slack if bottom is None else bottom, high + slack if top is None else top)
+        number_axis(axes, label, whole=label == "step")
         axes.yaxis.set_major_formatter(PercentFormatter(1.0) if percent else FuncFormatter(short_number))
-        label_steps(axes)
         return as_svg(sheet)
 
 
-def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]], colours: Sequence[str]) -> str:
+def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]], colours: Sequence[str]) -> Markup:
     """Seconds of every phase, one above the other, in means over stretches of steps, as an ``<svg>`` element."""
-    import matplotlib
-
     stretches = np.array_split(np.arange(len(steps)), min(80, len(steps)))
     places = np.asarray([steps[rows].mean() for rows in stretches])
     heights = np.asarray([[part[rows].mean() for rows in stretches] for part in parts.values()])
     if len(places) == 1:  # an area needs two edges
         places, heights = np.asarray([steps[0] - 0.5, steps[0] + 0.5]), heights.repeat(2, axis=1)
-    with matplotlib.rc_context(SETTINGS):
-        sheet, axes = new_sheet(3.5, 2.05)
+    with sheet_of(*_PANEL) as (sheet, axes):
         axes.stackplot(places, heights, colors=[INK[colour] for colour in colours], linewidth=0, alpha=0.85)
         # The first steps wait for workers and compilers: they must not flatten all that follows.
         axes.set_ylim(0, 1.15 * max(1e-9, float(np.quantile(heights.sum(0), 0.95))))
         axes.set_xlim(places[0], places[-1])
-        label_steps(axes)
+        number_axis(axes, "step", whole=True)
         return as_svg(sheet)
 
 
-def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = False) -> str:
+def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = False) -> Markup:
     """How often which value occurs, as an ``<svg>`` element; ``logarithmic`` bins for values that span decades."""
-    import matplotlib
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
     numbers = np.asarray(values, np.float64)
     low, high = float(numbers.min()), float(numbers.max())
-    if logarithmic and low > 0 and high > 3 * low:
+    logarithmic = logarithmic and low > 0 and high > 3 * low
+    if logarithmic:
         edges = np.geomspace(low, high * (1 + 1e-9), 31)
     else:
-        logarithmic = False
         slack = 0.5 if high == low else 0.0  # one value only: a bar of width 1 about it
         edges = np.linspace(low - slack, high + slack, 31 if high > low else 2)
-    with matplotlib.rc_context(SETTINGS):
-        sheet, axes = new_sheet(3.5, 2.05)
+    with sheet_of(*_PANEL) as (sheet, axes):
         axes.hist(numbers, bins=list(edges), color=INK["c1"], alpha=0.85)
+        number_axis(axes, label)
         if logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(short_number))
+            axes.xaxis.set_major_formatter(FuncFormatter(short_number))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.set_xlabel(label)
         axes.set_ylabel("files")
         return as_svg(sheet)
 
 
-def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> str:
+def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
     """Groups of unlike size in one histogram, each as shares of itself, as an ``<svg>`` element.
 
     Parameters
@@ -135,9 +150,6 @@ def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str
     label
         Of the horizontal axis.
     """
-    import matplotlib
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
-
     numbers = [np.asarray(values, np.float64) for values, _ in groups]
     everything = np.concatenate(numbers)
     low, high = float(everything.min()), float(everything.max())
@@ -149,17 +161,13 @@ def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str
         edges = np.arange(low - 0.5, high + 0.5 + width, width)
     else:
         edges = np.linspace(low, high, bins + 1)
-    with matplotlib.rc_context(SETTINGS):
-        sheet, axes = new_sheet(3.5, 2.05)
+    with sheet_of(*_PANEL) as (sheet, axes):
         for place, (values, (_, colour)) in enumerate(zip(numbers, groups, strict=True)):
             style: dict[str, Any] = {"color": INK[colour], "weights": np.full(len(values), 1 / len(values))}
             style |= {"alpha": 0.35} if place == 0 else {"histtype": "step", "linewidth": 1.5}
             axes.hist(values, bins=list(edges), **style)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
-        axes.xaxis.set_major_formatter(FuncFormatter(short_number))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        number_axis(axes, label, whole=whole)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        axes.set_xlabel(label)
         axes.set_ylabel("share of its keys")
         return as_svg(sheet)
 
@@ -174,26 +182,25 @@ class Points:
     size: float = 14.0
 
 
-def points_panel(layers: Sequence[Points]) -> str:
-    """Points of several kinds in the plane, later kinds on top, as an ``<svg>`` element."""
-    import matplotlib
+def points_panel(layers: Sequence[Points], joined: NDArray[np.float64] | None = None) -> Markup:
+    """Points of several kinds in the plane, later kinds on top, as an ``<svg>`` element.
 
-    with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
-        sheet, axes = new_sheet(7.2, 4.2)
+    Parameters
+    ----------
+    layers
+        A kind each: with one style for all of its points the SVG stays small.
+    joined
+        ``(n, 2, 2)``: pairs of places between which a thin line is drawn.
+    """
+    with sheet_of(*_MAP) as (sheet, axes):
+        if joined is not None:
+            axes.add_collection(LineCollection(list(joined), colors=INK["muted"], linewidths=0.5, alpha=0.45))
         for layer in layers:
-            axes.scatter(
-                layer.places[:, 0],
-                layer.places[:, 1],
-                s=layer.size,
-                marker=layer.marker,
-                color=INK[layer.colour],
-                alpha=0.9,
-                linewidths=0,
-            )
+            style: dict[str, Any] = {"s": layer.size, "marker": layer.marker, "color": INK[layer.colour]}
+            axes.scatter(*layer.places.T, alpha=0.9, linewidths=0, zorder=3, **style)
         axes.autoscale_view()
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
+        axes.set_axis_off()
         return as_svg(sheet)
 
 
@@ -210,8 +217,6 @@ def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64
         ``(n,)``: rows that belong together stand side by side; a bar above and beside the matrix changes its shade
         from one group to the next.
     """
-    from matplotlib.image import imsave
-
     strength = np.clip(np.abs(values) / limit, 0, 1)
     # Transparent at 0, and of middling brightness at the limit: legible on a light and on a dark page.
     hue = np.where(values[..., None] > 0, [224, 122, 48], [58, 134, 200])
@@ -224,49 +229,16 @@ def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64
     sheet[2 * thick :, 2 * thick :] = cells
     sheet[2 * thick :, :thick] = bar[:, None]
     sheet[:thick, 2 * thick :] = bar[None]
-    file = io.BytesIO()
-    imsave(file, sheet.round().astype(np.uint8), format="png")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def map_panel(
-    video: NDArray[np.float64], audio: NDArray[np.float64], colours: Sequence[str], *, join_pairs: bool
-) -> str:
-    """Points of two modalities in the plane, ``(n, 2)`` each with ``n`` colour names, as an ``<svg>`` element."""
-    import matplotlib
-    from matplotlib.collections import LineCollection
-
-    with matplotlib.rc_context(SETTINGS | {"axes.grid": False}):
-        sheet, axes = new_sheet(7.2, 4.6)
-        if join_pairs:
-            ends = np.stack([video, audio], axis=1)
-            axes.add_collection(LineCollection(list(ends), colors=INK["muted"], linewidths=0.5, alpha=0.45))
-        # A collection a colour: a style once for all of its points keeps the SVG small.
-        for colour in sorted(set(colours)):
-            rows = np.asarray([c == colour for c in colours])
-            style: dict[str, Any] = {"color": INK[colour], "alpha": 0.85, "linewidths": 0, "zorder": 3}
-            axes.scatter(video[rows, 0], video[rows, 1], s=26, marker="o", **style)
-            axes.scatter(audio[rows, 0], audio[rows, 1], s=30, marker="^", **style)
-        axes.autoscale_view()
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        return as_svg(sheet)
+    return _address(sheet.round().astype(np.uint8), "png")
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:
     """``(height, width, 3)`` RGB as a ``data:`` address."""
-    from matplotlib.image import imsave
-
-    file = io.BytesIO()
-    imsave(file, pixels, format="jpeg", pil_kwargs={"quality": 80})
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return _address(pixels, "jpeg", pil_kwargs={"quality": 80})
 
 
 def spectrogram_picture(log_mel: NDArray[np.float32], quietest: float, loudest: float) -> str:
     """``(mels, time)`` as a ``data:`` address, low tones below; a common range makes pictures comparable."""
-    import matplotlib
-
     share = np.clip((log_mel[::-1] - quietest) / max(loudest - quietest, 1e-6), 0, 1)
     rgb = (matplotlib.colormaps["magma"](share)[..., :3] * 255).astype(np.uint8)
     return picture(np.repeat(rgb, 2, axis=0) if len(rgb) < 100 else rgb)
@@ -298,3 +270,9 @@ def thinned(series: Series) -> Series:
         rows |= {int(stretch[series.values[stretch].argmin()]), int(stretch[series.values[stretch].argmax()])}
     kept = sorted(rows)
     return Series(series.steps[kept], series.values[kept])
+
+
+def _address(pixels: NDArray[np.uint8], kind: str, **options: Any) -> str:
+    file = io.BytesIO()
+    imsave(file, pixels, format=kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

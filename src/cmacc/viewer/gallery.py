@@ -2,19 +2,27 @@
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip
 from cmacc.viewer.figures import picture, spectrogram_picture
-from cmacc.viewer.page import escape
 
 _PICTURE_PIXELS = 112
 _SPECTROGRAM_RANGE = 6 * math.log(10)  # 60 dB, in the natural logarithm of power that LogMel gives
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A ``data:`` address and what the image shows; without an address, why there is none."""
+
+    address: str
+    text: str
+
+
 class ClipPictures:
-    """HTML pictures of windows of a manifest's files; a window is (sample id, start in seconds within the sample)."""
+    """Pictures of windows of a manifest's files; a window is (sample id, start in seconds within the sample)."""
 
     def __init__(self, manifest: Manifest, spec: ClipSpec, mel_bins: int) -> None:
         self._manifest = manifest
@@ -31,28 +39,28 @@ class ClipPictures:
         self._clips: dict[tuple[int, float], Clip | str] = {}
 
     def name(self, sample_id: int, start_seconds: float) -> tuple[str, str]:
-        """Label (or empty) and file name with the clip's start, as plain text."""
+        """Label (or empty) and file name with the clip's start."""
         record = self._manifest.records[sample_id]
         return record.label or "", f"{record.name}, {start_seconds:.1f} s"
 
-    def sound(self, sample_id: int, start_seconds: float) -> str:
+    def sound(self, sample_id: int, start_seconds: float) -> Picture:
         """A spectrogram."""
         clip = self._clip(sample_id, start_seconds)
         if isinstance(clip, str):
-            return _gone(clip)
+            return Picture("", clip)
         log_mel = self._log_mel(clip.waveform[None])[0].numpy()
         loudest = max(0.0, float(log_mel.max()))  # silence must look black, not be stretched until it glows
         address = spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest)
-        return _image(address, "spectrogram", self.name(sample_id, start_seconds)[1])
+        return Picture(address, f"spectrogram of {self.name(sample_id, start_seconds)[1]}")
 
-    def frames(self, sample_id: int, start_seconds: float, columns: int = 2) -> str:
+    def frames(self, sample_id: int, start_seconds: float, columns: int = 2) -> Picture:
         """Four frames, ``columns`` in a row."""
         clip = self._clip(sample_id, start_seconds)
         if isinstance(clip, str):
-            return _gone(clip)
+            return Picture("", clip)
         frames = clip.frames.numpy()
         strips = [np.concatenate(list(frames[i : i + columns]), axis=1) for i in range(0, len(frames), columns)]
-        return _image(picture(np.concatenate(strips)), "four frames", self.name(sample_id, start_seconds)[1])
+        return Picture(picture(np.concatenate(strips)), f"four frames of {self.name(sample_id, start_seconds)[1]}")
 
     def _clip(self, sample_id: int, start_seconds: float) -> Clip | str:
         window = (sample_id, start_seconds)
@@ -63,11 +71,3 @@ class ClipPictures:
             except MediaError as error:
                 self._clips[window] = str(error).replace(str(record.path), record.name)
         return self._clips[window]
-
-
-def _image(address: str, what: str, name: str) -> str:
-    return f'<img src="{address}" alt="{escape(what)} of {escape(name)}" loading="lazy">'
-
-
-def _gone(reason: str) -> str:
-    return f'<span class="gone">not shown: {escape(reason)}</span>'

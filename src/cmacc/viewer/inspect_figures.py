@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
-from cmacc.viewer.page import figure
+from cmacc.viewer.page import Figure
 from cmacc.viewer.replay import Selection
 from cmacc.viewer.selection import SelectionFacts, mean_cosine
 from cmacc.viewer.similarity import plane
@@ -19,23 +19,22 @@ _CHOSEN = ("c1", "chosen", "line")
 _RANDOM = ("c2", "random draw", "line")
 
 
-def figures_of(selection: Selection, facts: SelectionFacts) -> str:
-    """All figures of a selection that chose at least one key."""
-    panels = [_gradients(selection, facts), _ages(selection), *_likeness(selection, facts)]
-    return f'<div class="panels four">{"".join(panels)}</div>{_map(selection, facts)}'
+def panels_of(selection: Selection, facts: SelectionFacts) -> list[Figure]:
+    """Gradients, ages and likeness of a selection that chose at least one key."""
+    return [_gradients(selection, facts), _ages(selection), *_likeness(selection, facts)]
 
 
-def _gradients(selection: Selection, facts: SelectionFacts) -> str:
+def _gradients(selection: Selection, facts: SelectionFacts) -> Figure:
     rows = (selection.eligible.nonzero().flatten(), selection.chosen, facts.drawn)
     groups = [(facts.gradient_norms[part].tolist(), c) for part, c in zip(rows, ("muted", "c1", "c2"), strict=True)]
     caption = (
         "How long the keys' gradients are: to the right are those whose query is in doubt. A choice of hard keys "
         "lies to the right of the grey, a random one lies like it."
     )
-    return figure("Length of the gradient", overlaid_histogram(groups, "length"), caption, (_POOL, _CHOSEN, _RANDOM))
+    return Figure("Length of the gradient", overlaid_histogram(groups, "length"), caption, (_POOL, _CHOSEN, _RANDOM))
 
 
-def _ages(selection: Selection) -> str:
+def _ages(selection: Selection) -> Figure:
     def ages(steps: Int[Tensor, " keys"]) -> list[float]:
         return (selection.step - steps).double().tolist()
 
@@ -49,10 +48,10 @@ def _ages(selection: Selection) -> str:
         "How many steps ago the keys were encoded. Keys that wait in the pool and then in the dictionary are older "
         "than a plain queue's, and the encoders have moved on since."
     )
-    return figure("Age of the keys", overlaid_histogram(groups, "steps"), caption, legend)
+    return Figure("Age of the keys", overlaid_histogram(groups, "steps"), caption, legend)
 
 
-def _likeness(selection: Selection, facts: SelectionFacts) -> list[str]:
+def _likeness(selection: Selection, facts: SelectionFacts) -> list[Figure]:
     if len(selection.chosen) < 2:
         return []
     shown: list[tuple[str, NDArray[np.float64], NDArray[np.int64], float]] = []
@@ -67,17 +66,17 @@ def _likeness(selection: Selection, facts: SelectionFacts) -> list[str]:
     legend = [("c2", "alike", "square"), ("c1", "opposed", "square")]
     panels = []
     for what, cosine, groups, mean in shown:
-        image = f'<img class="heat" src="{heat_map(cosine, limit, groups)}" alt="cosine of every two keys of {what}">'
         caption = (
             f"Every key against every other: mean cosine {mean:.3f}; full colour is {limit:.2f} or more. The bars at "
             "the edges change their shade from one query's keys to the next's: blocks along the diagonal are keys "
             "that do the same work."
         )
-        panels.append(figure(f"Likeness among {what}", image, caption, legend))
+        panels.append(Figure(f"Likeness among {what}", heat_map(cosine, limit, groups), caption, legend))
     return panels
 
 
-def _map(selection: Selection, facts: SelectionFacts) -> str:
+def map_of_pool(selection: Selection, facts: SelectionFacts) -> Figure:
+    """Chosen keys, a random draw and the dictionary within the pool, in the plane."""
     pool, held = selection.pool, selection.staying
     marked = torch.zeros(len(pool), dtype=torch.bool)
     marked[selection.chosen] = True
@@ -109,7 +108,7 @@ def _map(selection: Selection, facts: SelectionFacts) -> str:
         f"{near.chosen:.3f} from the nearest chosen one on average, and {near.random:.3f} from the nearest of a "
         "random draw (1 − cosine). A key that was both chosen and drawn shows as a triangle."
     )
-    return figure("Map of the pool", points_panel(layers), caption, legend, kind="wide")
+    return Figure("Map of the pool", points_panel(layers), caption, legend)
 
 
 def _spaced(rows: Int[Tensor, " rows"]) -> Int[Tensor, " some"]:

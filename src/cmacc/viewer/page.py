@@ -1,48 +1,60 @@
-"""The page's looks: one style sheet for light and dark, and the few pieces of HTML that sections are made of.
+"""Pages from the templates beside this file: Python computes values, templates hold the markup.
 
-Nothing on the page comes from the network; the content security policy makes the browser hold us to it. Every string
-that comes from a file goes through `escape`.
+Every value that a template shows is escaped unless it is `Markup`, which drawings alone are. Nothing on a page comes
+from the network; its content security policy makes the browser hold us to it.
 """
 
-import html
 from collections.abc import Sequence
-from importlib.resources import files
-from string import Template
+from dataclasses import dataclass
+from pathlib import Path
 
-# Colours that figures use by name. SVG inside HTML understands CSS variables, so that one figure serves light and dark.
-COLOURS = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-_STYLE = files("cmacc.viewer").joinpath("style.css").read_text(encoding="utf-8")
+from cmacc.clips.storage import written_aside
 
-_PAGE = Template(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>$title</title><style>$style</style></head><body><main>
-$body
-</main></body></html>
-"""
-)
+Legend = Sequence[tuple[str, str, str]]
+"""(colour name, text, mark: line, dot, square, diamond or triangle) each."""
 
 
-def escape(value: object) -> str:
-    """Any value as text that HTML takes for text, in elements and in quoted attributes."""
-    return html.escape(str(value), quote=True)
+class ReportError(ValueError):
+    """A page that cannot be made or written; the message says why and the way out."""
 
 
-def page(title: str, body: str, style: str = "") -> str:
-    """A whole document. ``title`` is plain text, ``body`` is HTML, ``style`` holds CSS rules of this page alone."""
-    return _PAGE.substitute(title=escape(title), style=_STYLE + style, body=body)
+@dataclass(frozen=True)
+class Figure:
+    """A drawing (an ``<svg>``, or the address of an image) and what stands around it as plain text."""
+
+    title: str
+    drawing: Markup | str
+    caption: str
+    legend: Legend = ()
 
 
-def section(anchor: str, heading: str, *parts: str) -> str:
-    """A section with a heading of its own; ``parts`` are HTML."""
-    return f'<section id="{anchor}"><h2>{heading}</h2>\n' + "\n".join(parts) + "\n</section>"
+def render(template: str, **values: object) -> str:
+    """A page of that template; a value that it asks for and does not get is an error."""
+    return _TEMPLATES.get_template(template).render(values)
 
 
-def note(text: str) -> str:
-    """A remark that stands out; ``text`` is HTML."""
-    return f'<p class="note">{text}</p>'
+def check_out(what: str, out: Path, overwrite: bool) -> None:
+    """Refuse a place for a page before the work for it is done.
+
+    Raises
+    ------
+    ReportError
+        It is a folder, or a file that may not be replaced.
+    """
+    if out.is_dir():
+        raise ReportError(f"{what} {out}: must be a file, got a folder; name a file in it, as {out / f'{what}.html'}")
+    if out.exists() and not overwrite:
+        raise ReportError(f"{what} {out}: is there already; give --overwrite to replace it, or choose another --out")
+
+
+def write_page(out: Path, text: str) -> Path:
+    """Write a page whole, or not at all."""
+    with written_aside(out) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return out
 
 
 def duration(seconds: float) -> str:
@@ -58,20 +70,33 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def tiles(shown: Sequence[tuple[str, str, str]]) -> str:
-    """The figures that matter most: (value, what it is, what to see beside it) each, as HTML."""
-    cells = "".join(
-        f'<div class="tile"><b>{value}</b>{what}<span>{beside}</span></div>' for value, what, beside in shown
-    )
-    return f'<div class="tiles">{cells}</div>'
+def counted(count: int, what: str) -> str:
+    """
+    >>> counted(1, "seed"), counted(1200, "step")
+    ('1 seed', '1,200 steps')
+    """
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def figure(title: str, svg: str, caption: str, legend: Sequence[tuple[str, str, str]] = (), kind: str = "") -> str:
-    """A figure with its caption; ``legend`` holds (colour name, plain text, mark: line, dot, square or triangle)."""
-    keys = "".join(
-        f'<span><i class="{mark}" style="background:var(--{colour})"></i>{escape(text)}</span>'
-        for colour, text, mark in legend
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["a"]), listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cmacc.viewer"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    keys = f'<div class="legend">{keys}</div>' if keys else ""
-    heading = f"<b>{title}</b>" if title else ""
-    return f'<figure class="{kind}">{heading}{keys}{svg}<figcaption>{caption}</figcaption></figure>'
+    environment.filters["commas"] = lambda number: f"{number:,}"
+    environment.filters["counted"] = counted
+    return environment
+
+
+_TEMPLATES = _environment()

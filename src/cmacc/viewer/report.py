@@ -2,21 +2,11 @@
 
 from pathlib import Path
 
-from cmacc.clips.storage import written_aside
-from cmacc.viewer.page import duration, escape, page, section, tiles
-from cmacc.viewer.results import headline_tiles, results_section
-from cmacc.viewer.run_folder import RunFolder, check_out, read_run
-from cmacc.viewer.similarity import map_section, queries_section
-from cmacc.viewer.training import curves_section, final_mean, health_section, training_seconds
-
-_CONTENTS = (
-    ("results", "Results"),
-    ("curves", "Learning curves"),
-    ("health", "Dictionary health"),
-    ("map", "Map"),
-    ("queries", "Sample queries"),
-    ("origin", "Config and provenance"),
-)
+from cmacc.viewer.page import check_out, duration, render, write_page
+from cmacc.viewer.results import headline_tiles, task_tables
+from cmacc.viewer.run_folder import RunFolder, read_run
+from cmacc.viewer.similarity import map_figure, sample_queries
+from cmacc.viewer.training import curves, final_mean, health, training_seconds
 
 
 def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -43,28 +33,25 @@ def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = Fa
     """
     out = out or run_dir / "report.html"
     check_out("report", out, overwrite)
-    text = render_report(read_run(run_dir))
-    with written_aside(out) as aside:
-        aside.write_text(text, encoding="utf-8")
-    return out
+    return write_page(out, render_report(read_run(run_dir)))
 
 
 def render_report(run: RunFolder) -> str:
     """The page as text."""
-    name = run.path.resolve().name
-    links = "".join(f'<a href="#{anchor}">{text}</a>' for anchor, text in _CONTENTS)
-    body = [
-        f'<header><p class="eyebrow">cmacc run</p><h1>{escape(name)}</h1><p class="lead">{_summary(run)}</p></header>',
-        _tiles(run),
-        f"<nav>{links}</nav>",
-        results_section(run),
-        curves_section(run),
-        health_section(run),
-        map_section(run),
-        queries_section(run),
-        _origin_section(run),
-    ]
-    return page(f"{name} · cmacc report", "\n".join(body))
+    return render(
+        "report.html.j2",
+        name=run.path.resolve().name,
+        run=run,
+        summary=_summary(run),
+        headlines=_tiles(run),
+        results=task_tables(run),
+        curves=curves(run),
+        health=health(run),
+        labels_known=any(name.endswith(("/distinct_labels", "/false_negative_share")) for name in run.metrics),
+        map=map_figure(run),
+        queries=sample_queries(run),
+        origin=_origin(run),
+    )
 
 
 def _summary(run: RunFolder) -> str:
@@ -89,36 +76,34 @@ def _summary(run: RunFolder) -> str:
         text += " Nothing has been evaluated yet."
     elif run.card.encoder.checkpoint_step != run.step_count:
         text += f" The results below are of the checkpoint at step {run.card.encoder.checkpoint_step:,}."
-    return escape(text)
+    return text
 
 
-def _tiles(run: RunFolder) -> str:
+def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     shown = headline_tiles(run)
     share = 100 * min(1.0, run.step_count / run.config.optim.steps)
     shown.append((f"{run.step_count:,}", "steps", f"{share:.0f} % of {run.config.optim.steps:,}"))
     seconds = training_seconds(run)
     if seconds:
         shown.append((duration(seconds), "of training", f"{run.step_count * run.config.optim.batch_size:,} clips seen"))
-    return tiles(shown)
+    return shown
 
 
-def _origin_section(run: RunFolder) -> str:
-    parts = [f"<details><summary>Config</summary><pre>{escape(run.config_text)}</pre></details>"]
-    if run.card is not None:
-        origin, encoder = run.card.provenance, run.card.encoder
-        facts = {
-            "encoder": f"{encoder.name} ({encoder.kind})",
-            "weights": encoder.weights,
-            "checkpoint": f"step {encoder.checkpoint_step:,}",
-            **{
-                f"data of {task}": f"{data.path}, {data.files:,} of {data.files_listed:,} files, {data.fingerprint}"
-                for task, data in run.card.data.items()
-            },
-            "seed": origin.seed,
-            **{f"version of {name}": value for name, value in origin.versions.items()},
-            **origin.hardware,
-            "evaluated": origin.created,
-        }
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-        parts.append(f"<details><summary>Provenance of the results</summary><dl>{rows}</dl></details>")
-    return section("origin", "Config and provenance", *parts)
+def _origin(run: RunFolder) -> dict[str, object]:
+    """Where the results come from; empty where there are none."""
+    if run.card is None:
+        return {}
+    origin, encoder = run.card.provenance, run.card.encoder
+    return {
+        "encoder": f"{encoder.name} ({encoder.kind})",
+        "weights": encoder.weights,
+        "checkpoint": f"step {encoder.checkpoint_step:,}",
+        **{
+            f"data of {task}": f"{data.path}, {data.files:,} of {data.files_listed:,} files, {data.fingerprint}"
+            for task, data in run.card.data.items()
+        },
+        "seed": origin.seed,
+        **{f"version of {name}": value for name, value in origin.versions.items()},
+        **origin.hardware,
+        "evaluated": origin.created,
+    }

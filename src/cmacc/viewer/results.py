@@ -1,25 +1,24 @@
 """Results of the card in words, tiles and tables: every number beside the untrained encoders' and chance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 
 from cmacc.transfer import Result
-from cmacc.viewer.page import escape, note, section
 from cmacc.viewer.run_folder import RunFolder
 
 _TASKS = {
     "pairs": (
         "Pairs: which sound belongs to which picture",
         "Every held-out clip is split into picture and sound; from one, the encoders look for the other among all "
-        "held-out "
-        "clips. No labels are involved.",
+        "held-out clips. No labels are involved.",
     ),
     "labelled": (
         "Labelled: how much the features know of the classes",
-        "The trained encoders stay as they are; a simple classifier on top of their features learns the labels of "
-        "the training "
-        "files and names those of held-out ones. Chance is always naming the most frequent training class.",
+        "The trained encoders stay as they are; a simple classifier on top of their features learns the "
+        "labels of the training files and names those of held-out ones. Chance is always naming the most frequent "
+        "training class.",
     ),
 }
 _PROTOCOLS = {
@@ -38,35 +37,49 @@ _MODALITIES = {
 }
 _METRICS = {
     "R@1": "Recall@1",
-    "R@5": "right one in the first 5 (R@5)",
-    "R@10": "right one in the first 10 (R@10)",
-    "median_rank": "median rank of the right one",
+    "R@5": "Recall@5",
+    "R@10": "Recall@10",
+    "median_rank": "median rank",
     "accuracy": "accuracy",
 }
 
 
-def results_section(run: RunFolder) -> str:
-    """The result tables, or a note that nothing was evaluated."""
-    if run.card is None or not run.card.results:
-        return section(
-            "results",
-            "Results",
-            note(
-                "Nothing has been evaluated yet: <code>cmacc evaluate</code> measures this run and writes its "
-                "results here."
-            ),
-        )
-    parts = [
-        '<p class="quiet">Bars show the result, the stroke is chance. ▲ is better than the same encoders before '
-        "training, "
-        "▼ worse, = too close to tell: by less than two standard errors of the difference, from the number of "
-        "held-out "
-        "items (ranks have no such test).</p>"
+@dataclass(frozen=True)
+class Shown:
+    """A row of a result table; ``group`` is empty where it is that of the row above, bars are in percent."""
+
+    group: str
+    metric: str
+    count: int
+    verdict: str
+    value: str
+    untrained: str
+    chance: str
+    bar: float
+    chance_bar: float
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """The results of one task, and what the task is."""
+
+    title: str
+    meaning: str
+    rows: list[Shown]
+
+
+def task_tables(run: RunFolder) -> list[TaskTable]:
+    """A table a task; none where nothing was evaluated."""
+    ordered = sorted(
+        run.card.results if run.card else (),
+        key=lambda r: (
+            _place(_TASKS, r.task), r.task, _place(_PROTOCOLS, r.protocol), _place(_MODALITIES, r.modality),
+            _place(_METRICS, r.metric),
+        ),
+    )  # fmt: skip
+    return [
+        TaskTable(*_TASKS.get(task, (task, "")), _rows(results)) for task, results in groupby(ordered, lambda r: r.task)
     ]
-    for task, results in groupby(sorted(run.card.results, key=lambda r: _place(_TASKS, r.task)), lambda r: r.task):
-        heading, meaning = _TASKS.get(task, (task, ""))
-        parts += [f"<h3>{escape(heading)}</h3><p>{escape(meaning)}</p>", _table(list(results))]
-    return section("results", "Results", *parts)
 
 
 def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
@@ -78,13 +91,9 @@ def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
         ("linear", "both", "accuracy", "linear probe, picture and sound"),
     )
     return [
-        (
-            shown(r.metric, r.value),
-            what,
-            f"{_beside(r)}chance {shown(r.metric, r.chance)}",
-        )
-        for *key, what in wanted
-        if (r := found.get((key[0], key[1], key[2]))) is not None
+        (shown(r.metric, r.value), what, f"{_beside(r)}chance {shown(r.metric, r.chance)}")
+        for protocol, modality, metric, what in wanted
+        if (r := found.get((protocol, modality, metric))) is not None
     ]
 
 
@@ -125,54 +134,38 @@ def verdict(metric: str, value: float, untrained: float | None, count: int) -> s
     return "up" if gain > 0 else "down"
 
 
-def _place(names: dict[str, object] | dict[str, str] | dict[str, tuple[str, str]], name: str) -> int:
+def _place(names: Mapping[str, object], name: str) -> int:
     return list(names).index(name) if name in names else len(names)
 
 
-def _table(results: Sequence[Result]) -> str:
-    ordered = sorted(
-        results,
-        key=lambda r: (_place(_PROTOCOLS, r.protocol), _place(_MODALITIES, r.modality), _place(_METRICS, r.metric)),
-    )
+def _rows(results: Iterable[Result]) -> list[Shown]:
     rows = []
     previous: tuple[str, str] | None = None
-    for result in ordered:
+    for result in results:
         group = (result.protocol, result.modality)
         protocol = _PROTOCOLS.get(result.protocol, result.protocol)
-        name = f"{protocol}, {_MODALITIES.get(result.modality, result.modality)}" if group != previous else ""
-        rows.append(_row(name, result))
+        modality = _MODALITIES.get(result.modality, result.modality)
+        rows.append(
+            Shown(
+                group=f"{protocol}, {modality}" if group != previous else "",
+                metric=_METRICS.get(result.metric, result.metric),
+                count=result.count,
+                verdict=verdict(result.metric, result.value, result.untrained, result.count),
+                value=shown(result.metric, result.value),
+                untrained=shown(result.metric, result.untrained),
+                chance=shown(result.metric, result.chance),
+                bar=_share(result, result.value),
+                chance_bar=_share(result, result.chance),
+            )
+        )
         previous = group
-    return (
-        '<div class="scroll"><table><thead><tr><th>measured</th><th></th><th class="number">result</th><th></th>'
-        '<th class="number">untrained</th><th class="number">chance</th><th '
-        'class="number">items</th></tr></thead><tbody>' + "\n".join(rows) + "</tbody></table></div>"
-    )
+    return rows
 
 
-def _row(name: str, result: Result) -> str:
-    outcome = verdict(result.metric, result.value, result.untrained, result.count)
-    sign = {"up": "▲", "down": "▼", "level": "="}[outcome]
-    reading = {"up": "better than untrained", "down": "worse than untrained", "level": "not clearly different"}[outcome]
-    value, untrained, chance = (shown(result.metric, v) for v in (result.value, result.untrained, result.chance))
-    return (
-        f'<tr class="{"new" if name else ""}"><th scope="row">{escape(name)}</th>'
-        f"<td>{escape(_METRICS.get(result.metric, result.metric))}</td>"
-        f'<td class="number value">{value} <span class="{outcome}" title="{reading}">{sign}</span></td>'
-        f"<td>{_bar(result, outcome)}</td>"
-        f'<td class="number" data-name="untrained">{untrained}</td><td class="number" data-name="chance">{chance}</td>'
-        f'<td class="number" data-name="items">{result.count:,}</td></tr>'
-    )
-
-
-def _bar(result: Result, outcome: str) -> str:
-    def share(value: float) -> float:
-        if not math.isfinite(value):
-            return 0.0
-        # A rank as the share of the other items that are left behind: 1 for first, 0 for last, one half by chance.
-        length = 1 - (value - 1) / max(1, result.count - 1) if result.metric == "median_rank" else value
-        return 100 * min(1.0, max(0.0, length))
-
-    return (
-        f'<span class="bar {outcome}"><i style="width:{share(result.value):.1f}%"></i>'
-        f'<u style="left:calc({share(result.chance):.1f}% - 1px)"></u></span>'
-    )
+def _share(result: Result, value: float) -> float:
+    """Length of a bar in percent."""
+    if not math.isfinite(value):
+        return 0.0
+    # A rank as the share of the other items that are left behind: 1 for first, 0 for last, one half by chance.
+    length = 1 - (value - 1) / max(1, result.count - 1) if result.metric == "median_rank" else value
+    return 100 * min(1.0, max(0.0, length))

@@ -15,27 +15,10 @@ from numpy.typing import NDArray
 from cmacc.clips import Manifest, ManifestError
 from cmacc.pretraining import ConfigError, PretrainConfig, read_config
 from cmacc.transfer import Card, CardError
+from cmacc.viewer.page import ReportError
 
 _FORMER_DIRECTIONS = {"v2a": "video_to_audio", "a2v": "audio_to_video"}
 _TENSORS = ("video", "audio", "sample_ids", "start_seconds")
-
-
-class ReportError(ValueError):
-    """A report that cannot be made or written; the message says why and the way out."""
-
-
-def check_out(what: str, out: Path, overwrite: bool) -> None:
-    """Refuse a place for a page before the work for it is done.
-
-    Raises
-    ------
-    ReportError
-        It is a folder, or a file that may not be replaced.
-    """
-    if out.is_dir():
-        raise ReportError(f"{what} {out}: must be a file, got a folder; name a file in it, as {out / f'{what}.html'}")
-    if out.exists() and not overwrite:
-        raise ReportError(f"{what} {out}: is there already; give --overwrite to replace it, or choose another --out")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from cmacc.clips import FINDINGS, Examination, ScanResult
-from cmacc.clips.storage import written_aside
+from cmacc.clips import FINDINGS, ScanResult
 from cmacc.viewer.figures import histogram_panel
-from cmacc.viewer.page import duration, escape, figure, note, page, section, tiles
+from cmacc.viewer.page import Figure, check_out, duration, render, write_page
 
 # A page must open on a phone: what comes beyond these is counted only.
 _MOST_THUMBNAILS, _MOST_ROWS, _MOST_MISSING = 200, 500, 100
@@ -26,43 +25,31 @@ def write_scan_page(result: ScanResult, out: Path, *, overwrite: bool = False) -
 
     Raises
     ------
-    FileExistsError
-        ``out`` is there already.
+    ReportError
+        ``out`` is a folder, or there already.
     """
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out}: is there already; give --overwrite to replace it")
-    with written_aside(out) as aside:
-        aside.write_text(render_scan_page(result), encoding="utf-8")
-    return out
+    check_out("scan", out, overwrite)
+    return write_page(out, render_scan_page(result))
 
 
 def render_scan_page(result: ScanResult) -> str:
     """The page as text."""
-    roots = sorted({str(file.root) for file in result.listing.files})
-    body = [
-        f'<header><p class="eyebrow">cmacc scan</p><h1>{escape(", ".join(Path(root).name for root in roots))}</h1>'
-        f'<p class="lead">{_summary(result)}</p></header>',
-        _tiles(result),
-        _findings_section(result),
-        _histograms_section(result),
-        _refused_section(result),
-        _list_section(result),
-    ]
-    return page("cmacc scan", "\n".join(part for part in body if part))
-
-
-def _summary(result: ScanResult) -> str:
     records = list(result.manifest.records)
-    both = sum(record.has_audio and record.has_picture for record in records)
-    text = (
-        f"{len(result.examinations):,} files were examined; {len(records):,} samples are in the manifest, {both:,} "
-        f"of them with picture and sound, and {len(result.skipped):,} skipped. The data set's fingerprint "
-        f"is {result.manifest.fingerprint()}."
+    return render(
+        "scan.html.j2",
+        name=", ".join(Path(root).name for root in sorted({str(file.root) for file in result.listing.files})),
+        result=result,
+        whole_count=sum(record.has_audio and record.has_picture for record in records),
+        headlines=_tiles(result),
+        findings=_findings(result),
+        histograms=_histograms(result),
+        skipped=_skipped(result)[:_MOST_THUMBNAILS],
+        most_rows=_MOST_ROWS,
+        most_missing=_MOST_MISSING,
     )
-    return escape(text)
 
 
-def _tiles(result: ScanResult) -> str:
+def _tiles(result: ScanResult) -> list[tuple[str, str, str]]:
     seconds = float(sum(result.manifest.column("duration_seconds")))
     bytes_ = sum(examination.size_bytes for examination in result.examinations.values())
     shown = [
@@ -73,104 +60,47 @@ def _tiles(result: ScanResult) -> str:
     if result.listing.listed_count:
         missing = len(result.listing.missing)
         shown.append((f"{missing:,}", "missing", f"of {result.listing.listed_count:,} in the list"))
-    return tiles(shown)
+    return shown
 
 
-def _findings_section(result: ScanResult) -> str:
-    counts = Counter(name for e in result.examinations.values() for name in {f.name for f in e.findings})
-    rows = "".join(
-        f'<tr class="new"><th>{escape(name)}</th><td class="number">{counts[name]:,}</td>'
-        f'<td class="number">{counts[name] / len(result.examinations):.1%}</td><td>{escape(meaning)}</td></tr>'
-        for name, meaning in FINDINGS.items()
-        if counts[name]
-    )
-    if not rows:
-        return section("findings", "Findings", note("No issues found."))
-    table = (
-        '<div class="scroll"><table><thead><tr><th>finding</th><th class="number">files</th>'
-        f'<th class="number">share</th><th>what it means</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    )
-    return section("findings", "Findings", table, _examples(result))
-
-
-def _examples(result: ScanResult) -> str:
-    """For every kind of finding, which files have it."""
+def _findings(result: ScanResult) -> list[tuple[str, int, str, list[tuple[Path, str]]]]:
+    """Of every kind of finding: name, how many files have it, what it means, and which (file, detail)."""
     root_of = {file.path: file.root for file in result.listing.files}
-    parts = []
-    for name in FINDINGS:
-        told = [
-            (path, finding.detail)
-            for path, examination in result.examinations.items()
-            for finding in examination.findings
-            if finding.name == name
-        ]
-        if not told:
-            continue
-        shown = "".join(
-            f"<dt>{escape(path.relative_to(root_of[path]))}</dt><dd>{escape(_within(detail, root_of[path]))}</dd>"
-            for path, detail in told[:_MOST_ROWS]
-        )
-        more = f"<p>and {len(told) - _MOST_ROWS:,} more</p>" if len(told) > _MOST_ROWS else ""
-        parts.append(f"<details><summary>{escape(name)}: {len(told):,} files</summary><dl>{shown}</dl>{more}</details>")
-    return "".join(parts)
+    counts = Counter(name for e in result.examinations.values() for name in {f.name for f in e.findings})
+    details: dict[str, list[tuple[Path, str]]] = {name: [] for name in FINDINGS}
+    for path, examination in result.examinations.items():
+        for finding in examination.findings:
+            within = finding.detail.replace(f"{root_of[path]}/", "")
+            details[finding.name].append((path.relative_to(root_of[path]), within))
+    return [(name, counts[name], meaning, details[name]) for name, meaning in FINDINGS.items() if counts[name]]
 
 
-def _within(detail: str, root: Path) -> str:
-    return detail.replace(f"{root}/", "")
-
-
-def _histograms_section(result: ScanResult) -> str:
+def _histograms(result: ScanResult) -> list[Figure]:
     examined = list(result.examinations.values())
     infos = [e.info for e in examined if e.info is not None]
-    short_sides = [float(min(info.height, info.width)) for info in infos if info.width]
-    panels = [
-        _histogram("Length", [info.duration_seconds for info in infos], "seconds", True),
-        _histogram("Frame rate", [info.fps for info in infos if info.width], "frames per second", False),
-        _histogram("Size", short_sides, "shorter side, pixels", False),
-        _histogram("Loudness", _loudness(examined), "dB of full scale", False),
-    ]
-    shown = "".join(panel for panel in panels if panel)
-    return section("histograms", "What the files are like", f'<div class="panels">{shown}</div>') if shown else ""
+    figures = []
+    for title, values, label in (
+        ("Length", [info.duration_seconds for info in infos], "seconds"),
+        ("Frame rate", [info.fps for info in infos if info.width], "frames per second"),
+        ("Size", [float(min(info.height, info.width)) for info in infos if info.width], "shorter side, pixels"),
+        ("Loudness", [e.loudness_dbfs for e in examined if e.loudness_dbfs is not None], "dB of full scale"),
+    ):
+        if ordered := sorted(values):
+            median = ordered[len(ordered) // 2]
+            caption = f"{ordered[0]:.4g} to {ordered[-1]:.4g}, median {median:.4g}; {len(ordered):,} files"
+            svg = histogram_panel(ordered, label, logarithmic=title == "Length")
+            figures.append(Figure(title, svg, caption))
+    return figures
 
 
-def _loudness(examined: list[Examination]) -> list[float]:
-    return [e.loudness_dbfs for e in examined if e.loudness_dbfs is not None]
-
-
-def _histogram(title: str, values: list[float], label: str, logarithmic: bool) -> str:
-    if not values:
-        return ""
-    ordered = sorted(values)
-    caption = f"{ordered[0]:.4g} to {ordered[-1]:.4g}, median {ordered[len(ordered) // 2]:.4g}; {len(values):,} files"
-    return figure(title, histogram_panel(values, label, logarithmic=logarithmic), caption)
-
-
-def _refused_section(result: ScanResult) -> str:
-    if not result.skipped:
-        return section("skipped", "Skipped", note("No file was skipped."))
+def _skipped(result: ScanResult) -> list[tuple[Path, str, str]]:
+    """File, reason and thumbnail (JPEG in base64, or empty)."""
     root_of = {file.path: file.root for file in result.listing.files}
-    cards = []
-    for path, reason in list(result.skipped.items())[:_MOST_THUMBNAILS]:
-        examination = result.examinations.get(path)
-        if examination is not None and examination.thumbnail is not None:
-            shown = f'<img alt="" loading="lazy" src="data:image/jpeg;base64,{escape(examination.thumbnail)}">'
-        else:
-            shown = '<span class="gone">no picture</span>'
-        name = path.relative_to(root_of[path]) if path in root_of else path
-        cards.append(f"<li>{shown}<b>{escape(name)}</b><span>{escape(reason)}</span></li>")
-    more = len(result.skipped) - _MOST_THUMBNAILS
-    parts = [f'<ul class="answers">{"".join(cards)}</ul>', f"<p>and {more:,} more</p>" if more > 0 else ""]
-    return section("skipped", f"Skipped: {len(result.skipped):,}", *parts)
-
-
-def _list_section(result: ScanResult) -> str:
-    listing = result.listing
-    parts = []
-    if listing.unmatched_count:
-        parts.append(note(f"{listing.unmatched_count:,} media files are not named in the list."))
-    if listing.missing:
-        named = "\n".join(listing.missing[:_MOST_MISSING])
-        more = f"\nand {len(listing.missing) - _MOST_MISSING:,} more" if len(listing.missing) > _MOST_MISSING else ""
-        summary = f"{len(listing.missing):,} of {listing.listed_count:,} in the list are not there"
-        parts.append(f"<details><summary>{summary}</summary><pre>{escape(named + more)}</pre></details>")
-    return section("list", "Against the list", *parts) if parts else ""
+    return [
+        (
+            path.relative_to(root_of[path]) if path in root_of else path,
+            reason,
+            (result.examinations[path].thumbnail if path in result.examinations else None) or "",
+        )
+        for path, reason in result.skipped.items()
+    ]

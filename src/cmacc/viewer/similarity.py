@@ -1,17 +1,19 @@
 """What the embeddings hold to be alike: a map of the held-out clips, and sample queries with their answers."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.clips import ClipSpec, Manifest
 from cmacc.transfer import ranks
-from cmacc.viewer.figures import map_panel
-from cmacc.viewer.gallery import ClipPictures
-from cmacc.viewer.page import escape, figure, note, section
-from cmacc.viewer.run_folder import Pairs, RunFolder
+from cmacc.viewer.figures import Points, points_panel
+from cmacc.viewer.gallery import ClipPictures, Picture
+from cmacc.viewer.page import Figure, Legend
+from cmacc.viewer.run_folder import RunFolder
+
+ShowRow = Callable[[int], Picture]
 
 _MAP_PAIRS = 400  # t-SNE takes a few seconds for as many
 _JOINED_PAIRS = 80  # more lines are a haze
@@ -20,67 +22,122 @@ _FEWEST_FOR_TSNE = 10
 _QUERIES = 4
 _ANSWERS = 5
 
-NOT_EMBEDDED = (
-    "There are no embeddings of held-out clips yet: <code>cmacc evaluate</code> with task <code>pairs</code> writes "
-    "them."
-)
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture of the query, its caption, and its width over its height."""
+
+    picture: Picture
+    caption: str
+    aspect: float
 
 
-def map_section(run: RunFolder) -> str:
-    """The embeddings in the plane."""
-    heading = "Map of the held-out clips"
+@dataclass(frozen=True)
+class Answer:
+    """A clip that a query found: ``place`` in the order, ``score`` (cosine), and whether it is the right one."""
+
+    picture: Picture
+    label: str
+    file_name: str
+    place: int
+    score: float
+    right: bool
+    same_label: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query with its first answers, and the right one where it is not among them."""
+
+    title: str
+    rank: int
+    of: int
+    asked: list[Asked]
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Sample queries by the question that they ask; ``windows`` of a file went into its embedding."""
+
+    by_question: dict[str, list[Query]]
+    windows: int
+    shown: int = _QUERIES
+    first: int = _ANSWERS
+
+
+def map_figure(run: RunFolder) -> Figure | None:
+    """The embeddings in the plane; None where there are none."""
     if run.pairs is None:
-        return section("map", heading, note(NOT_EMBEDDED))
+        return None
     rows = np.linspace(0, len(run.pairs) - 1, min(len(run.pairs), _MAP_PAIRS)).round().astype(np.int64)
     places, method = plane(np.concatenate([run.pairs.video[rows], run.pairs.audio[rows]]))
+    video, audio = np.split(places, 2)
     colours, legend = _label_colours(run, rows)
+    layers = [
+        Points(of_modality[np.asarray(colours) == colour], colour, marker, size)
+        for colour in sorted(set(colours))
+        for of_modality, marker, size in ((video, "o", 26.0), (audio, "^", 30.0))
+    ]
     joined = len(rows) <= _JOINED_PAIRS
-    legend = [("ink", "picture", "dot"), ("ink", "sound", "triangle"), *legend]
-    svg = map_panel(places[: len(rows)], places[len(rows) :], colours, join_pairs=joined)
     caption = (
-        f"{method} of {len(rows):,} of {len(run.pairs):,} clips. Near is alike; how far apart groups lie means "
-        "little. "
+        f"{method} of {len(rows):,} of {len(run.pairs):,} clips. Near is alike; how far apart groups lie means little. "
         + ("A thin line joins the picture and the sound of a clip. " if joined else "")
         + "Pictures and sounds often lie apart as two groups even where each finds its own: what counts is the order "
         "of distances from one to the other."
     )
-    parts = [figure("", svg, caption, legend, kind="wide")]
-    if run.manifest_fault:
-        parts.insert(0, note(f"Labels are not shown: {escape(run.manifest_fault)}"))
-    return section("map", heading, *parts)
+    svg = points_panel(layers, np.stack([video, audio], axis=1) if joined else None)
+    return Figure("", svg, caption, [("ink", "picture", "dot"), ("ink", "sound", "triangle"), *legend])
 
 
-def queries_section(run: RunFolder) -> str:
-    """Sample queries both ways."""
-    heading = "Sample queries"
-    if run.pairs is None:
-        return section("queries", heading, note(NOT_EMBEDDED))
-    if run.manifest is None:
-        return section("queries", heading, note(f"The clips cannot be shown: {escape(run.manifest_fault)}"))
-    gallery = _Gallery(run.pairs, run.manifest, run.config.data.clip, run.config.encoder.mel_bins)
-    windows = max((r.windows for r in run.card.results if r.task == "pairs"), default=1) if run.card else 1
-    rule = (
-        "<p>Chosen by a fixed rule, not by hand: all queries are ordered by the rank of the right answer, and shown "
-        "are "
-        f"{_QUERIES} that stand evenly spaced in that order, from the best to the worst. The right answer is framed "
-        "in green; "
-        f"where it is not among the first {_ANSWERS}, it follows with its rank. Frames read from left to right, then "
-        "down; "
-        "spectrograms show 60 dB, low tones below.</p>"
-    )
-    if windows > 1:
-        rule += f'<p class="quiet">Embeddings are means over {windows} windows of a file; the first is shown.</p>'
-    parts = [rule]
-    for title, queries, keys, ask, answer in (
-        ("Which sound belongs to this picture?", run.pairs.video, run.pairs.audio, gallery.both, gallery.sound),
-        ("Which picture belongs to this sound?", run.pairs.audio, run.pairs.video, gallery.sound_alone, gallery.frames),
+def sample_queries(run: RunFolder) -> Queries | None:
+    """Sample queries both ways; None without embeddings, or without the files that they are of."""
+    if run.pairs is None or run.manifest is None:
+        return None
+    pairs, pictures = run.pairs, ClipPictures(run.manifest, run.config.data.clip, run.config.encoder.mel_bins)
+    windows = list(zip(pairs.sample_ids.tolist(), pairs.start_seconds.tolist(), strict=True))
+    spec = pictures.spec
+
+    def sounds(row: int) -> Picture:
+        return pictures.sound(*windows[row])
+
+    def frames(row: int) -> Picture:
+        return pictures.frames(*windows[row])
+
+    def asked_by_video(row: int) -> list[Asked]:
+        strip = pictures.frames(*windows[row], columns=4)
+        return [
+            Asked(strip, "the query", 4 * spec.frame_width / spec.frame_height),
+            Asked(sounds(row), "its own sound, to compare", 1.25),
+        ]
+
+    def asked_by_audio(row: int) -> list[Asked]:
+        return [Asked(sounds(row), "the query", 1.0)]
+
+    def query(row: int, rank: int, scores: NDArray[np.float32], asked: list[Asked], show: ShowRow) -> Query:
+        label, file_name = pictures.name(*windows[row])
+        # As in the ranks, an equal score of another clip stands ahead of the right one.
+        order = np.lexsort((np.arange(len(scores)) == row, -scores)).tolist()
+        places = list(enumerate(order[:_ANSWERS], start=1))
+        places += [(rank, row)] if rank > _ANSWERS else []
+        answers = []
+        for place, key in places:
+            own_label, own_file = pictures.name(*windows[key])
+            same = bool(label) and own_label == label
+            answers.append(Answer(show(key), own_label, own_file, place, float(scores[key]), key == row, same))
+        return Query(f"{label} · {file_name}" if label else file_name, rank, len(scores), asked, answers)
+
+    by_question = {}
+    for question, queries, keys, asked, show in (
+        ("Which sound belongs to this picture?", pairs.video, pairs.audio, asked_by_video, sounds),
+        ("Which picture belongs to this sound?", pairs.audio, pairs.video, asked_by_audio, frames),
     ):
         found = ranks(queries, keys)
-        parts.append(f"<h3>{title}</h3>")
-        parts += [
-            _query(gallery, row, int(found[row]), keys @ queries[row], ask, answer) for row in chosen_queries(found)
+        by_question[question] = [
+            query(row, int(found[row]), keys @ queries[row], asked(row), show) for row in chosen_queries(found)
         ]
-    return section("queries", heading, *parts)
+    most = max((r.windows for r in run.card.results if r.task == "pairs"), default=1) if run.card else 1
+    return Queries(by_question, most)
 
 
 def chosen_queries(ranks: NDArray[np.int64], count: int = _QUERIES) -> list[int]:
@@ -105,9 +162,8 @@ def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
     components = left * singular
     components = np.pad(components, ((0, 0), (0, max(0, 2 - components.shape[1]))))
     spread = float(components[:, 0].std())
-    if (
-        len(rows) < _FEWEST_FOR_TSNE or spread < 1e-6
-    ):  # t-SNE divides by the spread, and has nothing to show without one
+    # t-SNE divides by the spread, and has nothing to show without one.
+    if len(rows) < _FEWEST_FOR_TSNE or spread < 1e-6:
         return components[:, :2], "PCA"
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
@@ -119,7 +175,7 @@ def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
     return np.asarray(places, np.float64), "t-SNE (fixed seed, after PCA)"
 
 
-def _label_colours(run: RunFolder, rows: NDArray[np.int64]) -> tuple[list[str], list[tuple[str, str, str]]]:
+def _label_colours(run: RunFolder, rows: NDArray[np.int64]) -> tuple[list[str], Legend]:
     if run.pairs is None or run.manifest is None:
         return ["c1"] * len(rows), []
     labels = [run.manifest.records[i].label for i in run.pairs.sample_ids[rows]]
@@ -134,77 +190,3 @@ def _label_colours(run: RunFolder, rows: NDArray[np.int64]) -> tuple[list[str], 
         text = f"{others} other labels" if others else "no label"
         legend.append(("muted", text, "square"))
     return [colour_of.get(label, "muted") if label else "muted" for label in labels], legend
-
-
-class _Gallery:
-    """Pictures of the held-out clips by their rows."""
-
-    def __init__(self, pairs: Pairs, manifest: Manifest, spec: ClipSpec, mel_bins: int) -> None:
-        self._pairs = pairs
-        self._pictures = ClipPictures(manifest, spec, mel_bins)
-
-    def name(self, row: int) -> tuple[str, str]:
-        """Label (or empty) and file name with the clip's start."""
-        return self._pictures.name(*self._window(row))
-
-    def sound(self, row: int) -> str:
-        """A spectrogram."""
-        return self._pictures.sound(*self._window(row))
-
-    def frames(self, row: int) -> str:
-        """Four frames, two by two."""
-        return self._pictures.frames(*self._window(row))
-
-    def both(self, row: int) -> str:
-        """Four frames in a row beside the spectrogram: a picture that asks, and the sound that it should find."""
-        spec = self._pictures.spec
-        frames = self._pictures.frames(*self._window(row), columns=4)
-        return (
-            f'<div class="ask"><div style="--aspect:{4 * spec.frame_width / spec.frame_height:.2f}">{frames}'
-            f"<small>the query</small></div>"
-            f'<div style="--aspect:1.25">{self.sound(row)}<small>its own sound, to compare</small></div></div>'
-        )
-
-    def sound_alone(self, row: int) -> str:
-        """A spectrogram that asks."""
-        return f'<div class="ask alone"><div style="--aspect:1">{self.sound(row)}<small>the query</small></div></div>'
-
-    def _window(self, row: int) -> tuple[int, float]:
-        return int(self._pairs.sample_ids[row]), float(self._pairs.start_seconds[row])
-
-
-def _query(
-    gallery: _Gallery,
-    row: int,
-    rank: int,
-    scores: NDArray[np.float32],
-    ask: Callable[[int], str],
-    answer: Callable[[int], str],
-) -> str:
-    label, file_name = gallery.name(row)
-    title = escape(f"{label} · {file_name}" if label else file_name)
-    others = np.arange(len(scores)) == row
-    # As in the ranks, an equal score of another clip stands ahead of the right one.
-    order = [int(i) for i in np.lexsort((others, -scores))]
-    places: Sequence[tuple[int, int]] = list(enumerate(order[:_ANSWERS], start=1))
-    if row not in order[:_ANSWERS]:
-        places = [*places, (rank, row)]
-    tiles = "\n".join(_answer(gallery, key, place, row, float(scores[key]), answer) for place, key in places)
-    return (
-        f'<article class="query"><header><b>{title}</b><span class="quiet">right answer at rank {rank:,} of '
-        f'{len(scores):,}</span></header>{ask(row)}<ol class="answers">{tiles}</ol></article>'
-    )
-
-
-def _answer(gallery: _Gallery, key: int, place: int, row: int, score: float, show: Callable[[int], str]) -> str:
-    label, file_name = gallery.name(key)
-    own_label = gallery.name(row)[0]
-    kind = "right" if key == row else ""
-    if place > _ANSWERS:
-        kind += " far"
-    remark = "<b>✓ right</b>" if key == row else "same label" if label and label == own_label else ""
-    name = f"{escape(label)}<span>{escape(file_name)}</span>" if label else f"<span>{escape(file_name)}</span>"
-    return (
-        f'<li class="{kind.strip()}">{show(key)}{name}<small>#{place:,} · {score:.2f}'
-        f"{' · ' + remark if remark else ''}</small></li>"
-    )

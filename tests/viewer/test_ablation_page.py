@@ -176,7 +176,7 @@ def test_fewer_steps_on_the_plateau_are_better(results: AblationResults, page: s
     assert active[5] == "3 : 0"
     found = render_ablation_page(made(headline="median_rank", regimes={}, budgets=["steps"]))
     assert "← better" in found
-    assert "Median place of the right one" in found
+    assert "Median rank" in found
 
 
 def test_the_plateau_table_counts_runs(page: str) -> None:
@@ -214,7 +214,7 @@ def test_names_do_not_become_markup() -> None:
     found = render_ablation_page(evil)
     assert "script" not in _Page(found).tags
     assert "<script" not in found
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; $\\frac&quot;" in found
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; $\\frac&#34;" in found
 
 
 def test_metrics_that_are_absent_are_said_to_be() -> None:
@@ -249,8 +249,9 @@ def test_curves_are_means_over_seeds_where_all_were_measured() -> None:
             for seed, step, value in ((0, 10, 1.0), (1, 10, 3.0), (0, 20, 5.0))]  # fmt: skip
     curve = curve_of(rows, Pen("c1"), seconds=True)
     assert curve is not None
-    assert (curve.places.tolist(), curve.means.tolist()) == ([1.5], [2.0])
-    assert (curve.lows.tolist(), curve.highs.tolist()) == ([1.0], [3.0])
+    assert (curve.series.steps.tolist(), curve.series.values.tolist()) == ([1.5], [2.0])
+    assert curve.band is not None
+    assert [end.tolist() for end in curve.band] == [[1.0], [3.0]]
     assert curve_of([], Pen("c1")) is None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cmacc.clips import LabelTable, ScanResult, list_folders, scan
-from cmacc.viewer import render_scan_page, write_scan_page
+from cmacc.viewer import ReportError, render_scan_page, write_scan_page
 
 from ..clips.films import changing_sound, moving_picture, write_film
 
@@ -55,7 +55,7 @@ def test_counts_reasons_and_pictures(result: ScanResult) -> None:
 def test_names_do_not_become_markup(result: ScanResult) -> None:
     page = render_scan_page(result)
     assert "<b>&'" not in page
-    assert "&lt;b&gt;&amp;&#x27;&quot;.mp4" in page
+    assert "&lt;b&gt;&amp;&#39;&#34;.mp4" in page
     assert "gone/&lt;i&gt;.mp4" in page
 
 
@@ -78,7 +78,7 @@ def test_nothing_comes_from_the_network(result: ScanResult) -> None:
 def test_same_files_same_page_and_none_is_overwritten(result: ScanResult, tmp_path: Path) -> None:
     page = write_scan_page(result, tmp_path / "page.html")
     assert page.read_text() == render_scan_page(result)
-    with pytest.raises(FileExistsError, match=r"page\.html: is there already; give --overwrite"):
+    with pytest.raises(ReportError, match=r"page\.html: is there already; give --overwrite"):
         write_scan_page(result, page)
     write_scan_page(result, page, overwrite=True)
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Colours by their names in style.css, as stand-ins that matplotlib accepts; the finished SVG has the page's CSS
 # variables in their place, so that one figure serves light and dark.
-COLOURS = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "c9")
+COLOURS = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
 INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
 
 _SETTINGS: dict[Any, Any] = {

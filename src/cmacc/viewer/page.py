@@ -70,12 +70,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, what: str, plural: str = "") -> str:
     """
-    >>> counted(1, "seed"), counted(1200, "step")
-    ('1 seed', '1,200 steps')
+    >>> counted(1, "seed"), counted(1200, "step"), counted(2, "class", "classes")
+    ('1 seed', '1,200 steps', '2 classes')
     """
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {what if count == 1 else plural or what + 's'}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -77,9 +77,11 @@ def task_tables(run: RunFolder) -> list[TaskTable]:
             _place(_METRICS, r.metric),
         ),
     )  # fmt: skip
-    return [
-        TaskTable(*_TASKS.get(task, (task, "")), _rows(results)) for task, results in groupby(ordered, lambda r: r.task)
-    ]
+    tables = []
+    for task, results in groupby(ordered, lambda r: r.task):
+        title, meaning = _TASKS.get(task, (task, ""))
+        tables.append(TaskTable(title, meaning, _rows(results)))
+    return tables
 
 
 def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cmacc.clips import FINDINGS, ScanResult
 from cmacc.viewer.figures import histogram_panel
-from cmacc.viewer.page import Figure, check_out, duration, render, write_page
+from cmacc.viewer.page import Figure, check_out, counted, duration, render, write_page
 
 # A page must open on a phone: what comes beyond these is counted only.
 _MOST_THUMBNAILS, _MOST_ROWS, _MOST_MISSING = 200, 500, 100
@@ -53,7 +53,7 @@ def _tiles(result: ScanResult) -> list[tuple[str, str, str]]:
     seconds = float(sum(result.manifest.column("duration_seconds")))
     bytes_ = sum(examination.size_bytes for examination in result.examinations.values())
     shown = [
-        (f"{len(result.manifest):,}", "samples", f"{len(result.manifest.classes()):,} classes"),
+        (f"{len(result.manifest):,}", "samples", counted(len(result.manifest.classes()), "class", "classes")),
         (duration(seconds), "of video and sound", f"{bytes_ / 1e9:,.2f} GB with the skipped files"),
         (f"{len(result.skipped):,}", "files skipped", "see below for the reasons"),
     ]

@@ -11,7 +11,8 @@ from cmacc.viewer.page import Figure, Legend
 from cmacc.viewer.run_folder import RunFolder, Series
 
 _DIRECTIONS = (("video_to_audio", "c1", "video → audio"), ("audio_to_video", "c2", "audio → video"))
-_PHASES = {
+# Of a step, by the names of their times in metrics.jsonl.
+PHASES = {
     "data": "waiting for data",
     "transform": "transforms",
     "encode": "encoders",
@@ -65,9 +66,8 @@ def curves(run: RunFolder) -> list[Figure]:
     if series := run.metrics.get("clips_per_second"):
         median = float(np.median(series.values))
         svg = line_panel([Line(series, "c6", smooth=True)], bottom=0.0)
-        figures.append(
-            Figure("Clips a second", svg, f"Half of all steps ran faster than {median:,.1f} clips a second.")
-        )
+        caption = f"Half of all steps ran faster than {median:,.1f} clips a second."
+        figures.append(Figure("Clips a second", svg, caption))
     figures.append(_phase_panel(run))
     return [figure for figure in figures if figure is not None]
 
@@ -159,7 +159,7 @@ def _phase_panel(run: RunFolder) -> Figure | None:
         return None
     parts: dict[str, NDArray[np.float64]] = {}
     legend: list[tuple[str, str, str]] = []
-    for number, (name, text) in enumerate(_PHASES.items(), start=1):
+    for number, (name, text) in enumerate(PHASES.items(), start=1):
         series = run.metrics.get(f"seconds/{name}")
         if series is not None:
             place = np.searchsorted(whole.steps, series.steps)
@@ -171,6 +171,6 @@ def _phase_panel(run: RunFolder) -> Figure | None:
     legend.append(("muted", "the rest", "square"))
     longest, seconds = max(parts.items(), key=lambda item: float(item[1].sum()))
     share = seconds.sum() / max(whole.values.sum(), 1e-9)
-    caption = f"Where a step's time goes. Most of it: {_PHASES.get(longest, 'the rest')}, {100 * share:.0f} %."
+    caption = f"Where a step's time goes. Most of it: {PHASES.get(longest, 'the rest')}, {100 * share:.0f} %."
     svg = stack_panel(whole.steps, parts, [colour for colour, _, _ in legend])
     return Figure("Seconds a step", svg, caption, legend)

@@ -1,5 +1,6 @@
 """Runs of a plan: paired, the same again, restartable, the same from several processes; and the comparison of them."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -25,10 +26,14 @@ from cmacc.ablation import (
     sign_test,
     write_results,
 )
+from cmacc.ablation import plan as plan_module
+from cmacc.ablation.clipset import ClipDataset, decode_all
 from cmacc.ablation.run import step_seconds
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.cli import main
-from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+from cmacc.clips import Manifest
+from cmacc.clips.progress import silent
+from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, RunError
 
 WORLD = {"kind": "vectors", "classes": 6, "zipf_exponent": 0.5, "samples": 256, "held_out": 64, "nuisance": 0.3}
 PLAIN: dict[str, Any] = {
@@ -283,3 +288,37 @@ def test_a_broken_run_is_named(done: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / f"{runs[0].key}.json").write_text('{"points": ')
     with pytest.raises(PlanError, match=r"cannot be read .*; delete it to have the run made again"):
         results_of_runs(plan, runs, tmp_path)
+
+
+@pytest.mark.parametrize("changed", ["code", "torch"])
+def test_figures_of_other_code_or_another_torch_are_not_taken_for_ones_own(
+    monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    (cell, *_) = plan_from_plain(PLAIN).cells
+    before = plan_module.run_key(cell.problem, cell.config, 2)
+    assert plan_module.run_key(cell.problem, cell.config, 2) == before
+    if changed == "code":
+        monkeypatch.setattr(plan_module, "code_version", lambda *folders: "another")
+    else:
+        monkeypatch.setattr(torch, "__version__", "9.9")
+    assert plan_module.run_key(cell.problem, cell.config, 2) != before
+
+
+def test_clips_that_do_not_decode_are_named_and_limited(
+    small_config: PretrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = list(Manifest.read(small_config.data.manifest).records)
+    training = next(i for i, record in enumerate(records) if record.split == "train")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"not a video")
+    records[training] = dataclasses.replace(records[training], path=broken)
+    Manifest(records).write(tmp_path / "manifest.parquet")
+    data = dataclasses.replace(small_config.data, manifest=tmp_path / "manifest.parquet")
+    decode_all(dataclasses.replace(small_config, data=data), tmp_path / "clips.safetensors", silent)
+    dataset = ClipDataset(tmp_path / "clips.safetensors", torch.device("cpu"))
+    assert list(dataset.skipped) == [str(broken)]
+    assert f"skipped: {broken}" in caplog.text
+    assert (len(dataset.labels), len(dataset.held_out_labels)) == (35, 12)
+    strict = dataclasses.replace(small_config, data=dataclasses.replace(data, max_bad_fraction=0.0))
+    with pytest.raises(RunError, match=r"got 0 with 1 of 48 files bad, among them .*broken\.mp4"):
+        decode_all(strict, tmp_path / "strict.safetensors", silent)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cmacc.viewer.inspect_figures import map_of_pool, panels_of
-from cmacc.viewer.inspect_measures import Glance, MeasureRow, glance_of, measure_rows, verdict
+from cmacc.viewer.inspect_measures import WORDS, shown_as, verdict
 from cmacc.viewer.inspect_pictures import (
     SHOWN,
     Duplicates,
@@ -23,7 +23,7 @@ from cmacc.viewer.inspect_pictures import (
 )
 from cmacc.viewer.page import Figure, check_out, render, write_page
 from cmacc.viewer.replay import Selection, SelectionReplay
-from cmacc.viewer.selection import selection_facts
+from cmacc.viewer.selection import SelectionFacts, selection_facts
 
 OnStep = Callable[[int, int], None]
 
@@ -32,8 +32,8 @@ OnStep = Callable[[int, int], None]
 class Shown:
     """All that is shown of a selection in which keys were chosen."""
 
+    facts: SelectionFacts
     verdict: str
-    measures: list[MeasureRow]
     panels: list[Figure]
     map: Figure
     groups: list[Group]
@@ -93,7 +93,6 @@ def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: On
     pictures = KeyPictures(replay)
     labels_by_id = torch.tensor(replay.manifest.label_indices(), dtype=torch.int64)
     by_step: dict[int, list[tuple[Selection, Shown | None]]] = {}
-    glance: list[Glance] = []
     for done, step in enumerate(steps):
         on_step(done, len(steps))
         by_step[step] = []
@@ -104,17 +103,17 @@ def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: On
                 settings = replay.config.objective.temperature, replay.config.dictionary.gradient
                 facts = selection_facts(selection, *settings, labels_by_id, generator)
                 shown = Shown(
+                    facts=facts,
                     verdict=verdict(facts),
-                    measures=measure_rows(facts),
                     panels=panels_of(selection, facts),
                     map=map_of_pool(selection, facts),
                     groups=groups_of(pictures, selection, facts),
                     hard_negatives=hard_negatives_of(pictures, selection),
                     duplicates=duplicates_of(pictures, selection),
                 )
-                glance.append(glance_of(selection, facts, shown.hard_negatives.share))
             by_step[step].append((selection, shown))
     on_step(len(steps), len(steps))
+    measured = {name for both in by_step.values() for _, shown in both if shown for name in shown.facts.measures}
     return render(
         "inspect.html.j2",
         name=replay.run_dir.resolve().name,
@@ -124,8 +123,9 @@ def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: On
         trained_elsewhere=any(replay.trained_elsewhere(step) for step in steps),
         labels_known=any(label is not None for label in replay.manifest.column("label")),
         file_names=[record.name for record in replay.manifest.records],
-        glance=glance,
-        glance_titles=list(dict.fromkeys(title for one in glance for title in one.measures)),
+        glance=[(selection, shown) for both in by_step.values() for selection, shown in both if shown],
+        words={name: words for name, words in WORDS.items() if name in measured},
+        shown_as=shown_as,
         most_shown=SHOWN,
         by_step=by_step,
     )

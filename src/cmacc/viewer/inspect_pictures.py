@@ -62,21 +62,16 @@ class Outdone:
 
 
 @dataclass(frozen=True)
-class ByLabel:
-    """Of ``known`` leading keys with labels, ``same`` have their query's; as many at random about ``by_chance``."""
-
-    known: int
-    same: int
-    by_chance: float
-
-
-@dataclass(frozen=True)
 class HardNegatives:
-    """Negatives that lie nearer to a query than the right key: their share of all pairs, and the clearest."""
+    """Negatives that lie nearer to a query than the right key: their share of all pairs, and the clearest.
+
+    ``by_label``: of how many such keys the labels are known, how many have their query's, and how many of as many taken
+    at random would have it.
+    """
 
     share: float
     clearest: list[Outdone]
-    by_label: ByLabel | None
+    by_label: tuple[int, int, float] | None
 
 
 @dataclass(frozen=True)
@@ -186,7 +181,9 @@ def duplicates_of(pictures: KeyPictures, selection: Selection) -> Duplicates:
     )
 
 
-def _by_label(pictures: KeyPictures, selection: Selection, found: Sequence[HardNegative]) -> ByLabel | None:
+def _by_label(
+    pictures: KeyPictures, selection: Selection, found: Sequence[HardNegative]
+) -> tuple[int, int, float] | None:
     """How many of the leading keys are false negatives by label, and how many would be by chance."""
     keys = selection.dictionary
     pairs = [(int(selection.query_ids[one.query]), int(keys.sample_ids[one.key])) for one in found]
@@ -195,4 +192,4 @@ def _by_label(pictures: KeyPictures, selection: Selection, found: Sequence[HardN
         return None
     held = [label for place in keys.sample_ids.tolist() if (label := pictures.label(place)) is not None]
     chance = sum(held.count(label) / len(held) for own, _ in known if (label := pictures.label(own)) is not None)
-    return ByLabel(len(known), sum(pictures.same_label(own, other) for own, other in known), chance)
+    return len(known), sum(pictures.same_label(own, other) for own, other in known), chance

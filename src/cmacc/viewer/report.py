@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from cmacc.viewer import results
 from cmacc.viewer.page import check_out, duration, render, write_page
-from cmacc.viewer.results import headline_tiles, task_tables
 from cmacc.viewer.run_folder import RunFolder, read_run
 from cmacc.viewer.similarity import map_figure, sample_queries
 from cmacc.viewer.training import curves, final_mean, health, training_seconds
@@ -44,7 +44,8 @@ def render_report(run: RunFolder) -> str:
         run=run,
         summary=_summary(run),
         headlines=_tiles(run),
-        results=task_tables(run),
+        results=results,
+        by_task=results.results_by_task(run),
         curves=curves(run),
         health=health(run),
         labels_known=any(name.endswith(("/distinct_labels", "/false_negative_share")) for name in run.metrics),
@@ -80,7 +81,7 @@ def _summary(run: RunFolder) -> str:
 
 
 def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
-    shown = headline_tiles(run)
+    shown = results.headline_tiles(run)
     share = 100 * min(1.0, run.step_count / run.config.optim.steps)
     shown.append((f"{run.step_count:,}", "steps", f"{share:.0f} % of {run.config.optim.steps:,}"))
     seconds = training_seconds(run)

@@ -1,14 +1,13 @@
 """Results of the card in words, tiles and tables: every number beside the untrained encoders' and chance."""
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import groupby
 
 from cmacc.transfer import Result
 from cmacc.viewer.run_folder import RunFolder
 
-_TASKS = {
+TASKS = {
     "pairs": (
         "Pairs: which sound belongs to which picture",
         "Every held-out clip is split into picture and sound; from one, the encoders look for the other among all "
@@ -21,21 +20,21 @@ _TASKS = {
         "training class.",
     ),
 }
-_PROTOCOLS = {
+PROTOCOLS = {
     "retrieval": "Retrieval",
     "linear": "Linear probe",
     "svm": "Linear SVM",
     "knn": "Nearest neighbours",
     "finetune": "Fine-tuned",
 }
-_MODALITIES = {
+MODALITIES = {
     "video_to_audio": "picture → sound",
     "audio_to_video": "sound → picture",
     "video": "picture",
     "audio": "sound",
     "both": "both together",
 }
-_METRICS = {
+METRICS = {
     "R@1": "Recall@1",
     "R@5": "Recall@5",
     "R@10": "Recall@10",
@@ -44,44 +43,16 @@ _METRICS = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A row of a result table; ``group`` is empty where it is that of the row above, bars are in percent."""
-
-    group: str
-    metric: str
-    count: int
-    verdict: str
-    value: str
-    untrained: str
-    chance: str
-    bar: float
-    chance_bar: float
-
-
-@dataclass(frozen=True)
-class TaskTable:
-    """The results of one task, and what the task is."""
-
-    title: str
-    meaning: str
-    rows: list[Shown]
-
-
-def task_tables(run: RunFolder) -> list[TaskTable]:
-    """A table a task; none where nothing was evaluated."""
+def results_by_task(run: RunFolder) -> dict[str, list[Result]]:
+    """Results in the order of the page; none where nothing was evaluated."""
     ordered = sorted(
         run.card.results if run.card else (),
         key=lambda r: (
-            _place(_TASKS, r.task), r.task, _place(_PROTOCOLS, r.protocol), _place(_MODALITIES, r.modality),
-            _place(_METRICS, r.metric),
+            _place(TASKS, r.task), r.task, _place(PROTOCOLS, r.protocol), _place(MODALITIES, r.modality),
+            _place(METRICS, r.metric),
         ),
     )  # fmt: skip
-    tables = []
-    for task, results in groupby(ordered, lambda r: r.task):
-        title, meaning = _TASKS.get(task, (task, ""))
-        tables.append(TaskTable(title, meaning, _rows(results)))
-    return tables
+    return {task: list(results) for task, results in groupby(ordered, lambda r: r.task)}
 
 
 def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
@@ -116,14 +87,9 @@ def shown(metric: str, value: float | None) -> str:
     return f"{value:g}" if metric == "median_rank" else f"{100 * value:.1f} %"
 
 
-def verdict(metric: str, value: float, untrained: float | None, count: int) -> str:
-    """``up``, ``down`` or ``level`` against the untrained encoders.
-
-    Examples
-    --------
-    >>> verdict("R@1", 0.30, 0.01, 200), verdict("R@1", 0.02, 0.01, 200)
-    ('up', 'level')
-    """
+def verdict(result: Result) -> str:
+    """``up``, ``down`` or ``level`` against the untrained encoders: by two standard errors of the difference."""
+    metric, value, untrained, count = result.metric, result.value, result.untrained, result.count
     if untrained is None or not (math.isfinite(value) and math.isfinite(untrained)):
         return "level"
     gain = value - untrained
@@ -140,31 +106,7 @@ def _place(names: Mapping[str, object], name: str) -> int:
     return list(names).index(name) if name in names else len(names)
 
 
-def _rows(results: Iterable[Result]) -> list[Shown]:
-    rows = []
-    previous: tuple[str, str] | None = None
-    for result in results:
-        group = (result.protocol, result.modality)
-        protocol = _PROTOCOLS.get(result.protocol, result.protocol)
-        modality = _MODALITIES.get(result.modality, result.modality)
-        rows.append(
-            Shown(
-                group=f"{protocol}, {modality}" if group != previous else "",
-                metric=_METRICS.get(result.metric, result.metric),
-                count=result.count,
-                verdict=verdict(result.metric, result.value, result.untrained, result.count),
-                value=shown(result.metric, result.value),
-                untrained=shown(result.metric, result.untrained),
-                chance=shown(result.metric, result.chance),
-                bar=_share(result, result.value),
-                chance_bar=_share(result, result.chance),
-            )
-        )
-        previous = group
-    return rows
-
-
-def _share(result: Result, value: float) -> float:
+def bar_length(result: Result, value: float) -> float:
     """Length of a bar in percent."""
     if not math.isfinite(value):
         return 0.0

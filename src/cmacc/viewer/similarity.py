@@ -14,6 +14,8 @@ from cmacc.viewer.page import Figure, Legend
 from cmacc.viewer.run_folder import RunFolder
 
 ShowRow = Callable[[int], Picture]
+Asked = tuple[Picture, str, float]
+"""A picture of a query, its caption, and its width over its height."""
 
 _MAP_PAIRS = 400  # t-SNE takes a few seconds for as many
 _JOINED_PAIRS = 80  # more lines are a haze
@@ -21,15 +23,6 @@ _NAMED_LABELS = 8
 _FEWEST_FOR_TSNE = 10
 _QUERIES = 4
 _ANSWERS = 5
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A picture of the query, its caption, and its width over its height."""
-
-    picture: Picture
-    caption: str
-    aspect: float
 
 
 @dataclass(frozen=True)
@@ -107,12 +100,12 @@ def sample_queries(run: RunFolder) -> Queries | None:
     def asked_by_video(row: int) -> list[Asked]:
         strip = pictures.frames(*windows[row], columns=4)
         return [
-            Asked(strip, "the query", 4 * spec.frame_width / spec.frame_height),
-            Asked(sounds(row), "its own sound, to compare", 1.25),
+            (strip, "the query", 4 * spec.frame_width / spec.frame_height),
+            (sounds(row), "its own sound, to compare", 1.25),
         ]
 
     def asked_by_audio(row: int) -> list[Asked]:
-        return [Asked(sounds(row), "the query", 1.0)]
+        return [(sounds(row), "the query", 1.0)]
 
     def query(row: int, rank: int, scores: NDArray[np.float32], asked: list[Asked], show: ShowRow) -> Query:
         label, file_name = pictures.name(*windows[row])

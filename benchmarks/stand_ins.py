@@ -26,12 +26,22 @@ class _StandIns(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self, is_package=True)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module: Any = MagicMock(name=spec.name)
+        module = _Module(spec.name)
         module.__path__ = []  # else `import av.container` says that av is no package
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing: a mock has every name."""
+
+
+class _Module(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        # A class where there should be one: scikit-learn asks isinstance(x, pyarrow.Table) of whatever it is given.
+        mocked = type(name, (), {}) if name[0].isupper() else MagicMock(name=f"{self.__name__}.{name}")
+        setattr(self, name, mocked)
+        return mocked
 
 
 def stand_in_for_missing(*names: str) -> set[str]:

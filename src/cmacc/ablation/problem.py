@@ -18,6 +18,7 @@ from cmacc.clips.loading.plan import epoch_order
 from cmacc.encoders import EncoderPair, Modality
 from cmacc.pretraining import Batch, PretrainConfig, Views
 from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.memory import SampleMemory
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class TableProblem:
         if self._count < self._size:
             raise ValueError(f"optim.batch_size must be at most the {self._count} training samples, got {self._size}")
         self.views = dataset.views(config)
+        self.memory = (
+            SampleMemory(self._count, config.encoder.embedding_size, config.batches, self._size, config.seed)
+            if config.batches.selector == "active"
+            else None
+        )
         self.labels: Tensor = dataset.labels.to(device)
 
     def encoder(self) -> EncoderPair:
@@ -95,11 +101,15 @@ class TableProblem:
         return step // (self._count // self._size)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Every epoch in an order of its own, by the seed, less what does not fill a batch."""
+        """Every epoch in an order of its own, by the seed and the memory, less what does not fill a batch."""
         for step in range(first_step, last_step):
             place = step % (self._count // self._size) * self._size
-            order = epoch_order(self._config.seed, self.visit(step), self._count)
-            yield self._dataset.batch(torch.from_numpy(order[place : place + self._size]))
+            yield self._dataset.batch(torch.from_numpy(self._order(step)[place : place + self._size].copy()))
+
+    def _order(self, step: int) -> NDArray[np.int64]:
+        if self.memory is not None:
+            return self.memory.order_of(self.visit(step))
+        return epoch_order(self._config.seed, self.visit(step), self._count)
 
 
 def plain_rows(rows: Any) -> NDArray[np.float32]:

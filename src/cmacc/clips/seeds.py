@@ -7,7 +7,7 @@ number of workers, the batch that the sample falls in, or the step at which a ru
 import numpy as np
 
 # One number a purpose, so that two choices about one sample never share random numbers.
-WINDOW, AUGMENTATION, ORDER, SUBSTITUTE, SELECTION = range(5)
+WINDOW, AUGMENTATION, ORDER, SUBSTITUTE, SELECTION, BATCHES = range(6)
 
 
 def seeded_rng(purpose: int, *identity: int) -> np.random.Generator:

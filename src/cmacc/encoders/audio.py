@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.norm import InputNorm
 
 AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
 
@@ -28,7 +29,7 @@ class TinyAudio(Backbone):
 
     def __init__(self, mel_bins: int) -> None:
         super().__init__()
-        self.normalise = nn.BatchNorm1d(mel_bins)
+        self.normalise = InputNorm(mel_bins)
         self.layers = nn.Sequential(
             *_convolution(1, 32, kernel=5, stride=2, padding=2),
             *_convolution(32, 64, kernel=3, stride=2, padding=1),
@@ -72,7 +73,7 @@ class ResNet18Audio(Backbone):
         super().__init__()
         from torchvision.models import resnet18  # takes seconds: only those who use it wait
 
-        self.normalise = nn.BatchNorm1d(mel_bins)
+        self.normalise = InputNorm(mel_bins)
         self.network = resnet18(weights=None)
         self.network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.network.fc = nn.Identity()
@@ -100,7 +101,7 @@ class ResNet18Audio1d(Backbone):
     def __init__(self, mel_bins: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.BatchNorm1d(mel_bins),
+            InputNorm(mel_bins),
             nn.Conv1d(mel_bins, 64, kernel_size=7, stride=2, padding=3, bias=False),
             nn.BatchNorm1d(64),
             nn.ReLU(inplace=True),

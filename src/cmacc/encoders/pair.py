@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.norm import NormName, replace_batch_norm
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
@@ -37,11 +38,14 @@ class EncoderConfig:
         Width of the MLP head's hidden layer, which is then the penultimate feature.
     embedding_size
         d; 512 in the paper.
+    norm
+        What follows the backbones' convolutions: ``batch`` norm, or ``group`` norm, for which a sample's feature does
+        not depend on the others of its batch. The norms of the audio input and of the head are batch norm either way.
 
     Raises
     ------
     ValueError
-        A size is not positive, or ``head`` is unknown.
+        A size is not positive, or ``head`` or ``norm`` is unknown.
     """
 
     video: VideoBackboneName = "tiny"
@@ -50,6 +54,7 @@ class EncoderConfig:
     head: HeadName = "mlp"
     hidden_size: int = 512
     embedding_size: int = 128
+    norm: NormName = "batch"
 
     def __post_init__(self) -> None:
         for name in ("mel_bins", "hidden_size", "embedding_size"):
@@ -57,6 +62,8 @@ class EncoderConfig:
                 raise ValueError(f"EncoderConfig: {name} must be at least 1, got {getattr(self, name)}")
         if self.head not in get_args(HeadName):
             raise ValueError(f"EncoderConfig: head must be one of {', '.join(get_args(HeadName))}, got {self.head!r}")
+        if self.norm not in get_args(NormName):
+            raise ValueError(f"EncoderConfig: norm must be one of {', '.join(get_args(NormName))}, got {self.norm!r}")
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,9 @@ class AudioVisualEncoder(EncoderPair):
         config = config or EncoderConfig()
         video, video_size = build_video_backbone(config.video)
         audio, audio_size = build_audio_backbone(config.audio, config.mel_bins)
+        if config.norm == "group":
+            replace_batch_norm(video)
+            replace_batch_norm(audio)
         super().__init__(
             Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size),
             Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size),

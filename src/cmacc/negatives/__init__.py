@@ -1,5 +1,6 @@
-"""Keys to negatives: key queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary."""
+"""Keys to negatives: key queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary; active batches."""
 
+from cmacc.negatives.batches import active_batches
 from cmacc.negatives.dictionary import ActiveDictionary
 from cmacc.negatives.diverse import select_diverse
 from cmacc.negatives.gradients import Factors, GradientName, gradient_factors
@@ -19,6 +20,7 @@ __all__ = [
     "Keys",
     "Selector",
     "SelectorName",
+    "active_batches",
     "build_selector",
     "gradient_factors",
     "kmeans_plusplus",

@@ -29,17 +29,24 @@ class BidirectionalContrast(nn.Module):
     Notes
     -----
     Metrics, of each direction ``video_to_audio`` and ``audio_to_video``: ``loss`` and ``top1`` against the dictionary
-    (and the batch's keys, where they are negatives), ``batch_loss`` among the batch's keys alone (for ``both`` of the
-    online ones), ``mutual_information``, the InfoNCE estimate in nats; and the mean of what that cannot exceed,
-    ``mutual_information_ceiling`` (`DirectionLoss.ceiling`). All but the ceiling are NaN where there is no negative at
-    all, as at the first step of a run without in-batch negatives.
+    (and the batch's keys, where they are negatives), ``batch_loss``, the cross entropy among the batch's keys alone
+    (for ``both`` of the online ones), ``mutual_information``, the InfoNCE estimate in nats; and the mean of what that
+    cannot exceed, ``mutual_information_ceiling`` (`DirectionLoss.ceiling`). The estimate is made of the cross entropy
+    also where the decoupled loss is minimised, which would give none. All but the ceiling are NaN where there is no
+    negative at all, as at the first step of a run without in-batch negatives.
     """
 
     needs_feature_maps = False
 
-    def __init__(self, temperature: float = 0.07, in_batch: bool = True, batch_keys: BatchKeys = "both") -> None:
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        in_batch: bool = True,
+        batch_keys: BatchKeys = "both",
+        decoupled: bool = False,
+    ) -> None:
         super().__init__()
-        self.contrast = CrossModalContrast(temperature, in_batch)
+        self.contrast = CrossModalContrast(temperature, in_batch, decoupled)
         self.batch_keys = batch_keys
 
     @property
@@ -93,7 +100,7 @@ def _figures(terms: list[DirectionLoss]) -> dict[str, Tensor]:
     return {
         "loss": loss,
         "top1": first.top1,
-        "mutual_information": first.ceiling - loss,
+        "mutual_information": first.ceiling - _unless_alone(first.cross_entropy, first.ceiling),
         "batch_loss": last.batch_loss.detach(),
     }
 

@@ -1,4 +1,12 @@
-"""The contrastive loss between two modalities (Ma et al., 2021, eq. 2; InfoNCE, van den Oord et al., 2018)."""
+"""The contrastive loss between two modalities (Ma et al., 2021, eq. 2; InfoNCE, van den Oord et al., 2018).
+
+Or the decoupled one (DCL; Yeh et al., 2022, arXiv:2110.06848, eq. 6), which leaves the positive out of the denominator:
+
+    InfoNCE_i = -s_ii + log(exp(s_ii) + sum_j exp(s_ij)),      DCL_i = -s_ii + log(sum_j exp(s_ij)),      s = q.k / tau
+
+Their gradients point the same way: InfoNCE's is DCL's times q_i, the negatives' share of the denominator. With few
+negatives q_i is soon near 0, and the sample teaches nothing more; DCL does without that factor.
+"""
 
 from dataclasses import dataclass
 
@@ -15,27 +23,30 @@ class DirectionLoss:
     Attributes
     ----------
     loss
-        Cross entropy of the positive among itself and all negatives, in nats.
+        What is minimised, in nats: the cross entropy, or the decoupled loss, which may be below zero.
+    cross_entropy
+        Of the positive among itself and all negatives, whatever is minimised.
     top1
         Share of queries whose positive scores above every negative; NaN where no query has any.
     ceiling
         log of how many keys a query's positive stands among, itself included; a query's own sample is not counted.
-        ``ceiling - loss`` is the InfoNCE estimate of the mutual information between the modalities, which can never be
-        above ``ceiling`` (van den Oord et al., 2018, eq. 9; Poole et al., 2019, section 2.2). It is a lower bound only
-        for negatives that are drawn at random: chosen ones are harder than that, and the estimate then lower.
+        ``ceiling - cross_entropy`` is the InfoNCE estimate of the mutual information between the modalities, which can
+        never be above ``ceiling`` (van den Oord et al., 2018, eq. 9; Poole et al., 2019, section 2.2). It is a lower
+        bound only for negatives that are drawn at random: chosen ones are harder than that, and the estimate lower.
     batch_loss
-        The same loss among the batch's keys alone; NaN where they are no negatives. At ``log`` of the batch's size
+        The cross entropy among the batch's keys alone; NaN where they are no negatives. At ``log`` of the batch's size
         nothing within the batch is told apart, whatever the dictionary does to ``loss``.
     """
 
     loss: Float[Tensor, ""]
+    cross_entropy: Float[Tensor, ""]
     top1: Float[Tensor, ""]
     ceiling: Float[Tensor, ""]
     batch_loss: Float[Tensor, ""]
 
 
 class CrossModalContrast(nn.Module):
-    """Cross entropy of every query's positive against its negatives, at a temperature.
+    """Every query's positive against its negatives, at a temperature: InfoNCE, or the decoupled loss.
 
     Parameters
     ----------
@@ -43,6 +54,8 @@ class CrossModalContrast(nn.Module):
         tau > 0.
     in_batch
         Whether the other keys of the batch are negatives too.
+    decoupled
+        Whether to leave the positive out of the denominator (DCL). A query without any negative then has a loss of 0.
 
     Examples
     --------
@@ -51,14 +64,18 @@ class CrossModalContrast(nn.Module):
     >>> perfect = loss(torch.eye(3), torch.eye(3), ids, ids, negatives=-torch.eye(3), negative_ids=ids + 3)
     >>> round(perfect.loss.item(), 4), perfect.top1.item()
     (0.0002, 1.0)
+    >>> decoupled = CrossModalContrast(temperature=0.1, decoupled=True)
+    >>> round(decoupled(torch.eye(3), torch.eye(3), ids, ids).loss.item(), 4)  # log 2 - 1 / 0.1
+    -9.3069
     """
 
-    def __init__(self, temperature: float = 0.07, in_batch: bool = True) -> None:
+    def __init__(self, temperature: float = 0.07, in_batch: bool = True, decoupled: bool = False) -> None:
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"CrossModalContrast: temperature must be positive, got {temperature}")
         self.temperature = temperature
         self.in_batch = in_batch
+        self.decoupled = decoupled
 
     def forward(
         self,
@@ -107,7 +124,8 @@ class CrossModalContrast(nn.Module):
                 _check_ids("negative_ids", negative_ids, negatives)
                 logits.append(_masked(queries @ negatives.to(dtype).T, query_ids[:, None] == negative_ids[None]))
             scores = torch.cat(logits, dim=1) / self.temperature
-        loss = functional.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.int64, device=scores.device))
+        cross_entropy = functional.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.int64))
+        loss = _decoupled(scores) if self.decoupled else cross_entropy
         with torch.no_grad():
             top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
             ceiling = scores.isfinite().sum(1).to(dtype).log().mean()
@@ -115,7 +133,17 @@ class CrossModalContrast(nn.Module):
             # Of the columns the first is the positive, then come the batch's keys.
             among = scores[:, : 1 + len(keys)] if self.in_batch else scores.new_full((len(queries), 1), torch.nan)
             batch_loss = (among.logsumexp(1) - among[:, 0]).mean()
-        return DirectionLoss(loss, top1, ceiling, batch_loss)
+        return DirectionLoss(loss, cross_entropy.detach(), top1, ceiling, batch_loss)
+
+
+def _decoupled(scores: Float[Tensor, "batch 1+others"]) -> Float[Tensor, ""]:
+    """Mean over the queries of log sum exp of the negatives less the positive, which is the first column."""
+    positive, negatives = scores[:, 0], scores[:, 1:]
+    alone = negatives.isneginf().all(1)
+    # Filled before, not after: the gradient of logsumexp over nothing but -inf is NaN, and NaN times 0 is NaN.
+    negatives = torch.where(alone[:, None], positive[:, None].detach(), negatives)
+    total = negatives.logsumexp(1) if negatives.shape[1] > 0 else positive
+    return torch.where(alone, 0.0, total - positive).mean()
 
 
 def _masked(scores: Float[Tensor, "batch others"], own: Bool[Tensor, "batch others"]) -> Float[Tensor, "batch others"]:

@@ -51,6 +51,7 @@ class ClipStream:
         self._split_count = len(sample_ids) + len(self.bad_files)
         self.plan = training_plan(manifest, sample_ids, config)
         self.views = ClipViews(config, device)
+        self.memory = None
         self.labels: Tensor = torch.tensor(manifest.label_indices(), dtype=torch.int64, device=device)
 
     def encoder(self) -> AudioVisualEncoder:

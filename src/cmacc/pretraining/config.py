@@ -70,6 +70,42 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class BatchesConfig:
+    """Which samples stand in a batch together: they are each other's negatives.
+
+    Parameters
+    ----------
+    selector
+        ``random``, or ``active``: samples that were hard to tell apart at their last visit (`active_batches`).
+    group_size
+        g: how many hard ones stand together; a batch holds several groups. None: the whole batch is one.
+    neighbours
+        How many of those most like a sample may join its group. None: twice ``group_size``.
+    skip_nearest
+        How many of the very nearest may not: likely copies, and false negatives.
+    active_share
+        Share of every batch that is made of groups; the rest are random samples.
+    start_epoch
+        The first epoch whose batches are chosen; at least 1, since before there is nothing to choose by.
+    """
+
+    selector: Literal["random", "active"] = "random"
+    group_size: int | None = None
+    neighbours: int | None = None
+    skip_nearest: int = 0
+    active_share: float = 1.0
+    start_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.selector in ("random", "active"), "batches.selector", "random or active", self.selector)
+        _require(self.group_size is None or self.group_size >= 2, "batches.group_size", "at least 2", self.group_size)
+        _require(self.neighbours is None or self.neighbours >= 1, "batches.neighbours", "at least 1", self.neighbours)
+        _require(self.skip_nearest >= 0, "batches.skip_nearest", "at least 0", self.skip_nearest)
+        _require(0 <= self.active_share <= 1, "batches.active_share", "in [0, 1]", self.active_share)
+        _require(self.start_epoch >= 1, "batches.start_epoch", "at least 1", self.start_epoch)
+
+
+@dataclass(frozen=True)
 class DictionaryConfig:
     """Where negatives beyond the batch come from.
 
@@ -159,6 +195,10 @@ class ObjectiveConfig:
         is always the momentum encoder's, so that with ``online`` the positive is of another kind than its negatives
         (newer weights, batch norm by the batch's statistics): pairs are then matched worse than without any dictionary
         (docs/evidence.md).
+    decoupled
+        Whether to leave the positive out of the denominator (DCL, Yeh et al., 2022): the gradient then does not fade
+        once a small batch has become easy. The loss may be below zero, and is no InfoNCE estimate; the metrics'
+        ``mutual_information`` still is one.
     momentum
         m of the key encoders, in [0, 1]. It is approached from below as (1 + t) / (10 + t), so that the first keys are
         not those of an untrained copy.
@@ -167,6 +207,7 @@ class ObjectiveConfig:
     temperature: float = 0.1
     in_batch: bool = True
     batch_keys: BatchKeys = "both"
+    decoupled: bool = False
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -223,7 +264,7 @@ class PretrainConfig:
 
     Parameters
     ----------
-    data, encoder, dictionary, objective, optim
+    data, encoder, batches, dictionary, objective, optim
         See there.
     seed
         Of weights, order, windows, augmentation and selection.
@@ -239,6 +280,7 @@ class PretrainConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    batches: BatchesConfig = field(default_factory=BatchesConfig)
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -254,6 +296,12 @@ class PretrainConfig:
         _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
         _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
         _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
+        _require(
+            self.batches.group_size is None or self.batches.group_size <= self.optim.batch_size,
+            "batches.group_size",
+            f"at most optim.batch_size ({self.optim.batch_size})",
+            self.batches.group_size,
+        )
         if self.dictionary.selector != "none":
             _require(
                 self.dictionary.warmup_steps < self.optim.steps,

@@ -9,6 +9,7 @@ from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
 from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.problem import Views
 
@@ -17,7 +18,7 @@ from cmacc.pretraining.problem import Views
 class Learner:
     """Everything that a step changes, and the settings by which it does.
 
-    No dictionaries for ``selector: none``, no input buffer without ``refresh``.
+    No dictionaries for ``selector: none``, no input buffer without ``refresh``, no memory where batches are random.
     """
 
     config: PretrainConfig
@@ -26,6 +27,7 @@ class Learner:
     views: Views
     dictionaries: dict[Modality, ActiveDictionary]
     input_buffer: InputBuffer | None
+    memory: SampleMemory | None
     objective: Objective
     optimizer: torch.optim.Optimizer
     autocast_dtype: torch.dtype | None
@@ -41,6 +43,7 @@ class Learner:
         device: torch.device,
         autocast_dtype: torch.dtype | None,
         objective: Objective | None = None,
+        memory: SampleMemory | None = None,
     ) -> "Learner":
         """A learner at step 0, of encoders and inputs of any kind.
 
@@ -58,10 +61,13 @@ class Learner:
             Lower precision of the encoders; None: float32.
         objective
             What to train for; by default what ``config.objective`` says.
+        memory
+            What the problem puts batches together by.
         """
         encoder = encoder.to(device)
+        contrast = config.objective
         objective = objective or BidirectionalContrast(
-            config.objective.temperature, config.objective.in_batch, config.objective.batch_keys
+            contrast.temperature, contrast.in_batch, contrast.batch_keys, contrast.decoupled
         )
         trained: list[nn.Module] = [encoder]
         if isinstance(objective, nn.Module):
@@ -73,6 +79,7 @@ class Learner:
             views=views,
             dictionaries=_dictionaries(config, encoder, device),
             input_buffer=input_buffer(config, device),
+            memory=memory,
             objective=objective,
             optimizer=build_optimizer(trained, config.optim),
             autocast_dtype=autocast_dtype,
@@ -101,6 +108,8 @@ class Learner:
         modules |= {f"{modality}_dictionary": dictionary for modality, dictionary in self.dictionaries.items()}
         if isinstance(self.objective, nn.Module):
             modules["objective"] = self.objective
+        if self.memory is not None:
+            modules["memory"] = self.memory
         return modules
 
 

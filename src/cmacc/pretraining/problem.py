@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cmacc.encoders import EncoderPair, Modality
+from cmacc.pretraining.memory import SampleMemory
 
 
 @runtime_checkable
@@ -61,6 +62,11 @@ class Problem(Protocol):
     @property
     def labels(self) -> Tensor:
         """``(samples,)`` int64 class of every sample id, -1 where unknown; for figures only."""
+        ...
+
+    @property
+    def memory(self) -> SampleMemory | None:
+        """What the problem puts batches together by, which the step keeps up to date; None where it does not choose."""
         ...
 
     def encoder(self) -> EncoderPair:

@@ -92,6 +92,8 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         update_momentum(learner.encoder, learner.key_encoder, warming)
         buffer = learner.input_buffer
         handles = buffer.push(learner.views.kept(batch, visit)) if buffer is not None else None
+        if learner.memory is not None:
+            learner.memory.store(batch.sample_ids, queries)
         for modality, dictionary in learner.dictionaries.items():
             of_batch = keys[modality]
             dictionary.push(

@@ -1,0 +1,170 @@
+"""Which samples to train on together: those of a batch are each other's negatives, fresh and with gradient.
+
+Unlike a dictionary's keys they cost no encoder: only the order of an epoch changes, by what the samples looked like at
+their last visit (Xu et al., VideoCLIP, 2021; Thirukovalluru et al., B3, 2025, arXiv:2505.11293):
+
+1. Two samples are alike by s(i, j) = (v_i.a_j + a_i.v_j) / 2, the mean of the two logits that they would add to each
+   other's losses. Of those most like a sample the first ``skip_nearest`` are left out, as likely copies and false
+   negatives, and the ``neighbours`` after them are kept.
+2. Samples are visited in random order. One that is free still takes the free ones nearest to it into its group, those
+   of whose neighbours it is one itself (mutual) and no others, until the group has ``group_size``.
+3. What found no full group is put together in the order in which it was visited. Groups are shuffled, and make up
+   batches.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+_PRODUCTS_AT_A_TIME = 1 << 24  # bounds the memory of the neighbour search, and stays near a CPU's cache
+
+
+def active_batches(
+    video: Float[Tensor, "samples dim"],
+    audio: Float[Tensor, "samples dim"],
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    group_size: int | None = None,
+    neighbours: int | None = None,
+    skip_nearest: int = 0,
+    active_share: float = 1.0,
+    known: Bool[Tensor, " samples"] | None = None,
+) -> Int[Tensor, "batches batch"]:
+    """Put samples that are hard to tell apart into one batch; every sample is in one batch at most.
+
+    Parameters
+    ----------
+    video, audio
+        ``(n, d)`` embeddings of each sample, of length one, of any float type; as a rule those of its last visit.
+    batch_size
+        M.
+    rng
+        Source of randomness; the same state gives the same batches.
+    group_size
+        g in 2..M: how many hard ones stand together; a batch holds several groups. By default M.
+    neighbours
+        How many of those most like a sample may join its group. By default twice ``group_size``.
+    skip_nearest
+        How many of the very nearest may not.
+    active_share
+        Share of every batch that is made of groups, in [0, 1]; the rest are random samples.
+    known
+        ``(n,)``: whose embeddings are there; the others are placed at random.
+
+    Returns
+    -------
+    Tensor
+        ``(n // M, M)`` int64 rows of the tables, on the CPU. The n % M samples that are left out are random ones.
+
+    Raises
+    ------
+    ValueError
+        Sizes do not fit, or a share is none.
+
+    Notes
+    -----
+    Exact: n^2 d products, about 0.3 s for 8,192 samples of 64 numbers on one core, and 40 minutes for a million.
+
+    Examples
+    --------
+    >>> places = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=0)
+    >>> rows = torch.nn.functional.normalize(places, dim=1)  # 0 and 1 are alike, 2 and 3...
+    >>> batches = active_batches(rows, rows, 4, np.random.default_rng(0), group_size=2)
+    >>> batches[0].reshape(2, 2).sort(dim=1).values.diff(dim=1).flatten().tolist()
+    [1, 1]
+    """
+    count = len(video)
+    group_size = batch_size if group_size is None else group_size
+    neighbours = 2 * group_size if neighbours is None else neighbours
+    for name, value, least, most in (
+        ("batch_size", batch_size, 2, count),
+        ("group_size", group_size, 2, batch_size),
+        ("neighbours", neighbours, 1, None),
+        ("skip_nearest", skip_nearest, 0, None),
+        ("active_share", active_share, 0, 1),
+    ):
+        if not (value >= least and (most is None or value <= most)):
+            upper = "" if most is None else f" and at most {most}"
+            raise ValueError(f"active_batches: {name} must be at least {least}{upper}, got {value}")
+    if video.shape != audio.shape or (known is not None and known.shape != (count,)):
+        raise ValueError(
+            f"active_batches: audio and known must have as many rows as video ({count}), got {tuple(audio.shape)}"
+            + ("" if known is None else f" and {tuple(known.shape)}")
+        )
+    order = rng.permutation(count)
+    usable = np.ones(count, bool) if known is None else known.cpu().numpy()
+    groups_per_batch = int(active_share * batch_size / group_size)
+    batches = count // batch_size
+    # Of those whose place is known, as many random ones as there is room for in groups.
+    grouped = order[usable[order]][: batches * groups_per_batch * group_size]
+    groups = _groups(video, audio, grouped, group_size, neighbours, skip_nearest)
+    in_groups = np.isin(order, groups)
+    rest = order[~in_groups]
+    rng.shuffle(groups)
+    laid = np.empty((batches, batch_size), np.int64)
+    # Groups are dealt round, so that where they are too few for all batches each has about as many.
+    per_batch = np.full(batches, len(groups) // max(batches, 1))
+    per_batch[: len(groups) % max(batches, 1)] += 1
+    taken_groups = taken_rest = 0
+    for place, own in enumerate(per_batch):
+        members = groups[taken_groups : taken_groups + own].reshape(-1)
+        missing = batch_size - len(members)
+        laid[place] = np.concatenate([members, rest[taken_rest : taken_rest + missing]])
+        taken_groups, taken_rest = taken_groups + own, taken_rest + missing
+    rng.shuffle(laid)
+    return torch.from_numpy(laid)
+
+
+def _groups(
+    video: Tensor, audio: Tensor, order: NDArray[np.int64], size: int, neighbours: int, skip: int
+) -> NDArray[np.int64]:
+    """Full groups ``(count, size)`` of the rows in ``order``, each visited once."""
+    if len(order) < size:
+        return np.empty((0, size), np.int64)
+    near = _mutual(_nearest(video[order], audio[order], skip, neighbours))
+    free = np.ones(len(order), bool)
+    members: list[NDArray[np.int64]] = []
+    loose: list[int] = []
+    for seed in range(len(order)):
+        if not free[seed]:
+            continue
+        own = near[seed]
+        own = own[(own >= 0) & free[own]][: size - 1]
+        if len(own) < size - 1:
+            loose.append(seed)
+            continue
+        free[seed] = False
+        free[own] = False
+        members.append(np.concatenate([[seed], own]))
+    left = [seed for seed in loose if free[seed]]
+    whole = len(left) // size * size
+    together = np.array(left[:whole], np.int64).reshape(-1, size)
+    found = np.concatenate([np.array(members, np.int64).reshape(-1, size), together])
+    groups: NDArray[np.int64] = order[found]
+    return groups
+
+
+def _nearest(video: Tensor, audio: Tensor, skip: int, neighbours: int) -> NDArray[np.int64]:
+    """``(n, up to neighbours)``: the others most like each row, nearest first, without the first ``skip``."""
+    count = len(video)
+    most = min(skip + neighbours, count - 1)
+    left = torch.cat([video, audio], dim=1).float()
+    right = torch.cat([audio, video], dim=1).float()
+    found = []
+    for rows in torch.arange(count, device=left.device).split(max(1, _PRODUCTS_AT_A_TIME // count)):
+        likeness = left[rows] @ right.T
+        likeness[torch.arange(len(rows)), rows] = -torch.inf
+        found.append(likeness.topk(most).indices[:, min(skip, most) :])
+    nearest: NDArray[np.int64] = torch.cat(found).cpu().numpy()
+    return nearest
+
+
+def _mutual(near: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same, with -1 in the place of a neighbour that has not the row among its own."""
+    count = len(near)
+    rows = np.arange(count)[:, None]
+    mutual: NDArray[np.int64] = np.where(np.isin(rows * count + near, near * count + rows), near, -1)
+    return mutual

@@ -1,0 +1,85 @@
+"""What every sample looked like at its last visit, and the order of the epoch that is made of it.
+
+The embeddings are a by-product of the step. The order of an epoch is a function of (seed, epoch, memory at its
+beginning) alone. It is kept beside the memory, and saved with it: by the middle of an epoch the memory is another.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cmacc.clips import seeds
+from cmacc.clips.loading.plan import epoch_order
+from cmacc.clips.seeds import seeded_rng
+from cmacc.encoders import Encoding, Modality
+from cmacc.negatives import active_batches
+from cmacc.pretraining.config import BatchesConfig
+
+
+class SampleMemory(nn.Module):
+    """Both embeddings of every sample, in half precision on the host: 512 bytes a sample of 128 numbers each.
+
+    Parameters
+    ----------
+    count
+        Samples, with ids 0..count-1.
+    size
+        d of the embeddings.
+    config
+        How batches are put together.
+    batch_size
+        M.
+    seed
+        Of the orders.
+    """
+
+    video: Tensor
+    audio: Tensor
+    known: Tensor
+    order: Tensor
+    epoch: Tensor
+
+    def __init__(self, count: int, size: int, config: BatchesConfig, batch_size: int, seed: int) -> None:
+        super().__init__()
+        self._config, self._batch_size, self._seed = config, batch_size, seed
+        self.register_buffer("video", torch.zeros(count, size, dtype=torch.float16))
+        self.register_buffer("audio", torch.zeros(count, size, dtype=torch.float16))
+        self.register_buffer("known", torch.zeros(count, dtype=torch.bool))
+        self.register_buffer("order", torch.zeros(count // batch_size * batch_size, dtype=torch.int64))
+        self.register_buffer("epoch", torch.tensor(-1))  # the one that `order` is of
+
+    def store(self, sample_ids: Int[Tensor, " batch"], encodings: dict[Modality, Encoding]) -> None:
+        """Take in what a batch's samples look like now."""
+        rows = sample_ids.to(self.video.device)
+        self.video[rows] = encodings["video"].embedding.detach().to(self.video)
+        self.audio[rows] = encodings["audio"].embedding.detach().to(self.audio)
+        self.known[rows] = True
+
+    def order_of(self, epoch: int) -> NDArray[np.int64]:
+        """Sample ids in the order of an epoch, batch after batch; asked for anew, the same until the next is asked for.
+
+        Random for the epochs before ``batches.start_epoch``.
+        """
+        if int(self.epoch) != epoch:
+            self.order.copy_(self._planned(epoch))
+            self.epoch.fill_(epoch)
+        order: NDArray[np.int64] = self.order.numpy()
+        return order
+
+    def _planned(self, epoch: int) -> Tensor:
+        config, count = self._config, len(self.known)
+        if epoch < config.start_epoch:
+            return torch.from_numpy(epoch_order(self._seed, epoch, count)[: len(self.order)].copy())
+        return active_batches(
+            self.video,
+            self.audio,
+            self._batch_size,
+            seeded_rng(seeds.BATCHES, self._seed, epoch),
+            group_size=config.group_size,
+            neighbours=config.neighbours,
+            skip_nearest=config.skip_nearest,
+            active_share=config.active_share,
+            known=self.known,
+        ).flatten()

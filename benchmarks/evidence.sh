@@ -18,15 +18,14 @@ ablate() { # RECIPE FOLDER ARGUMENTS...
   for file in table.md differences.parquet metrics.parquet ablation.html; do cp "$out/$2/$file" "$out/tables/$1-$file"; done
 }
 
-ablate batch-keys vectors
-ablate regimes vectors
-ablate rendered rendered
+ablate choosing vectors
+ablate choosing-keys vectors
+ablate choosing-clips rendered
 if [ -d "$real" ]; then
   [ -f "$out/data/sounding.parquet" ] || "$bin/python" benchmarks/evidence_data.py "$real" "$out/data"
-  ablate grid grid --data "$out/data/grid.parquet"
-  ablate sounding sounding --data "$out/data/sounding.parquet"
+  ablate choosing-grid grid --data "$out/data/grid.parquet"
+  ablate choosing-sounding sounding --data "$out/data/sounding.parquet"
 else
   echo "left out: the real clips, which are not in $real" >&2
 fi
-for recipe in selectors in-batch longer pseudo-labels gradients; do ablate "$recipe" vectors; done
 "$bin/python" benchmarks/evidence_table.py "$out/tables" --out "$out/evidence-cpu.json"

@@ -6,6 +6,7 @@ from torch import nn
 
 from cmacc.encoders import AudioVisualEncoder, Encoder, EncoderConfig, Encoding
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
+from cmacc.encoders.norm import InputNorm
 from cmacc.encoders.pair import HeadName
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
@@ -157,3 +158,20 @@ def test_torchvisions_weights_fit_the_video_backbone_by_their_own_names() -> Non
     own = AudioVisualEncoder(EncoderConfig(video="r3d_18")).video.backbone.state_dict()
     theirs = {name: value for name, value in r3d_18(weights=None).state_dict().items() if not name.startswith("fc.")}
     assert own.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize(("video", "audio"), [("tiny", "tiny"), ("r3d_18", "resnet18"), ("r2plus1d_18", "resnet18_1d")])
+def test_with_group_norm_a_feature_does_not_depend_on_the_rest_of_the_batch(video: str, audio: str) -> None:
+    """But for what the sound's mel bands are standardised by, which is frozen here."""
+    told = {"video": torch.randn(4, 3, 4, 32, 32), "audio": torch.randn(4, 16, 60)}
+    for norm, alone in (("group", True), ("batch", False)):
+        config = EncoderConfig(video=video, audio=audio, mel_bins=16, norm=norm)  # type: ignore[arg-type]
+        pair = AudioVisualEncoder(config)
+        inputs = [module for module in pair.modules() if isinstance(module, InputNorm)]
+        assert len(inputs) == 1
+        inputs[0].eval()
+        for modality, values in told.items():
+            backbone = getattr(pair, modality).backbone
+            together, half = backbone(values)[:2], backbone(values[:2])
+            assert torch.allclose(together, half, atol=1e-4, rtol=1e-4) == alone, (norm, modality)
+        assert pair.video.hidden[-1].__class__ is nn.BatchNorm1d

@@ -67,6 +67,15 @@ def test_each_query_meets_the_keys_and_the_dictionary_of_the_other_modality() ->
     assert result.metrics["loss"].item() == result.loss.item()
 
 
+def test_the_estimate_of_mutual_information_is_of_the_cross_entropy_whatever_is_minimised() -> None:
+    told = inputs(negatives=True)
+    plain, decoupled = (BidirectionalContrast(TEMPERATURE, decoupled=d)(told) for d in (False, True))
+    assert decoupled.loss.item() < plain.loss.item()
+    for name in plain.metrics:
+        if name.endswith(("mutual_information", "batch_loss", "top1", "ceiling")):
+            assert decoupled.metrics[name].item() == plain.metrics[name].item()
+
+
 @pytest.mark.parametrize("batch_keys", ["online", "momentum"])
 def test_without_any_negative_nothing_is_reported(batch_keys: str) -> None:
     """A loss of 0 and a top-1 of 1 would be the best of all, and were logged at the first step of such runs."""

@@ -14,11 +14,11 @@ TEMPERATURE = 0.2
 
 
 @pytest.mark.parametrize(
-    ("in_batch", "dictionary", "repeats", "extra"),
-    list(itertools.product((True, False), (None, 0, 1, 6), (False, True), (0, 3))),
+    ("in_batch", "dictionary", "repeats", "extra", "decoupled"),
+    list(itertools.product((True, False), (None, 0, 1, 6), (False, True), (0, 3), (False, True))),
 )
 def test_loss_top1_and_gradients_are_those_of_the_naive_loop(
-    in_batch: bool, dictionary: int | None, repeats: bool, extra: int
+    in_batch: bool, dictionary: int | None, repeats: bool, extra: int, decoupled: bool
 ) -> None:
     """``repeats``: one sample twice in the batch, own samples in the dictionary. ``extra``: keys of other processes."""
     queries, keys = _unit(5).requires_grad_(), _unit(5 + extra).requires_grad_()
@@ -28,10 +28,13 @@ def test_loss_top1_and_gradients_are_those_of_the_naive_loop(
     negative_ids = None if dictionary is None else torch.tensor([9, 3, 50, 51, 9, 52] if repeats else range(20, 26))
     if dictionary is not None and negative_ids is not None:
         negative_ids = negative_ids[:dictionary]
-    result = CrossModalContrast(TEMPERATURE, in_batch)(
+    result = CrossModalContrast(TEMPERATURE, in_batch, decoupled)(
         queries, keys, query_ids, key_ids, negatives=negatives, negative_ids=negative_ids
     )
-    expected, expected_top1 = _naive(queries, keys, query_ids, key_ids, in_batch, negatives, negative_ids)
+    told = (queries, keys, query_ids, key_ids, in_batch, negatives, negative_ids)
+    expected, expected_top1 = _naive(*told, decoupled)
+    assert result.cross_entropy.item() == pytest.approx(_naive(*told)[0].item(), rel=1e-12, abs=1e-14)
+    assert not result.cross_entropy.requires_grad
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-14)
     assert result.top1.item() == pytest.approx(expected_top1, nan_ok=True)
     actual_gradients = torch.autograd.grad(result.loss, (queries, keys))
@@ -63,6 +66,31 @@ def test_known_values() -> None:
     alone = contrast(same[:1], same[:1], ids[:1], ids[:1])
     assert alone.loss.item() == 0.0
     assert math.isnan(alone.top1.item())  # it stood above nothing
+
+
+def test_the_decoupled_gradient_is_the_plain_one_without_its_fading_factor() -> None:
+    """InfoNCE's gradient is DCL's times the negatives' share of the denominator (Yeh et al., 2022, eq. 4 and 6).
+
+    In the scores, DCL's is the negatives' softmax: a false negative is pushed by at most 1 / tau in all, however like
+    the positive it is, and the positive pulled by just 1 / tau, however easy the batch.
+    """
+    ids = torch.arange(1)
+    for likeness in (0.99, 0.0, -0.99):
+        query = torch.tensor([[1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        keys = torch.tensor([[1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        others = torch.tensor([[likeness, math.sqrt(1 - likeness**2)], [-1.0, 0.0]], dtype=torch.float64)
+        others.requires_grad_()
+        told = {"negatives": others, "negative_ids": torch.tensor([5, 6])}
+        plain, decoupled = (
+            torch.autograd.grad(CrossModalContrast(0.1, False, d)(query, keys, ids, ids, **told).loss, [keys, others])
+            for d in (False, True)
+        )
+        scores = torch.tensor([1.0, likeness, -1.0], dtype=torch.float64) / 0.1
+        share = 1 - scores.softmax(0)[0]
+        for mine, theirs in zip(plain, decoupled, strict=True):
+            torch.testing.assert_close(mine, theirs * share, rtol=1e-9, atol=1e-12)
+        assert decoupled[0][0, 0].item() == pytest.approx(-10)
+        assert decoupled[1][:, 0].sum().item() == pytest.approx(10)
 
 
 def test_own_sample_in_the_dictionary_has_no_influence() -> None:
@@ -172,8 +200,12 @@ def _naive(
     in_batch: bool,
     negatives: Tensor | None,
     negative_ids: Tensor | None,
+    decoupled: bool = False,
 ) -> tuple[Tensor, float]:
-    """Mean over queries of -log(e^positive / (e^positive + sum of e^negative)), and the share of queries on top."""
+    """Mean over queries of -log(e^positive / (e^positive + sum of e^negative)), and the share of queries on top.
+
+    ``decoupled``: without the positive in the denominator, and 0 where then nothing is there.
+    """
     losses, on_top, contrasted = [], 0, False
     for i, query in enumerate(queries):
         others = []
@@ -183,7 +215,11 @@ def _naive(
             others += [negatives[j] for j in range(len(negatives)) if negative_ids[j] != query_ids[i]]
         positive = sum(query[c] * keys[i][c] for c in range(len(query))) / TEMPERATURE
         scores = [sum(query[c] * other[c] for c in range(len(query))) / TEMPERATURE for other in others]
-        losses.append(-torch.log(torch.exp(positive) / (torch.exp(positive) + sum(torch.exp(s) for s in scores))))
+        below = sum((torch.exp(s) for s in scores), start=torch.zeros((), dtype=torch.float64))
+        if not decoupled:
+            losses.append(-torch.log(torch.exp(positive) / (torch.exp(positive) + below)))
+        else:
+            losses.append(-torch.log(torch.exp(positive) / below) if scores else 0 * positive)
         on_top += all(positive > score for score in scores)
         contrasted |= bool(scores)
     top1 = on_top / len(queries) if contrasted else math.nan

@@ -224,6 +224,8 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, dev
         plain["dictionary"]["refresh"] = config.dictionary.refresh_policy  # a default that is spelt out is no other run
         if config.dictionary.refresh_policy == "none":
             plain["dictionary"].pop("refresh_every", None)
+    if config.batches.selector == "random":
+        plain["batches"] = {"selector": "random"}
     plain["optim"]["warmup_steps"] = config.optim.warmup
     for name in ("save_every", "keep_every", "health_every"):
         plain.pop(name)

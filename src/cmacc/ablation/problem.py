@@ -16,9 +16,8 @@ from torch import Tensor
 
 from cmacc.clips.loading.plan import epoch_order
 from cmacc.encoders import EncoderPair, Modality
-from cmacc.pretraining import Batch, PretrainConfig, Views
+from cmacc.pretraining import Batch, PretrainConfig, SampleMemory, Views
 from cmacc.pretraining.learner import Learner
-from cmacc.pretraining.memory import SampleMemory
 
 
 @dataclass(frozen=True)

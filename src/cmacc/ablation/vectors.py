@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from cmacc.ablation.problem import Measured, plain_rows
 from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders import MODALITIES, Encoder, EncoderPair, Modality
-from cmacc.encoders.norm import NormName, replace_batch_norm
 from cmacc.pretraining import PretrainConfig
 from cmacc.pretraining.learner import Learner
 
@@ -177,19 +176,19 @@ class VectorViews:
 
 
 def vector_pair(world: VectorWorld, config: PretrainConfig) -> EncoderPair:
-    """Untrained encoders: perceptrons with two layers of 128 units; weights depend on ``config.seed`` alone."""
+    """Untrained encoders: perceptrons of two layers with batch norm; weights depend on ``config.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # the GPUs' generators are the calling program's
         own = config.encoder
         encoders = (
-            Encoder(_perceptron(world.input_size, own.norm), _HIDDEN, own.head, own.hidden_size, own.embedding_size)
+            Encoder(_perceptron(world.input_size), _HIDDEN, own.head, own.hidden_size, own.embedding_size)
             for _ in range(2)
         )
         return EncoderPair(*encoders)
 
 
-def _perceptron(inputs: int, norm: NormName) -> nn.Sequential:
-    layers = nn.Sequential(
+def _perceptron(inputs: int) -> nn.Sequential:
+    return nn.Sequential(
         nn.Linear(inputs, _HIDDEN, bias=False),
         nn.BatchNorm1d(_HIDDEN),
         nn.ReLU(),
@@ -197,9 +196,6 @@ def _perceptron(inputs: int, norm: NormName) -> nn.Sequential:
         nn.BatchNorm1d(_HIDDEN),
         nn.ReLU(),
     )
-    if norm == "group":
-        replace_batch_norm(layers)
-    return layers
 
 
 class VectorDataset:

@@ -8,6 +8,7 @@ Two batch norms stay wherever they are: that at the audio input, which standardi
 that of the head, which centres the features. Without them hardly anything is learnt.
 """
 
+import math
 from typing import Literal
 
 from torch import nn
@@ -21,9 +22,10 @@ class InputNorm(nn.BatchNorm1d):
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Put group norm, of eight groups of channels, into the place of every batch norm but `InputNorm`."""
+    """Put group norm, as a rule of eight groups, into the place of every batch norm but `InputNorm`."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and not isinstance(child, InputNorm):
-            setattr(module, name, nn.GroupNorm(_GROUPS, child.num_features))
+            # Not every width of (2+1)-D ResNets can be divided by eight.
+            setattr(module, name, nn.GroupNorm(math.gcd(_GROUPS, child.num_features), child.num_features))
         else:
             replace_batch_norm(child)

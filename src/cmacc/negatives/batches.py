@@ -98,12 +98,10 @@ def active_batches(
     usable = np.ones(count, bool) if known is None else known.cpu().numpy()
     groups_per_batch = int(active_share * batch_size / group_size)
     batches = count // batch_size
-    # Of those whose place is known, as many random ones as there is room for in groups.
-    grouped = order[usable[order]][: batches * groups_per_batch * group_size]
-    groups = _groups(video, audio, grouped, group_size, neighbours, skip_nearest)
-    in_groups = np.isin(order, groups)
-    rest = order[~in_groups]
+    groups = _groups(video, audio, order[usable[order]], group_size, neighbours, skip_nearest, rng)
+    groups = groups[: batches * groups_per_batch]
     rng.shuffle(groups)
+    rest = order[~np.isin(order, groups)]
     laid = np.empty((batches, batch_size), np.int64)
     # Groups are dealt round, so that where they are too few for all batches each has about as many.
     per_batch = np.full(batches, len(groups) // max(batches, 1))
@@ -119,9 +117,15 @@ def active_batches(
 
 
 def _groups(
-    video: Tensor, audio: Tensor, order: NDArray[np.int64], size: int, neighbours: int, skip: int
+    video: Tensor,
+    audio: Tensor,
+    order: NDArray[np.int64],
+    size: int,
+    neighbours: int,
+    skip: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Full groups ``(count, size)`` of the rows in ``order``, each visited once."""
+    """Full groups ``(count, size)`` of the rows in ``order``, those of neighbours first."""
     if len(order) < size:
         return np.empty((0, size), np.int64)
     near = _mutual(_nearest(video[order], audio[order], skip, neighbours))
@@ -139,12 +143,11 @@ def _groups(
         free[seed] = False
         free[own] = False
         members.append(np.concatenate([[seed], own]))
+    rng.shuffle(members)
     left = [seed for seed in loose if free[seed]]
-    whole = len(left) // size * size
-    together = np.array(left[:whole], np.int64).reshape(-1, size)
-    found = np.concatenate([np.array(members, np.int64).reshape(-1, size), together])
-    groups: NDArray[np.int64] = order[found]
-    return groups
+    together = np.array(left[: len(left) // size * size], np.int64).reshape(-1, size)
+    found: NDArray[np.int64] = order[np.concatenate([np.array(members, np.int64).reshape(-1, size), together])]
+    return found
 
 
 def _nearest(video: Tensor, audio: Tensor, skip: int, neighbours: int) -> NDArray[np.int64]:

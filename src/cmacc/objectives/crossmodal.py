@@ -136,7 +136,7 @@ class CrossModalContrast(nn.Module):
         return DirectionLoss(loss, cross_entropy.detach(), top1, ceiling, batch_loss)
 
 
-def _decoupled(scores: Float[Tensor, "batch 1+others"]) -> Float[Tensor, ""]:
+def _decoupled(scores: Float[Tensor, "batch columns"]) -> Float[Tensor, ""]:
     """Mean over the queries of log sum exp of the negatives less the positive, which is the first column."""
     positive, negatives = scores[:, 0], scores[:, 1:]
     alone = negatives.isneginf().all(1)

@@ -3,6 +3,7 @@
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder
 from cmacc.pretraining.clip_stream import RunError
 from cmacc.pretraining.config import (
+    BatchesConfig,
     ConfigError,
     DataConfig,
     DictionaryConfig,
@@ -14,6 +15,7 @@ from cmacc.pretraining.config import (
     to_plain,
 )
 from cmacc.pretraining.learner import autocast_dtype, untrained_encoder
+from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, Problem, Views
 from cmacc.pretraining.provenance import Provenance, code_version, config_hash, read_provenance
@@ -24,6 +26,7 @@ from cmacc.pretraining.trainer import TrainedStep, Trainer
 
 __all__ = [
     "Batch",
+    "BatchesConfig",
     "CheckpointError",
     "ConfigError",
     "DataConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "Provenance",
     "RunError",
     "RunOutcome",
+    "SampleMemory",
     "TrainedStep",
     "Trainer",
     "Views",

@@ -46,6 +46,7 @@ class ClipStream:
     """
 
     def __init__(self, manifest: Manifest, config: PretrainConfig, device: torch.device) -> None:
+        require_random_batches(config)
         self._manifest, self._config, self._device = manifest, config, device
         sample_ids, self.bad_files = usable_files(manifest, config)
         self._split_count = len(sample_ids) + len(self.bad_files)
@@ -79,6 +80,22 @@ class ClipStream:
                 note_bad_file(self.bad_files, str(self._manifest.records[sample_id].path), reason)
             check_bad_fraction(self.bad_files, self._split_count, config.data.max_bad_fraction)
             yield batch
+
+
+def require_random_batches(config: PretrainConfig) -> None:
+    """Refuse batches that are chosen: of clips that are decoded ahead of the step that would choose them.
+
+    Raises
+    ------
+    RunError
+        ``batches.selector`` is not ``random``.
+    """
+    if config.batches.selector != "random":
+        raise RunError(
+            f"batches.selector must be random where clips are decoded as they are needed, got "
+            f"{config.batches.selector}: chosen batches are for data in memory (cmacc ablate, or cmacc.Trainer with a "
+            "problem of your own); on clips they were no better (docs/evidence.md)"
+        )
 
 
 def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int], dict[str, str]]:

@@ -388,6 +388,10 @@ def with_present_names(plain: Any) -> Any:
     return renamed
 
 
+# What runs of cmacc 0.2.0 and before did without naming it.
+_BEFORE = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
+
+
 def read_config(path: Path) -> PretrainConfig:
     """Read what `write_config` wrote.
 
@@ -399,7 +403,11 @@ def read_config(path: Path) -> PretrainConfig:
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file; a run folder holds one")
     try:
-        return config_from_plain(yaml.safe_load(path.read_text()))
+        plain = yaml.safe_load(path.read_text())
+        for group, settings in _BEFORE.items() if isinstance(plain, dict) else ():
+            if isinstance(plain.get(group), dict):
+                plain[group] = settings | plain[group]
+        return config_from_plain(plain)
     except (ConfigError, yaml.YAMLError) as error:
         raise ConfigError(f"config {path}: {error}") from error
 

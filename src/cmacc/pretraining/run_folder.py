@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from cmacc.clips import Manifest
-from cmacc.pretraining.clip_stream import RunError, usable_files
+from cmacc.pretraining.clip_stream import RunError, require_random_batches, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
@@ -88,6 +88,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
         The manifest cannot be read.
     """
     require_one_process()
+    require_random_batches(config)
     require_free(run_dir, overwrite=overwrite)
     manifest = Manifest.read(config.data.manifest)
     usable_files(manifest, config)

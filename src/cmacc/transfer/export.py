@@ -208,7 +208,9 @@ def read_export(folder: Path) -> ExportedEncoder:
         if plain.get(name) != wanted:
             raise ExportError(f"export {path}: {name} must be {wanted}, got {plain.get(name)!r}")
     try:
-        encoder = dataclass_of(EncoderConfig, plain.get("encoder"), "encoder")
+        told = plain.get("encoder")
+        # Exports of cmacc 0.2.0 and before do not name the norm.
+        encoder = dataclass_of(EncoderConfig, {"norm": "batch"} | told if isinstance(told, dict) else told, "encoder")
         clip = dataclass_of(ClipSpec, plain.get("clip"), "clip")
         is_grey, weights = value_of(bool, plain, "is_grey"), value_of(str, plain, "weights")
         step, seed = value_of(int, plain, "step"), value_of(int, plain, "seed")

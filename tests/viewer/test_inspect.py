@@ -157,9 +157,6 @@ def test_without_labels_or_with_little_choice_it_says_so(make_run: MakeRun) -> N
 def test_what_cannot_be_shown_is_said(run_dir: Path, small_config: PretrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ReplayError, match=r"steps: must be among the checkpoints .* \(4, 8\), got 5; .*--keep_every N"):
         write_inspection(run_dir, tmp_path / "a.html", steps=[4, 5])
-    start_run(dataclasses.replace(small_config, dictionary=DictionaryConfig(selector="none")), tmp_path / "none")
-    with pytest.raises(ReplayError, match=r"dictionary.selector must be active, .*, got none"):
-        write_inspection(tmp_path / "none")
     start_run(small_config, tmp_path / "fresh")
     with pytest.raises(ReplayError, match=r"must hold a checkpoint in .*, got none"):
         write_inspection(tmp_path / "fresh")
@@ -169,6 +166,22 @@ def test_what_cannot_be_shown_is_said(run_dir: Path, small_config: PretrainConfi
     assert (tmp_path / "mine.html").read_text() == "mine"
     with pytest.raises(ReportError, match=r"must be a file, got a folder; .*inspect.html"):
         write_inspection(run_dir, tmp_path, overwrite=True)
+
+
+def test_batches_that_would_be_chosen_stand_beside_random_ones(page: str, make_run: MakeRun, tmp_path: Path) -> None:
+    """Of a run without a dictionary they are all there is to show."""
+    alone = make_run(selector="none")
+    of_none = write_inspection(alone).read_text()
+    assert "It has no dictionary" in of_none
+    assert "At a glance" not in of_none
+    for shown in (page, of_none):
+        section_ = shown.split('<section id="batches">')[1].split("</section>")[0]
+        assert section_.count("Active batch") == section_.count("Random batch") == 2
+        assert section_.count("<li>") == 4 * 8
+        active, drawn = re.findall(r'data-name="(?:active|random)">\s*(-?[0-9.]+)<', section_)
+        assert float(active) >= float(drawn)  # they are put together by this very likeness
+    with pytest.raises(ReplayError, match=r"dictionary.selector must be active, .*, got none"):
+        write_inspection(alone, tmp_path / "none.html", steps=[4])
 
 
 def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

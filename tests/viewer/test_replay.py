@@ -129,8 +129,9 @@ def test_what_cannot_be_replayed_is_said(run_dir: Path, small_config: PretrainCo
         SelectionReplay(tmp_path / "fresh")
     none = dataclasses.replace(small_config, dictionary=DictionaryConfig(selector="none"))
     start_run(none, tmp_path / "none")
+    (tmp_path / "none" / "checkpoints" / "step-00000003").mkdir(parents=True)
     with pytest.raises(ReplayError, match=r"dictionary.selector must be active, .* got none; its only negatives"):
-        SelectionReplay(tmp_path / "none")
+        SelectionReplay(tmp_path / "none").at(3)
 
 
 def test_another_manifest_is_noticed(run_dir: Path, small_world: Path, tmp_path: Path) -> None:

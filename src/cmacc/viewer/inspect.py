@@ -1,6 +1,7 @@
-"""The negatives under a microscope: which keys a run chose at a few of its steps, beside random ones, as one HTML file.
+"""The negatives under a microscope, as one HTML file: keys that a run chose, and batches that could be chosen.
 
-Nothing of it was logged: the steps are replayed from the run's checkpoints (`cmacc.viewer.replay`).
+Nothing of it was logged. Choices of keys are replayed from the run's checkpoints (`cmacc.viewer.replay`); batches are
+put together by what the run's last checkpoint makes of its files (`cmacc.viewer.inspect_batches`).
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from cmacc.viewer.inspect_batches import inspected_batches
 from cmacc.viewer.inspect_figures import map_of_pool, panels_of
 from cmacc.viewer.inspect_measures import WORDS, shown_as, verdict
 from cmacc.viewer.inspect_pictures import (
@@ -50,12 +52,12 @@ def write_inspection(
     device: torch.device | None = None,
     on_step: OnStep = lambda done, total: None,
 ) -> Path:
-    """Write a page on the negatives that a run chose.
+    """Write a page on the negatives that a run chose, and on the batches that it could choose.
 
     Parameters
     ----------
     run_dir
-        Made by ``cmacc pretrain``, with a dictionary and at least one checkpoint.
+        Made by ``cmacc pretrain``, with at least one checkpoint. Without a dictionary the page is on batches alone.
     out
         The page; ``run_dir/inspect.html`` by default.
     steps
@@ -77,19 +79,22 @@ def write_inspection(
     ReportError
         The page is there already.
     ReplayError, ConfigError, ManifestError, CheckpointError
-        The run has no dictionary, or no such checkpoint; or something of it cannot be read.
+        The run has no such checkpoint; or something of it cannot be read.
     """
     out = out or run_dir / "inspect.html"
     check_out("inspect", out, overwrite)
     replay = SelectionReplay(run_dir, device)
-    wanted = sorted(set(steps)) or replay.default_steps()
-    for step in wanted:
-        replay.check(step)
+    wanted: Sequence[int] = ()
+    if replay.config.dictionary.selector != "none" or steps:
+        wanted = sorted(set(steps)) or replay.default_steps()
+        for step in wanted:
+            replay.check(step)
     return write_page(out, render_inspection(replay, wanted, on_step))
 
 
 def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: OnStep = lambda done, total: None) -> str:
     """The page as text, the same for the same run folder."""
+    batches = inspected_batches(replay.run_dir, replay.config, replay.manifest, list(replay.plan.sample_ids))
     pictures = KeyPictures(replay)
     labels_by_id = torch.tensor(replay.manifest.label_indices(), dtype=torch.int64)
     by_step: dict[int, list[tuple[Selection, Shown | None]]] = {}
@@ -128,4 +133,5 @@ def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: On
         shown_as=shown_as,
         most_shown=SHOWN,
         by_step=by_step,
+        batches=batches,
     )

@@ -108,7 +108,7 @@ class SelectionReplay:
     Raises
     ------
     ReplayError
-        The run has no dictionary, or no checkpoint at a step that selects.
+        The run has no checkpoint at a step that selects.
     ConfigError, ManifestError, RunError
         What the run folder points to cannot be read.
     """
@@ -118,11 +118,6 @@ class SelectionReplay:
             raise ReplayError(f"run folder {run_dir}: must be a folder made by `cmacc pretrain`, got nothing there")
         self.run_dir = run_dir
         self.config = read_config(run_dir / "config.yaml")
-        if self.config.dictionary.selector == "none":
-            raise ReplayError(
-                f"run {run_dir}: dictionary.selector must be active, newest, random or hardest to choose negatives, "
-                "got none; its only negatives are the other clips of each batch"
-            )
         self._folders = {int(folder.name.removeprefix("step-")): folder for folder in checkpoint_folders(run_dir)}
         if not self._folders:
             raise ReplayError(
@@ -149,13 +144,18 @@ class SelectionReplay:
         return [self.steps[-1 - i * (len(self.steps) - 1) // max(1, count - 1)] for i in range(count)][::-1]
 
     def check(self, step: int) -> None:
-        """Refuse a step that cannot be replayed.
+        """Refuse a step that cannot be replayed, any step of a run without a dictionary among them.
 
         Raises
         ------
         ReplayError
             There is no checkpoint before that step, or nothing is chosen at it.
         """
+        if self.config.dictionary.selector == "none":
+            raise ReplayError(
+                f"run {self.run_dir}: dictionary.selector must be active, newest, random or hardest to choose keys, "
+                "got none; its only negatives are the other clips of each batch"
+            )
         if step not in self.steps:
             raise ReplayError(
                 f"steps: must be among the checkpoints of run {self.run_dir} at which keys are chosen "

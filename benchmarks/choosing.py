@@ -13,11 +13,13 @@ settings of ``cmacc pretrain``, and where the product has no such setting an obj
 import argparse
 import copy
 import dataclasses
+import hashlib
 import itertools
 import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -51,7 +53,7 @@ from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, Opt
 from cmacc.pretraining.config import config_from_plain, to_plain
 from cmacc.pretraining.memory import SampleMemory
 
-_BATCHES, _SHIFT = 110, 111  # purposes of random numbers, beside those of the product
+_BATCHES = 110  # a purpose of random numbers, beside those of the product
 _WINDOWS = 3  # of a rendered clip of two seconds, half a second apart
 _HELD_OUT = 500
 _PROBED = 1500
@@ -298,24 +300,27 @@ def config_of(problem: str, changes: dict[str, Any], steps: int, seed: int) -> P
     return config_from_plain(plain)
 
 
-def render(clips: int, path: Path, world: dict[str, Any], workers: int) -> None:
+def render(clips: int, path: Path, world: dict[str, Any], workers: int, held_out: int = _HELD_OUT) -> None:
     """Clips as `ClipDataset` reads them: `_WINDOWS` rows of each training clip, and the middle of each held-out one."""
     from safetensors.torch import save_file
 
-    work = partial(_windows, world)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
-        parts = list(executor.map(work, range(clips + _HELD_OUT), chunksize=16))
-    training, held_out = parts[:clips], parts[clips:]
-    frames = np.concatenate([f for f, _, _ in training] + [f[1:2] for f, _, _ in held_out])
-    sound = np.concatenate([s for _, s, _ in training] + [s[1:2] for _, s, _ in held_out])
-    labels = [c for _, _, c in training for _ in range(_WINDOWS)] + [c for _, _, c in held_out]
+    work, indices = partial(_windows, world), range(clips + held_out)
+    if workers == 1:
+        parts = [work(index) for index in indices]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
+            parts = list(executor.map(work, indices, chunksize=16))
+    training, tested = parts[:clips], parts[clips:]
+    frames = np.concatenate([f for f, _, _ in training] + [f[1:2] for f, _, _ in tested])
+    sound = np.concatenate([s for _, s, _ in training] + [s[1:2] for _, s, _ in tested])
+    labels = [c for _, _, c in training for _ in range(_WINDOWS)] + [c for _, _, c in tested]
     tensors = {"frames": torch.from_numpy(frames), "waveforms": torch.from_numpy(sound), "labels": torch.tensor(labels)}
     save_file(tensors, path, metadata={"facts": json.dumps({"training": clips * _WINDOWS, "windows": _WINDOWS})})
 
 
 def _windows(world: dict[str, Any], index: int) -> tuple[np.ndarray, np.ndarray, int]:
     torch.set_num_threads(1)
-    config = WorldConfig(class_count=8, frame_size=32, duration_seconds=2.0, **{"nuisance": 0.3, **world})
+    config = WorldConfig(**{"class_count": 8, "frame_size": 32, "duration_seconds": 2.0, "nuisance": 0.3, **world})
     frames, sound = render_clip(config, index)
     mono = sound.mean(1).astype(np.float16)
     starts = range(0, 8 * _WINDOWS, 8)  # in frames of 1/16 s
@@ -436,10 +441,8 @@ def main(arguments: list[str] | None = None) -> None:
     ends_at = time.monotonic() + 60 * options.minutes
     clips = ""
     if options.problem == "rendered":
-        clips = str(
-            Path(os.environ.get("TMPDIR", "/tmp"))
-            / f"rendered-{options.clips}-{abs(hash(options.world)) % 9999 if options.world != '{}' else 0}.safetensors"
-        )
+        named = hashlib.sha256(f"{options.clips} {options.world}".encode()).hexdigest()[:8]
+        clips = str(Path(tempfile.gettempdir()) / f"rendered-{named}.safetensors")
         if not Path(clips).exists():
             render(options.clips, Path(clips), json.loads(options.world), os.cpu_count() or 1)
         print(f"rendered after {time.monotonic() - ends_at + 60 * options.minutes:.0f} s", flush=True)

@@ -1,7 +1,9 @@
 """The benchmarks run, on cases that are too small to say anything."""
 
+import importlib
 import json
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,11 +111,35 @@ def test_a_part_of_the_gpu_script_that_takes_too_long_is_said_to(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_the_gpu_script_refuses_too_few_clips_by_name(small_world: Path, tmp_path: Path) -> None:
-    """36 clips are no batch of 64; what is checked is that the script, with its imports, runs that far."""
-    main = runpy.run_path(str(BENCHMARKS / "evidence_gpu.py"))["main"]
-    with pytest.raises(ValueError, match=r"must hold at least optim.batch_size \(64\) files .*, got 36 of 48"):
-        main(["decode", str(small_world), "--clips", str(tmp_path / "clips.safetensors")])
+@pytest.mark.usefixtures("users_checks")
+def test_every_way_of_choosing_runs_on_vectors_and_on_clips(tmp_path: Path) -> None:
+    choosing = runpy.run_path(str(BENCHMARKS / "choosing.py"))
+    clips = tmp_path / "clips.safetensors"
+    choosing["render"](32, clips, {"class_count": 4}, 1, held_out=8)
+    ways = {
+        "vectors": ("none, DCL", "SogCLR 0.9", "HCL 0.5", "HCL 0.5, DCL", "JEST, DCL", "JEST reference, DCL"),
+        "rendered": ("group, newest, DCL", "batches half g4, DCL", "windows, DCL", "overlap, DCL"),
+    }
+    small = {"dictionary.size": 16, "dictionary.pool_size": 16, "optim.batch_size": 8}
+    for problem, variants in ways.items():
+        for variant in variants:
+            found = choosing["run"](
+                {"problem": problem, "regime": "plain", "variant": variant, "seed": 0, "steps": 6, "settings": small,
+                 "clips": str(clips), "device": "cpu", "points": 1}
+            )  # fmt: skip
+            assert found["points"][-1]["step"] == 6
+            assert 0 <= found["points"][-1]["R@10"] <= 1
+
+
+def test_what_stands_in_for_a_missing_library_is_of_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """scikit-learn asks isinstance(x, pyarrow.Table) wherever something called pyarrow was imported."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    stand_ins = importlib.import_module("stand_ins")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    assert stand_ins.stand_in_for_missing("no_such_library") == {"no_such_library"}
+    mocked = importlib.import_module("no_such_library.deeper")
+    assert not isinstance(3, mocked.Table)
+    assert mocked.compute(3) is not None
 
 
 def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,9 @@ from cmacc.ablation.problem import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips import ClipBatch, ClipSpec
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+from cmacc.encoders.norm import NormName
 from cmacc.pretraining import (
+    BatchesConfig,
     DataConfig,
     DictionaryConfig,
     ObjectiveConfig,
@@ -37,12 +39,18 @@ RELATIVE_TOLERANCE = 2e-3
 _STEPS = 10
 
 
-def _config(dictionary: DictionaryConfig, objective: ObjectiveConfig) -> PretrainConfig:
+def _config(
+    dictionary: DictionaryConfig,
+    objective: ObjectiveConfig,
+    batches: BatchesConfig | None = None,
+    norm: NormName = "batch",
+) -> PretrainConfig:
     return PretrainConfig(
         data=DataConfig(
             clip=ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=32, frame_width=32, audio_seconds=1.0)
         ),
-        encoder=EncoderConfig(mel_bins=32, hidden_size=32, embedding_size=16),
+        encoder=EncoderConfig(mel_bins=32, hidden_size=32, embedding_size=16, norm=norm),
+        batches=batches or BatchesConfig(),
         dictionary=dictionary,
         objective=objective,
         optim=OptimConfig(batch_size=8, steps=_STEPS, warmup_steps=2),
@@ -55,27 +63,44 @@ def _dictionary(selector: Any, refresh: Any = "none", **others: Any) -> Dictiona
     return DictionaryConfig(selector=selector, size=16, pool_size=24, refresh=refresh, **others)
 
 
+def _plain(**settings: Any) -> ObjectiveConfig:
+    return ObjectiveConfig(decoupled=False, **settings)
+
+
 CONFIGS = {
-    "in-batch, online keys": _config(_dictionary("none"), ObjectiveConfig(batch_keys="online")),
-    "queue, both keys": _config(_dictionary("newest"), ObjectiveConfig(batch_keys="both")),
-    "active, stale, momentum keys": _config(_dictionary("active"), ObjectiveConfig(batch_keys="momentum")),
+    "in-batch, online keys": _config(_dictionary("none"), _plain(batch_keys="online")),
+    "queue, both keys": _config(_dictionary("newest"), _plain(batch_keys="both")),
+    "active, stale, momentum keys": _config(_dictionary("active"), _plain(batch_keys="momentum")),
     "active, re-encoded, both keys": _config(
-        _dictionary("active", "selected"), ObjectiveConfig(batch_keys="both", temperature=0.2)
+        _dictionary("active", "selected"), _plain(batch_keys="both", temperature=0.2)
     ),
     "hardest, momentum keys, dictionary alone": _config(
-        _dictionary("hardest", "dictionary", refresh_every=2), ObjectiveConfig(batch_keys="momentum", in_batch=False)
+        _dictionary("hardest", "dictionary", refresh_every=2), _plain(batch_keys="momentum", in_batch=False)
     ),
     "random after a warm-up, online keys": _config(
-        _dictionary("random", warmup_steps=3, allow_repeats=True), ObjectiveConfig(batch_keys="online", momentum=0.9)
+        _dictionary("random", warmup_steps=3, allow_repeats=True), _plain(batch_keys="online", momentum=0.9)
     ),
     "active by key gradients, initial centers, within modal": _config(
         _dictionary(
             "active", gradient="key", pseudo_labels="within_modal", select_every=2, initial_centers="dictionary"
         ),
-        ObjectiveConfig(batch_keys="both"),
+        _plain(batch_keys="both"),
+    ),
+    "in-batch, decoupled, active batches, group norm": _config(
+        _dictionary("none"),
+        ObjectiveConfig(batch_keys="online", decoupled=True),
+        BatchesConfig(selector="active", group_size=4),
+        norm="group",
+    ),
+    "queue, both keys, decoupled, group norm": _config(
+        _dictionary("newest"), ObjectiveConfig(batch_keys="both", decoupled=True), norm="group"
     ),
 }
-_ON_CLIPS = ("active, re-encoded, both keys", "active, stale, momentum keys")
+_ON_CLIPS = (
+    "active, re-encoded, both keys",
+    "active, stale, momentum keys",
+    "queue, both keys, decoupled, group norm",
+)
 
 
 class _Clips:

@@ -54,7 +54,7 @@ class EncoderConfig:
     head: HeadName = "mlp"
     hidden_size: int = 512
     embedding_size: int = 128
-    norm: NormName = "batch"
+    norm: NormName = "group"
 
     def __post_init__(self) -> None:
         for name in ("mel_bins", "hidden_size", "embedding_size"):

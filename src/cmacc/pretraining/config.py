@@ -207,7 +207,7 @@ class ObjectiveConfig:
     temperature: float = 0.1
     in_batch: bool = True
     batch_keys: BatchKeys = "both"
-    decoupled: bool = False
+    decoupled: bool = True
     momentum: float = 0.99
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from cmacc.viewer.page import listed
 _METRICS = {
     "R@1": ("Recall@1", 1),
     "R@10": ("Recall@10", 1),
+    "R@1_in_class": ("recall at 1 among the clips of the own class", 1),
     "median_rank": ("median rank", -1),
     "probe_video": ("linear probe, picture", 1),
     "probe_audio": ("linear probe, sound", 1),

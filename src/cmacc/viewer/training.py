@@ -110,17 +110,23 @@ def _loss_panel(run: RunFolder) -> Figure | None:
     if not lines:
         return None
     count, batch = _candidate_count(run.config), run.config.optim.batch_size
-    levels = [math.log(count)]
     caption = "Cross entropy each way; the run minimises the sum. "
+    if run.config.objective.decoupled:
+        caption = (
+            "The decoupled loss each way, without the right key in the denominator: it may fall below zero; the "
+            "run minimises the sum. "
+        )
+        count, batch = count - 1, batch - 1
+    levels = [math.log(count)]
     if run.config.objective.in_batch and count > batch:
         # At this height the dictionary has been told apart as a whole, and nothing within the batch.
         levels.append(math.log(batch))
         caption += (
-            f"Dotted: guessing among all {count:,} keys ({levels[0]:.2f}) and among the {batch:,} of the batch alone "
+            f"Dotted: telling nothing apart, of all keys ({levels[0]:.2f}) and of the batch's alone "
             f"({levels[1]:.2f}); staying at the lower line is no learning within the batch."
         )
     else:
-        caption += f"Dotted: guessing among {count:,} keys ({levels[0]:.2f})."
+        caption += f"Dotted: telling nothing apart ({levels[0]:.2f})."
     return Figure("Loss", line_panel(lines, levels=levels), caption, legend)
 
 

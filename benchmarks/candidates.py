@@ -183,8 +183,8 @@ def run(task: tuple[str, str, int, int]) -> dict[str, Any]:
     settings, selector = selectors(objective.get("temperature", 0.1))[name]
     config = PretrainConfig(
         encoder=EncoderConfig(head="linear", embedding_size=64),
-        dictionary=DictionaryConfig(size=256, pool_size=1024, **settings),
-        objective=ObjectiveConfig(batch_keys="momentum", **objective),
+        dictionary=DictionaryConfig(size=256, pool_size=1024, **({"selector": "active"} | settings)),
+        objective=ObjectiveConfig(batch_keys="momentum", decoupled=False, **objective),
         optim=OptimConfig(batch_size=16, steps=steps),
         seed=seed,
     )

@@ -277,7 +277,7 @@ REGIMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def config_of(problem: str, changes: dict[str, Any], steps: int, seed: int) -> PretrainConfig:
     base = PretrainConfig(
-        dictionary=DictionaryConfig(size=256, pool_size=1024, refresh_device="accelerator"),
+        dictionary=DictionaryConfig(selector="active", size=256, pool_size=1024, refresh_device="accelerator"),
         objective=ObjectiveConfig(temperature=0.1, batch_keys="both"),
         optim=OptimConfig(batch_size=16, steps=steps),
         encoder=EncoderConfig(head="linear", embedding_size=64)

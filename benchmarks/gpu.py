@@ -67,7 +67,9 @@ def checks(device: torch.device, smoke: bool) -> dict[str, Any]:
     result["seeds with the CPU's picks, of 10"] = sum(picks("cpu", seed) == picks(device, seed) for seed in range(10))
     config = PretrainConfig(
         encoder=EncoderConfig(head="linear", embedding_size=64),
-        dictionary=DictionaryConfig(size=64, pool_size=256, refresh="selected", refresh_device="accelerator"),
+        dictionary=DictionaryConfig(
+            selector="active", size=64, pool_size=256, refresh="selected", refresh_device="accelerator"
+        ),
         optim=OptimConfig(batch_size=16, steps=20 if smoke else 400),
     )
     world = VectorWorld(samples=256 if smoke else 8192, held_out=64 if smoke else 2048)

@@ -76,7 +76,9 @@ def small_config(small_world: Path) -> "PretrainConfig":
             workers=0,
         ),
         encoder=EncoderConfig(mel_bins=32, hidden_size=32, embedding_size=16),
-        dictionary=DictionaryConfig(size=16, pool_size=24, refresh="none"),  # tests of refreshing ask for it
+        dictionary=DictionaryConfig(
+            selector="active", size=16, pool_size=24, refresh="none"
+        ),  # tests of refreshing ask for it
         optim=OptimConfig(batch_size=8, steps=12, warmup_steps=2),
         precision="fp32",
         save_every=5,

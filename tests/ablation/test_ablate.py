@@ -165,7 +165,7 @@ def test_a_plateau_is_left_when_the_batch_is_told_apart() -> None:
 def test_step_seconds_are_of_each_problem() -> None:
     problem = VectorDataset(VectorWorld(classes=6, samples=64, held_out=32), 0, torch.device("cpu"))
     config = PretrainConfig(
-        dictionary=DictionaryConfig(size=16, pool_size=32), optim=OptimConfig(batch_size=8, steps=4)
+        dictionary=DictionaryConfig(selector="active", size=16, pool_size=32), optim=OptimConfig(batch_size=8, steps=4)
     )
     seconds = step_seconds([(problem, config)] * 2, rounds=2, steps=2)
     assert len(seconds) == 2

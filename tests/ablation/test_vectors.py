@@ -107,7 +107,9 @@ def test_knobs_out_of_range_are_refused(settings: dict[str, float], message: str
 def test_vectors_are_trained_in_float32_also_where_clips_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they always were: bf16 would cost them digits and save no time."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    config = PretrainConfig(optim=OptimConfig(batch_size=8), dictionary=DictionaryConfig(size=16, pool_size=16))
+    config = PretrainConfig(
+        optim=OptimConfig(batch_size=8), dictionary=DictionaryConfig(selector="active", size=16, pool_size=16)
+    )
     assert autocast_dtype(config, torch.device("cpu")) == torch.bfloat16
     trainer = trainer_on(VectorDataset(SMALL, 0, torch.device("cpu")), config, torch.device("cpu"))
     assert trainer.learner.autocast_dtype is None

@@ -27,7 +27,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
             workers=0,
         ),
         encoder=EncoderConfig(mel_bins=40, hidden_size=128, embedding_size=64),
-        dictionary=DictionaryConfig(size=32, pool_size=128),
+        dictionary=DictionaryConfig(selector="active", size=32, pool_size=128),
         optim=OptimConfig(batch_size=16, steps=160, warmup_steps=20),
         save_every=160,
     )

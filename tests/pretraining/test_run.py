@@ -202,7 +202,7 @@ def test_a_key_re_encoded_by_the_same_encoder_is_the_same(small_config: Pretrain
 
 
 def test_a_dictionary_that_could_not_be_renewed_is_refused(small_config: PretrainConfig, tmp_path: Path) -> None:
-    config = dataclasses.replace(small_config, dictionary=DictionaryConfig(size=30, pool_size=30))
+    config = dataclasses.replace(small_config, dictionary=DictionaryConfig(selector="active", size=30, pool_size=30))
     with pytest.raises(RunError, match=r"dictionary.size must be at most .* \(36 - 8\), .* got 30; lower it"):
         start_run(config, tmp_path)
 

@@ -31,7 +31,7 @@ from .golden import GOLDEN, RELATIVE_TOLERANCE, losses, machine
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(
     encoder=EncoderConfig(head="linear", embedding_size=16),
-    dictionary=DictionaryConfig(size=16, pool_size=24, refresh="none"),
+    dictionary=DictionaryConfig(selector="active", size=16, pool_size=24, refresh="none"),
     optim=OptimConfig(batch_size=8, steps=8),
 )
 

@@ -41,7 +41,7 @@ def make_run(small_config: PretrainConfig, tmp_path_factory: pytest.TempPathFact
         config = dataclasses.replace(
             small_config,
             data=dataclasses.replace(small_config.data, manifest=folder / "manifest.parquet"),
-            dictionary=DictionaryConfig(**({"size": 16, "pool_size": 24} | dictionary)),  # type: ignore[arg-type]
+            dictionary=DictionaryConfig(**({"selector": "active", "size": 16, "pool_size": 24} | dictionary)),  # type: ignore[arg-type]
             objective=ObjectiveConfig(batch_keys="momentum"),
             optim=dataclasses.replace(small_config.optim, steps=8),
             save_every=4,

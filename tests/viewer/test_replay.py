@@ -19,7 +19,9 @@ STEPS = 8
 def trained(config: PretrainConfig, run_dir: Path, **dictionary: object) -> Path:
     config = dataclasses.replace(
         config,
-        dictionary=DictionaryConfig(**({"size": 16, "pool_size": 24, "refresh": "none"} | dictionary)),  # type: ignore[arg-type]
+        dictionary=DictionaryConfig(
+            **({"selector": "active", "size": 16, "pool_size": 24, "refresh": "none"} | dictionary)
+        ),  # type: ignore[arg-type]
         optim=dataclasses.replace(config.optim, steps=STEPS),
         save_every=1,
         keep_every=1,

@@ -226,6 +226,7 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, dev
             plain["dictionary"].pop("refresh_every", None)
     if config.batches.selector == "random":
         plain["batches"] = {"selector": "random"}
+    plain["objective"]["batch_keys"] = config.batch_keys
     plain["optim"]["warmup_steps"] = config.optim.warmup
     for name in ("save_every", "keep_every", "health_every"):
         plain.pop(name)

@@ -112,8 +112,8 @@ class DictionaryConfig:
     Parameters
     ----------
     selector
-        ``active``, ``newest`` (MoCo's queue), ``random``, ``hardest``, or ``none``: no dictionary, plain in-batch
-        contrast.
+        ``none``: no dictionary, in-batch contrast alone; or ``active`` (the paper's), ``newest`` (MoCo's queue),
+        ``random``, ``hardest``.
     size
         K, keys in each of the two dictionaries.
     pool_size
@@ -133,7 +133,7 @@ class DictionaryConfig:
         Whether keys are re-encoded by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
         are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept
         (0.6 GB for the default sizes). By default ``selected``, since keys as old as the pool is deep cost more than
-        selection gains (docs/evidence.md); for ``newest`` by default ``none``, since its keys are fresh anyway.
+        selection gains (docs/evidence-dictionary.md); for ``newest`` by default ``none``, since its keys are fresh anyway.
     refresh_every
         Steps between refreshes of the whole ``dictionary``.
     refresh_device
@@ -144,7 +144,7 @@ class DictionaryConfig:
         ``online`` it has not been needed here.
     """
 
-    selector: SelectorName | Literal["none"] = "active"
+    selector: SelectorName | Literal["none"] = "none"
     size: int = 256
     pool_size: int = 1024
     gradient: GradientName = "last_layer"
@@ -191,10 +191,10 @@ class ObjectiveConfig:
     batch_keys
         Which encoder the positive and the in-batch keys come from. ``online``: with gradient, as in CLIP.
         ``momentum``: without, as in the paper. ``both``: the mean of two losses, one among the batch's online keys and
-        one in which the positive, the in-batch keys and the dictionary are all the momentum encoder's. The dictionary
-        is always the momentum encoder's, so that with ``online`` the positive is of another kind than its negatives
-        (newer weights, batch norm by the batch's statistics): pairs are then matched worse than without any dictionary
-        (docs/evidence.md).
+        one in which the positive, the in-batch keys and the dictionary are all the momentum encoder's. By default
+        ``both`` with a dictionary and ``online`` without one. A dictionary is always the momentum encoder's: with
+        ``online`` its positives would be of another kind than its negatives (newer weights), and pairs are then matched
+        worse than without any dictionary (docs/evidence-dictionary.md).
     decoupled
         Whether to leave the positive out of the denominator (DCL, Yeh et al., 2022): the gradient then does not fade
         once a small batch has become easy. The loss may be below zero, and is no InfoNCE estimate; the metrics'
@@ -206,7 +206,7 @@ class ObjectiveConfig:
 
     temperature: float = 0.1
     in_batch: bool = True
-    batch_keys: BatchKeys = "both"
+    batch_keys: BatchKeys | None = None
     decoupled: bool = True
     momentum: float = 0.99
 
@@ -290,6 +290,13 @@ class PretrainConfig:
     keep_every: int = 0
     health_every: int = 20
 
+    @property
+    def batch_keys(self) -> BatchKeys:
+        """``objective.batch_keys``, whether it was given or not."""
+        if self.objective.batch_keys is not None:
+            return self.objective.batch_keys
+        return "online" if self.dictionary.selector == "none" else "both"
+
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16 or fp32", self.precision)
@@ -322,11 +329,7 @@ class PretrainConfig:
                 f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.pool_size,
             )
-        if (
-            self.dictionary.selector == "none"
-            or self.dictionary.warmup_steps > 0
-            or self.objective.batch_keys == "both"
-        ):
+        if self.dictionary.selector == "none" or self.dictionary.warmup_steps > 0 or self.batch_keys == "both":
             _require(
                 self.objective.in_batch,
                 "objective.in_batch",
@@ -388,7 +391,7 @@ def with_present_names(plain: Any) -> Any:
     return renamed
 
 
-# What runs of cmacc 0.2.0 and before did without naming it.
+# What runs before active batches did without naming it.
 _BEFORE = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
 
 

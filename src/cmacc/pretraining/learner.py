@@ -67,7 +67,7 @@ class Learner:
         encoder = encoder.to(device)
         contrast = config.objective
         objective = objective or BidirectionalContrast(
-            contrast.temperature, contrast.in_batch, contrast.batch_keys, contrast.decoupled
+            contrast.temperature, contrast.in_batch, config.batch_keys, contrast.decoupled
         )
         trained: list[nn.Module] = [encoder]
         if isinstance(objective, nn.Module):

@@ -189,7 +189,7 @@ class SelectionReplay:
             inputs = learner.views.of(batch, self.plan.visit(step))
             with torch.no_grad(), learner.autocast():
                 queries = learner.encoder(**inputs)
-                keys = queries if config.objective.batch_keys == "online" else learner.key_encoder(**inputs)
+                keys = queries if config.batch_keys == "online" else learner.key_encoder(**inputs)
         return _replayed(learner, queries, keys, batch, step)
 
     def trained_elsewhere(self, step: int) -> bool:

@@ -115,7 +115,7 @@ def demo_command(arguments: Sequence[str]) -> int:
         listing = list_folders([out / "world"])
         scanned = scan(listing, test_fraction=0.25, progress=advance)
     scanned.manifest.write(manifest)
-    start_run(_demo_config(manifest, options.clips, options.steps, options.seed), out, overwrite=options.overwrite)
+    start_run(_demo_config(manifest, options.steps, options.seed), out, overwrite=options.overwrite)
     outcome = _pretrain_with_progress(out)
     if not outcome.finished:
         _print_outcome(outcome)
@@ -129,9 +129,9 @@ def demo_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "PretrainConfig":
+def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
     from cmacc.clips import AugmentConfig, ClipSpec
-    from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+    from cmacc.pretraining import DataConfig, OptimConfig, PretrainConfig
 
     return PretrainConfig(
         data=DataConfig(
@@ -147,9 +147,6 @@ def _demo_config(manifest: Path, clips: int, steps: int, seed: int) -> "Pretrain
                 frequency_mask=0.0,
             ),
         ),
-        dictionary=DictionaryConfig(selector="active", size=min(128, clips // 3), pool_size=512),
-        # A short run changes quickly: a slower copy's keys would be told apart by their age.
-        objective=ObjectiveConfig(momentum=0.9),
         optim=OptimConfig(steps=steps),
         seed=seed,
     )

@@ -133,7 +133,7 @@ class DictionaryConfig:
         Whether keys are re-encoded by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
         are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept
         (0.6 GB for the default sizes). By default ``selected``, since keys as old as the pool is deep cost more than
-        selection gains (docs/evidence-dictionary.md); for ``newest`` by default ``none``, since its keys are fresh anyway.
+        selection gains (docs/evidence-dictionary.md), and ``none`` for ``newest``, whose keys are fresh anyway.
     refresh_every
         Steps between refreshes of the whole ``dictionary``.
     refresh_device

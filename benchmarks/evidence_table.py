@@ -21,7 +21,7 @@ import torch
 
 _TABLED = ("R@10", "probe_video", "probe_audio")
 _KEPT = (
-    *_TABLED, "R@1", "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau",
+    *_TABLED, "R@1", "R@1_in_class", "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau",
     "mutual_information", "mutual_information_ceiling", "batch_loss", "key_age", "distinct_labels",
     "false_negative_share", "effective_rank",
 )  # fmt: skip
@@ -58,9 +58,9 @@ def votes(row: dict[str, Any]) -> str:
     return "" if math.isnan(row["difference"]) else f"{row['wins']} : {row['losses']}, {row['p_value']:.2g}"
 
 
-def pivot(rows: list[dict[str, Any]]) -> str:
+def pivot(rows: list[dict[str, Any]], metric: str) -> str:
     """A line a regime."""
-    main = [row for row in rows if row["metric"] == "R@10"]
+    main = [row for row in rows if row["metric"] == metric]
     reference = next(row["variant"] for row in main if math.isnan(row["difference"]))
     columns = list(dict.fromkeys((row["budget"], row["variant"]) for row in main if row["variant"] != reference))
     heads = ["regime", reference, *(f"{variant}{' =t' if budget == 'time' else ''}" for budget, variant in columns)]
@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 order.setdefault((field, row[field]), len(order))
         rows.sort(key=lambda row: [order[field, row[field]] for field in ("regime", "budget", "variant")])
         seeds = max(row["seeds"] for row in rows)
-        shown = pivot(rows) if len({row["regime"] for row in rows}) > 1 else table(rows)
+        shown = table(rows)
+        if len({row["regime"] for row in rows}) > 1:
+            shown = "\n\n".join(f"{metric}\n\n{pivot(rows, metric)}" for metric in ("R@10", "R@1"))
         print(f"\n## {name} ({seeds} seeds)\n\n{shown}")
         found[name] = [
             {k: round(v, 5) if isinstance(v, float) and math.isfinite(v) else None if v != v else v

@@ -52,3 +52,12 @@ def test_own_problem_example_finds_the_other_half(capsys: pytest.CaptureFixture[
     assert before < 0.05
     assert after > 0.2
     assert f"{after:.3f} trained" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_active_batches_example_finds_more_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Five worlds: more in each, p = 1/32 by the sign test; chance is 0.002."""
+    main = runpy.run_path(str(EXAMPLES / "05_active_batches.py"))["main"]
+    results = main()
+    assert all(active > drawn > 0.1 for active, drawn in zip(results["active"], results["random"], strict=True))
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -6,6 +6,8 @@ windows each, drawn straight into memory, without a codec). Every run is one pro
     python benchmarks/choosing.py vectors --variants "newest" "newest, DCL" --seeds 0 1 --out vectors.json
     python benchmarks/choosing.py rendered --device cuda --workers 14 --minutes 5 --out rendered.json
 
+    python benchmarks/choosing.py table benchmarks/results/choosing-clips-h100.json
+
 Runs take turns by seed, and none is begun after ``--minutes``; what was made is written after each. A variant is a few
 settings of ``cmacc pretrain``, and where the product has no such setting an objective, an order or data from here.
 """
@@ -422,7 +424,26 @@ def _embeddings_after(task: dict[str, Any], dataset: Dataset, device: torch.devi
     return table.memory.video.float(), table.memory.audio.float()
 
 
+def table(path: Path) -> str:
+    """A line a regime, variant and settings: means over the seeds, and the seeds."""
+    names = ("R@1", "R@10", "R@1_in_class", "probe_video", "probe_audio")
+    lines = ["| regime | variant | settings | steps | " + " | ".join(names) + " | seeds |", "|---" * 10 + "|"]
+    found: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}
+    for made in json.loads(path.read_text())["runs"]:
+        settings = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in made["settings"].items())
+        key = made["regime"], made["variant"], settings, f"{made['steps']:,}"
+        found.setdefault(key, {})[made["seed"]] = made["points"][-1]
+    for key, ends in sorted(found.items()):
+        means = [f"{np.mean([end[name] for end in ends.values()]):.3f}" for name in names]
+        lines.append("| " + " | ".join([*key, *means, " ".join(map(str, sorted(ends)))]) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["table"]:
+        print(table(Path(arguments[1])))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=["vectors", "rendered"])
     parser.add_argument("--regimes", nargs="+", default=["plain"], choices=REGIMES)

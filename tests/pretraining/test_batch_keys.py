@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 CONFIG = PretrainConfig(
     encoder=EncoderConfig(head="linear", embedding_size=16),
     dictionary=DictionaryConfig(selector="newest", size=24, pool_size=32, refresh="none"),
+    objective=ObjectiveConfig(decoupled=False),
     optim=OptimConfig(batch_size=8, steps=20),
 )
 

@@ -119,7 +119,8 @@ def test_defaults_follow_the_evidence() -> None:
 
 
 def test_former_names_are_read_with_a_warning(tmp_path: Path) -> None:
-    former = {"data": {"max_bad": 0.3}, "dictionary": {"given": "dictionary", "refresh_store": "device"}}
+    dictionary = {"selector": "active", "given": "dictionary", "refresh_store": "device"}
+    former = {"data": {"max_bad": 0.3}, "dictionary": dictionary}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
     with pytest.warns(FutureWarning) as warned:
         config = read_config(tmp_path / "config.yaml")

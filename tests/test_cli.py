@@ -15,7 +15,8 @@ from cmacc.clips import Manifest
 TINY_CLIP = [
     "--data.clip.frame_count=4", "--data.clip.frame_rate_hz=4", "--data.clip.frame_height=32",
     "--data.clip.frame_width=32", "--data.clip.audio_seconds=1", "--data.workers=0", "--encoder.mel_bins=32",
-    "--dictionary.size=16", "--dictionary.pool_size=24", "--optim.batch_size=8", "--optim.warmup_steps=2",
+    "--dictionary.selector=active", "--dictionary.size=16", "--dictionary.pool_size=24", "--optim.batch_size=8",
+    "--optim.warmup_steps=2",
     "--save_every=5", "--precision=fp32",
 ]  # fmt: skip
 

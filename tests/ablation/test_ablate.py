@@ -43,7 +43,11 @@ PLAIN: dict[str, Any] = {
         "dictionary": {"size": 16, "pool_size": 32},
         "optim": {"batch_size": 8, "steps": 12, "warmup_steps": 2},
     },
-    "variants": {"queue": {"dictionary.selector": "newest"}, "none": {"dictionary.selector": "none"}, "active": {}},
+    "variants": {
+        "queue": {"dictionary.selector": "newest"},
+        "none": {"dictionary.selector": "none"},
+        "active": {"dictionary.selector": "active"},
+    },
     "seeds": [0, 1],
     "points": 3,
 }
@@ -87,6 +91,7 @@ def test_the_first_step_is_the_same_for_all_variants_of_a_seed() -> None:
     for selector, seed in itertools.product(("none", "newest", "active"), (0, 1)):
         config = PretrainConfig(
             dictionary=DictionaryConfig(selector=selector, size=16, pool_size=32),  # type: ignore[arg-type]
+            objective=ObjectiveConfig(batch_keys="both"),
             optim=OptimConfig(batch_size=8, steps=1),
             seed=seed,
         )

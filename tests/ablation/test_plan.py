@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes" / "ablations"
 PLAIN: dict[str, Any] = {
     "problem": {"kind": "vectors", "classes": 20},
     "settings": {"optim": {"batch_size": 8, "steps": 10}},
-    "variants": {"queue": {"dictionary.selector": "newest"}, "active": {}},
+    "variants": {"queue": {"dictionary.selector": "newest"}, "active": {"dictionary.selector": "active"}},
 }
 
 
@@ -57,7 +57,7 @@ def test_cells_of_a_grid_that_differ_in_nothing_used_are_one() -> None:
     ],
 )
 def test_a_runs_key_is_what_shapes_it(changed: dict[str, Any], is_same: bool) -> None:
-    config = PretrainConfig()
+    config = PretrainConfig(dictionary=DictionaryConfig(selector="active"))
     parts = {
         name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
         for name, value in changed.items()

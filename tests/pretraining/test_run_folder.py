@@ -140,7 +140,7 @@ def test_several_processes_are_refused_before_anything_is_touched(
 ) -> None:
     """As `accelerate launch --num_processes 2` starts them: each would train a run of its own into one folder."""
     plan = run / "plan.yaml"
-    plan.write_text("problem: {kind: vectors}\nvariants: {a: {}, b: {dictionary.selector: none}}\n")
+    plan.write_text("problem: {kind: vectors}\nvariants: {a: {dictionary.selector: newest}, b: {}}\n")
     arguments = {
         "pretrain": ["--data.manifest", str(small_config.data.manifest), "--out", str(run), "--overwrite"],
         "ablate": [str(plan), "--out", str(run / "ablation")],

@@ -86,7 +86,7 @@ def made(
         "variants": {
             "queue": {"dictionary.selector": "newest"},
             "none": {"dictionary.selector": "none"},
-            "active": {},
+            "active": {"dictionary.selector": "active"},
         },
         "regimes": {"plain": {}, "hot": {"objective.temperature": 0.5}},
         "reference": "queue",

@@ -9,7 +9,7 @@ import yaml
 
 from cmacc.ablation import PlanError, plan_from_plain, read_plan
 from cmacc.ablation.plan import run_key
-from cmacc.pretraining import ConfigError, PretrainConfig
+from cmacc.pretraining import ConfigError, DictionaryConfig, PretrainConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "ablations"
 PLAIN: dict[str, Any] = {

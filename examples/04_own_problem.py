@@ -79,6 +79,8 @@ class Halves:
 
     # The rest of `cmacc.pretraining.Problem`.
 
+    memory = None  # nothing to put batches together by: they are random
+
     def encoder(self) -> EncoderPair:
         """Two perceptrons with cmacc's heads."""
         torch.manual_seed(CONFIG.seed)

@@ -3,9 +3,10 @@
     python benchmarks/evidence_table.py evidence-out/tables [--out benchmarks/results/evidence-cpu.json]
 
 A plan of one regime: a line a variant with R@10, its paired difference to the reference, the 95 % bootstrap interval
-over seeds, wins : losses and the sign test's p, the differences of both probes, and the steps to leave the plateau. A
-plan of several: a line a regime with the reference's R@10 and the differences of the others, at equal steps and (=t) in
-equal time. All is measured at the end of the runs. ``--out`` keeps the same as JSON, with the other metrics' means.
+over seeds, wins : losses and the sign test's p, the differences of R@1 (among all, and among the own class) and of both
+probes, and the steps to leave the plateau. A plan of several: for R@10 and for R@1 a line a regime with the reference
+and the differences of the others, at equal steps and (=t) in equal time. All is measured at the end of the runs.
+``--out`` keeps the same as JSON, with the other metrics' means.
 """
 
 import argparse
@@ -37,17 +38,20 @@ def difference(row: dict[str, Any]) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a budget and variant."""
     heads = ["budget", "variant", "steps", "ms a step", "R@10", "minus reference [95 %]", "wins : losses, p",
-             "probe picture, minus reference", "probe sound, minus reference", "plateau left after"]  # fmt: skip
+             "R@1, minus reference", "in class", "probe picture", "probe sound", "plateau left after"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for (budget, variant), group in groupby(rows, lambda r: (r["budget"], r["variant"])):
         by_metric = {row["metric"]: row for row in group}
         main = by_metric["R@10"]
-        probes = [difference(by_metric[name]) if name in by_metric else "–" for name in ("probe_video", "probe_audio")]
+        others = [
+            difference(by_metric[name]) if name in by_metric else "–"
+            for name in ("R@1", "R@1_in_class", "probe_video", "probe_audio")
+        ]
         plateau = by_metric.get("plateau_steps")
         has_left = by_metric["left_plateau"]["mean"] if plateau else 1
         shown = "–" if plateau is None else f"{plateau['mean']:.0f}" if has_left == 1 else f"{has_left:.0%} left it"
         cells = [f"equal {budget}", variant, f"{main['steps']:,}", f"{1000 * main['step_seconds']:.1f}",
-                 f"{main['mean']:.3f} ± {main['deviation']:.3f}", difference(main), votes(main), *probes,
+                 f"{main['mean']:.3f} ± {main['deviation']:.3f}", difference(main), votes(main), *others,
                  shown]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -93,7 +97,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         seeds = max(row["seeds"] for row in rows)
         shown = table(rows)
         if len({row["regime"] for row in rows}) > 1:
-            shown = "\n\n".join(f"{metric}\n\n{pivot(rows, metric)}" for metric in ("R@10", "R@1"))
+            metrics = [name for name in ("R@10", "R@1") if any(row["metric"] == name for row in rows)]
+            shown = "\n\n".join(f"{metric}\n\n{pivot(rows, metric)}" for metric in metrics)
         print(f"\n## {name} ({seeds} seeds)\n\n{shown}")
         found[name] = [
             {k: round(v, 5) if isinstance(v, float) and math.isfinite(v) else None if v != v else v

@@ -107,6 +107,16 @@ def test_without_any_memory_the_order_is_a_random_one() -> None:
     assert ((counts - 500) ** 2 / 500).sum() < 24.3
 
 
+def test_whom_the_remainder_leaves_out_does_not_depend_on_neighbours() -> None:
+    """17 samples, one of them alone, in batches of 4: one in 17 is left out. Above 12.1 with p = 0.0005, at 1 degree."""
+    video, audio = clusters(count=5, of=4)
+    alone = 0
+    for seed in range(1700):
+        batches = active_batches(video[:17], audio[:17], 4, np.random.default_rng(seed), group_size=2, neighbours=3)
+        alone += 16 not in batches
+    assert (alone - 100) ** 2 / 100 + (alone - 100) ** 2 / 1600 < 12.1
+
+
 def test_the_same_state_gives_the_same_batches_in_any_precision_that_tells_the_order() -> None:
     video, audio = rows(200), rows(200, seed=1)
     first = active_batches(video, audio, 10, np.random.default_rng(5))

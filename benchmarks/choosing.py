@@ -69,7 +69,6 @@ class Variant:
     objective: Callable[[int, float], nn.Module] | None = None  # of the number of samples and the temperature
     order: str = ""  # instead of the product's orders
     shifted_sound: bool = False
-    norm: str = "batch"
 
 
 class OverBatch(nn.Module):
@@ -254,7 +253,10 @@ VARIANTS: dict[str, Variant] = {
     "overlap, DCL": Variant({**NONE, **DCL}, shifted_sound=True),
 }
 # The same with group norm in the backbones.
-VARIANTS |= {f"group, {name}": dataclasses.replace(variant, norm="group") for name, variant in VARIANTS.items()}
+VARIANTS |= {
+    f"group, {name}": dataclasses.replace(variant, settings={**variant.settings, "encoder.norm": "group"})
+    for name, variant in VARIANTS.items()
+}
 
 # World and settings by regime; several epochs each. A half is for choosing, the other for confirming.
 REGIMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -280,11 +282,11 @@ REGIMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def config_of(problem: str, changes: dict[str, Any], steps: int, seed: int) -> PretrainConfig:
     base = PretrainConfig(
         dictionary=DictionaryConfig(selector="active", size=256, pool_size=1024, refresh_device="accelerator"),
-        objective=ObjectiveConfig(temperature=0.1, batch_keys="both"),
+        objective=ObjectiveConfig(temperature=0.1, batch_keys="both", decoupled=False),
         optim=OptimConfig(batch_size=16, steps=steps),
         encoder=EncoderConfig(head="linear", embedding_size=64)
         if problem == "vectors"
-        else EncoderConfig(mel_bins=32, hidden_size=128, embedding_size=64),
+        else EncoderConfig(mel_bins=32, hidden_size=128, embedding_size=64, norm="batch"),
         data=DataConfig(
             workers=0,
             clip=ClipSpec(8, 8.0, 32, 32, 1.0),
@@ -341,37 +343,17 @@ def _dataset(problem: str, regime: str, seed: int, clips: str, device: str, shif
     return (ShiftedSound if shifted else ClipDataset if by_window else Windowed)(Path(clips), torch.device(device))
 
 
-def group_norm(module: nn.Module) -> None:
-    """Every batch norm of the backbones' convolutions becomes a group norm; those of inputs and heads stay."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d) or (
-            isinstance(child, nn.BatchNorm1d) and name not in ("normalise",)
-        ):
-            setattr(module, name, nn.GroupNorm(8, child.num_features))
-        else:
-            group_norm(child)
-
-
 class Problem(TableProblem):
-    """`TableProblem`, with an order or a norm that the product does not have."""
+    """`TableProblem`, with an order that the product does not have."""
 
     def __init__(self, dataset: Dataset, config: PretrainConfig, device: torch.device, variant: Variant) -> None:
         super().__init__(dataset, config, device)
-        self._norm = variant.norm
         if variant.order:
             memory = OtherOrder(
                 self._count, config.encoder.embedding_size, config.batches, config.optim.batch_size, config.seed
             )
             memory.kind, memory.siblings = variant.order.partition(" ")[0], _WINDOWS
             self.memory = memory
-
-    def encoder(self) -> Any:
-        pair = super().encoder()
-        if self._norm == "group":
-            with torch.random.fork_rng(devices=[]):
-                group_norm(pair.video.backbone)
-                group_norm(pair.audio.backbone)
-        return pair
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The CPU part of docs/evidence.md: ablations of recipes/ablations, and the tables that the page is written from.
 #   benchmarks/evidence.sh [REAL_DATA] [FOLDER]      (or: make evidence)
-# About an hour (67 minutes on two cores with AVX2); stopped, it goes on where it was.
+# About an hour on two cores with AVX2; stopped, it goes on where it was.
 # Without REAL_DATA the real clips are left out, and said to be.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -108,7 +108,7 @@ def test_without_any_memory_the_order_is_a_random_one() -> None:
 
 
 def test_whom_the_remainder_leaves_out_does_not_depend_on_neighbours() -> None:
-    """17 samples, one of them alone, in batches of 4: one in 17 is left out. Above 12.1 with p = 0.0005, at 1 degree."""
+    """17 samples, one of them alone, in batches of 4: one in 17 is left out. Above 12.1 with p = 0.0005."""
     video, audio = clusters(count=5, of=4)
     alone = 0
     for seed in range(1700):

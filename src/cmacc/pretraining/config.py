@@ -392,7 +392,7 @@ def with_present_names(plain: Any) -> Any:
 
 
 # What runs before active batches did without naming it.
-_BEFORE = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
+SETTINGS_BEFORE: dict[str, dict[str, Any]] = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
 
 
 def read_config(path: Path) -> PretrainConfig:
@@ -407,7 +407,7 @@ def read_config(path: Path) -> PretrainConfig:
         raise ConfigError(f"config {path}: no such file; a run folder holds one")
     try:
         plain = yaml.safe_load(path.read_text())
-        for group, settings in _BEFORE.items() if isinstance(plain, dict) else ():
+        for group, settings in SETTINGS_BEFORE.items() if isinstance(plain, dict) else ():
             if isinstance(plain.get(group), dict):
                 plain[group] = settings | plain[group]
         return config_from_plain(plain)

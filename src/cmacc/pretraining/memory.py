@@ -71,7 +71,7 @@ class SampleMemory(nn.Module):
     def _planned(self, epoch: int) -> Tensor:
         config, count = self._config, len(self.known)
         if epoch < config.start_epoch:
-            return torch.from_numpy(epoch_order(self._seed, epoch, count)[: len(self.order)].copy())
+            return torch.from_numpy(epoch_order(self._seed, epoch, count)[: len(self.order)])
         return active_batches(
             self.video,
             self.audio,

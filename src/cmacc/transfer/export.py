@@ -31,6 +31,7 @@ from cmacc.pretraining import (
     read_provenance,
     to_plain,
 )
+from cmacc.pretraining.config import SETTINGS_BEFORE
 from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
 from cmacc.transfer.adapters import CmaccEncoder
 from cmacc.transfer.encoder import Modality
@@ -209,8 +210,8 @@ def read_export(folder: Path) -> ExportedEncoder:
             raise ExportError(f"export {path}: {name} must be {wanted}, got {plain.get(name)!r}")
     try:
         told = plain.get("encoder")
-        # Exports of cmacc 0.2.0 and before do not name the norm.
-        encoder = dataclass_of(EncoderConfig, {"norm": "batch"} | told if isinstance(told, dict) else told, "encoder")
+        told = SETTINGS_BEFORE["encoder"] | told if isinstance(told, dict) else told
+        encoder = dataclass_of(EncoderConfig, told, "encoder")
         clip = dataclass_of(ClipSpec, plain.get("clip"), "clip")
         is_grey, weights = value_of(bool, plain, "is_grey"), value_of(str, plain, "weights")
         step, seed = value_of(int, plain, "step"), value_of(int, plain, "seed")

@@ -6,14 +6,13 @@ windows each, drawn straight into memory, without a codec). Every run is one pro
     python benchmarks/choosing.py vectors --variants "newest" "newest, DCL" --seeds 0 1 --out vectors.json
     python benchmarks/choosing.py rendered --device cuda --workers 14 --minutes 5 --out rendered.json
 
-    python benchmarks/choosing.py table benchmarks/results/choosing-clips-h100.json
+    python benchmarks/choosing.py table benchmarks/results/choosing-clips-h100.json 0 1 2
 
 Runs take turns by seed, and none is begun after ``--minutes``; what was made is written after each. A variant is a few
 settings of ``cmacc pretrain``, and where the product has no such setting an objective, an order or data from here.
 """
 
 import argparse
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -94,12 +93,10 @@ class OverBatch(nn.Module):
     def _loss(self, scores: Tensor, ids: Tensor, number: int) -> Tensor:
         own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
         margins = (scores - scores.diagonal()[:, None]).masked_fill(own, -torch.inf)
-        if self.kind == "HCL":  # Robinson et al., 2021, without the correction for false negatives
+        if self.kind.startswith("HCL"):  # Robinson et al., 2021, without the correction for false negatives
             weights = (self.strength * scores.detach()).masked_fill(own, -torch.inf).softmax(1) * (len(scores) - 1)
-            return torch.log1p((weights * margins.exp()).sum(1)).mean()
-        if self.kind == "HCL, DCL":
-            weights = (self.strength * scores.detach()).masked_fill(own, -torch.inf).softmax(1) * (len(scores) - 1)
-            return (weights * margins.exp()).sum(1).log().mean()
+            sums = (weights * margins.exp()).sum(1)
+            return (sums.log() if self.kind == "HCL, DCL" else torch.log1p(sums)).mean()
         # SogCLR (Yuan et al., 2022): the sum over the batch in the numerator, its moving average in the denominator.
         sums = margins.exp().sum(1)
         before = self.means[number, ids]
@@ -258,24 +255,13 @@ VARIANTS |= {
     for name, variant in VARIANTS.items()
 }
 
-# World and settings by regime; several epochs each. A half is for choosing, the other for confirming.
+# World and settings by regime, for choosing; those for confirming are in recipes/ablations/choosing.yaml.
 REGIMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "tau 0.5": ({}, {"objective.temperature": 0.5}),
     "copies": ({"duplicate_share": 0.6}, {}),
     "even, M=32": ({"zipf_exponent": 0.0}, {"optim.batch_size": 32}),
     "skew, M=64": ({"zipf_exponent": 2.5}, {"optim.batch_size": 64}),
-    "tau 0.05": ({}, {"objective.temperature": 0.05}),
-    "M=8": ({}, {"optim.batch_size": 8}),
-    "M=64": ({}, {"optim.batch_size": 64}),
-    "even": ({"zipf_exponent": 0.0}, {}),
-    "skew": ({"zipf_exponent": 2.5}, {}),
-    "spread 0.3": ({"spread": 0.3}, {}),
-    "spread 1.2": ({"spread": 1.2}, {}),
-    "nuisance 2": ({"nuisance": 2.0}, {}),
-    "8 classes": ({"classes": 8, "zipf_exponent": 0.0}, {}),
-    "8,192 samples": ({"samples": 8192}, {}),
-    "K=1024": ({}, {"dictionary.size": 1024, "dictionary.pool_size": 1024}),
 }
 
 
@@ -369,13 +355,10 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         problem, task["regime"], task["seed"] if problem == "vectors" else 0, task["clips"], task["device"],
         variant.shifted_sound, variant.order == "windows",
     )  # fmt: skip
-    if dataset.in_float32:
-        config = dataclasses.replace(config, precision="fp32")
     started = time.perf_counter()
     table = Problem(dataset, config, device, variant)
     if variant.order == "JEST reference":
-        before = copy.deepcopy(task) | {"variant": "none, DCL", "seed": task["seed"]}
-        table.memory.reference = _embeddings_after(before, dataset, device)  # type: ignore[union-attr]
+        table.memory.reference = _embeddings_after(task, dataset, device)  # type: ignore[union-attr]
     objective = None
     if variant.objective is not None:
         objective = variant.objective(len(dataset.labels), config.objective.temperature)
@@ -406,12 +389,14 @@ def _embeddings_after(task: dict[str, Any], dataset: Dataset, device: torch.devi
     return table.memory.video.float(), table.memory.audio.float()
 
 
-def table(path: Path) -> str:
-    """A line a regime, variant and settings: means over the seeds, and the seeds."""
+def table(path: Path, seeds: list[int]) -> str:
+    """A line a regime, variant and settings: means over these seeds (all, if none is named), and which there are."""
     names = ("R@1", "R@10", "R@1_in_class", "probe_video", "probe_audio")
     lines = ["| regime | variant | settings | steps | " + " | ".join(names) + " | seeds |", "|---" * 10 + "|"]
     found: dict[tuple[str, ...], dict[int, dict[str, float]]] = {}
     for made in json.loads(path.read_text())["runs"]:
+        if seeds and made["seed"] not in seeds:
+            continue
         settings = ", ".join(f"{name.partition('.')[2]} {value}" for name, value in made["settings"].items())
         key = made["regime"], made["variant"], settings, f"{made['steps']:,}"
         found.setdefault(key, {})[made["seed"]] = made["points"][-1]
@@ -424,7 +409,7 @@ def table(path: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["table"]:
-        print(table(Path(arguments[1])))
+        print(table(Path(arguments[1]), [int(seed) for seed in arguments[2:]]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=["vectors", "rendered"])

@@ -6,10 +6,12 @@ A plan of one regime: a line a variant with R@10, its paired difference to the r
 over seeds, wins : losses and the sign test's p, the differences of R@1 (among all, and among the own class) and of both
 probes, and the steps to leave the plateau. A plan of several: for R@10 and for R@1 a line a regime with the reference
 and the differences of the others, at equal steps and (=t) in equal time. All is measured at the end of the runs.
-``--out`` keeps the same as JSON, with the other metrics' means.
+``--out`` keeps the same as JSON, with the other metrics' means; ``--reference VARIANT`` compares with another one, of
+the plans that have it.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import platform
@@ -20,9 +22,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-_TABLED = ("R@10", "probe_video", "probe_audio")
+from cmacc.ablation import Row, differences_of
+
+_TABLED = ("R@10", "R@1", "R@1_in_class", "probe_video", "probe_audio")
 _KEPT = (
-    *_TABLED, "R@1", "R@1_in_class", "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau",
+    *_TABLED, "median_rank", "balanced_video", "balanced_audio", "plateau_steps", "left_plateau",
     "mutual_information", "mutual_information_ceiling", "batch_loss", "key_age", "distinct_labels",
     "false_negative_share", "effective_rank",
 )  # fmt: skip
@@ -43,10 +47,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for (budget, variant), group in groupby(rows, lambda r: (r["budget"], r["variant"])):
         by_metric = {row["metric"]: row for row in group}
         main = by_metric["R@10"]
-        others = [
-            difference(by_metric[name]) if name in by_metric else "–"
-            for name in ("R@1", "R@1_in_class", "probe_video", "probe_audio")
-        ]
+        others = [difference(by_metric[name]) if name in by_metric else "–" for name in _TABLED[1:]]
         plateau = by_metric.get("plateau_steps")
         has_left = by_metric["left_plateau"]["mean"] if plateau else 1
         shown = "–" if plateau is None else f"{plateau['mean']:.0f}" if has_left == 1 else f"{has_left:.0%} left it"
@@ -84,12 +85,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, help="folder of NAME-differences.parquet")
     parser.add_argument("--out", type=Path, help="write the JSON here as well")
+    parser.add_argument("--reference", help="compare with this variant, instead of with the plan's")
     options = parser.parse_args(arguments)
     found: dict[str, Any] = {}
     for path in sorted(options.tables.glob("*-differences.parquet")):
         name = path.name.removesuffix("-differences.parquet")
         order: dict[tuple[str, ...], int] = {}
         rows = pq.read_table(path).to_pylist()
+        if options.reference:
+            measured = [Row(**row) for row in pq.read_table(path.with_name(f"{name}-metrics.parquet")).to_pylist()]
+            if all(row.variant != options.reference for row in measured):
+                continue
+            rows = [dataclasses.asdict(row) for row in differences_of(measured, options.reference)]
         for row in rows:  # in the plan's order: regime, then budget, then variant, each as it first comes
             for field in ("regime", "budget", "variant"):
                 order.setdefault((field, row[field]), len(order))

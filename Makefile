@@ -1,7 +1,9 @@
-# `make demo` and `make test` set everything up by themselves; they need python3 (3.11 or 3.12) and make, nothing else.
+# `make demo` and `make test` set everything up by themselves; they need python3 (3.11 or later) and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-READY := .venv/.ready
+# Stand for what is installed: cmacc alone, or with every extra and the tools for development.
+CORE := .venv/.core
+DEV := .venv/.dev
 
 # Where the environment keeps Python from writing bytecode, every one of the hundred processes that tests and ablations
 # start would compile torch anew (12 s on two slow cores).
@@ -10,17 +12,19 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
 .PHONY: setup demo test lint pins evidence clean
 
-setup: $(READY)
+setup: $(DEV)
+
+$(DEV): EXTRAS := [cluster,export,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else "make setup: needs Python 3.11 or 3.12, got " + sys.version.split()[0] + "; choose one with PYTHON=python3.12")'
+$(CORE) $(DEV): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "make: needs Python 3.11 or later, got " + sys.version.split()[0] + "; choose one with PYTHON=python3.13")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
-	touch $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable '.$(EXTRAS)'
+	touch $(CORE) $@
 
-demo: setup
+demo: $(CORE)
 	$(BIN)/cmacc demo --out demo-out --overwrite
 
 lint: setup

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cmacc.cli import main
+from cmacc.cli import main, terminal
 from cmacc.clips import Manifest
 
 TINY_CLIP = [
@@ -55,6 +55,53 @@ def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, caps
     assert main(["pretrain", "--resume", run]) == 0  # a finished run is left as it is
     assert main(evaluate) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_the_demo_ends_with_six_results_and_what_to_try_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--clips", "64", "--steps", "3"]) == 0
+    captured = capsys.readouterr()
+    rows = [line for line in captured.out.splitlines() if line.startswith("│")]
+    assert len(rows) == 6
+    card = json.loads((out / "card.json").read_text())
+    [retrieved] = [r for r in card["results"] if r["modality"] == "video_to_audio" and r["metric"] == "R@1"]
+    assert [cell.strip() for cell in rows[0].strip("│").split("│")] == [
+        "video finds its audio, R@1",
+        *(f"{100 * retrieved[name]:.1f}%" for name in ("value", "untrained", "chance")),
+    ]
+    assert "scan VIDEOS --out videos.parquet" in captured.out
+    assert "pretrain --data.manifest videos.parquet" in captured.out
+    # Every stage shows its progress, without a terminal too.
+    for stage in ("world: clips 64/64", "scan: files 64/64", "pretrain: steps 3/3", "labelled, linear 3/3"):
+        assert stage in captured.err
+    assert (out / "report.html").is_file()
+
+
+def test_progress_is_printed_without_a_terminal_also_while_nothing_advances(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.01)
+
+    def lines_until(text: str) -> str:
+        printed, deadline = "", time.monotonic() + 30
+        while text not in printed:
+            assert time.monotonic() < deadline, printed
+            time.sleep(0.01)
+            printed += capsys.readouterr().err
+        return printed
+
+    with terminal.progress_bars("embed") as advance:
+        lines_until("embed: started 0 s ago\n")
+        advance("files", 10, 40)  # a resumed run: what was done before tells nothing about the time left
+        lines_until("embed: files 10/40, 0 s\n")
+        advance("files", 20, 40, "loss 0.5")
+        printed = lines_until("embed: files 20/40, ")
+        assert " left, loss 0.5\n" in printed + lines_until("\n")
+        advance("files", 40, 40)
+        advance("files", 40, 40)
+    assert capsys.readouterr().err.count("embed: files 40/40") >= 1
 
 
 @pytest.mark.parametrize(

@@ -111,13 +111,14 @@ def export_command(arguments: Sequence[str]) -> int:
     from cmacc.transfer import card_of_run, export_run, push, results_table
 
     card = None if options.without_results else card_of_run(options.run)
-    exported = export_run(
-        options.run,
-        options.out,
-        with_onnx=options.onnx,
-        overwrite=options.overwrite,
-        results_markdown="" if card is None else results_table(card),
-    )
+    with progress_bars("export"):
+        exported = export_run(
+            options.run,
+            options.out,
+            with_onnx=options.onnx,
+            overwrite=options.overwrite,
+            results_markdown="" if card is None else results_table(card),
+        )
     files = "".join(f", {name}.onnx (within {gap:.1e} of torch)" for name, gap in exported.differences.items())
     print(f"export: {exported.folder}, weights of step {exported.step}{files}")
     if options.push:
@@ -134,7 +135,9 @@ def report_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from cmacc.viewer import write_report
 
-    print(f"report: {write_report(options.run, options.out, overwrite=options.overwrite)}")
+    with progress_bars("report"):
+        page = write_report(options.run, options.out, overwrite=options.overwrite)
+    print(f"report: {page}")
     return 0
 
 

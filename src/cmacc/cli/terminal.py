@@ -1,11 +1,19 @@
-"""What the commands share: how arguments look, progress bars, and what is said of skipped files."""
+"""What the commands share: how arguments look, progress, and the list of skipped files."""
 
 import argparse
+import dataclasses
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 # Takes (what, done, total) and optionally a note.
 Advance = Callable[..., None]
@@ -13,6 +21,7 @@ Advance = Callable[..., None]
 BAD_INPUT = 2
 INTERRUPTED = 130
 _MOST_NAMED = 20
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def command_parser(command: str, description: str, example: str) -> argparse.ArgumentParser:
@@ -26,8 +35,20 @@ def command_parser(command: str, description: str, example: str) -> argparse.Arg
 
 @contextmanager
 def progress_bars(title: str) -> Iterator[Advance]:
-    """A progress bar; the function it gives takes (what, done, total) and makes one line for every ``what``."""
+    """Progress on stderr; the function it gives takes (what, done, total) and a note.
+
+    A terminal shows a bar for every ``what``. A file or a pipe gets a line every ten seconds, also while ``done``
+    stands still, so that a log tells a slow stage from one that hangs.
+    """
     from rich.console import Console
+
+    console = Console(stderr=True)
+    with _bars(title, console) if console.is_terminal else _lines(title) as advance:
+        yield advance
+
+
+@contextmanager
+def _bars(title: str, console: "Console") -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -37,15 +58,75 @@ def progress_bars(title: str) -> Iterator[Advance]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        lines: dict[str, Any] = {}
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int, note: str = "") -> None:
-            if what not in lines:
-                lines[what] = bars.add_task(what, total=total, note="")
-            bars.update(lines[what], completed=done, total=total, note=note)
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, note="")
+            bars.update(tasks[what], completed=done, total=total, note=note)
 
         yield advance
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Advance]:
+    began = time.monotonic()
+    stage: _Stage | None = None
+    finished = threading.Event()
+
+    def print_line() -> None:
+        line = f"started {_duration(time.monotonic() - began)} ago" if stage is None else stage.line()
+        print(f"{title}: {line}", file=sys.stderr, flush=True)
+
+    def print_regularly() -> None:
+        while not finished.wait(_SECONDS_BETWEEN_LINES):
+            print_line()
+
+    def advance(what: str, done: int, total: int, note: str = "") -> None:
+        nonlocal stage
+        if stage is None or stage.what != what:
+            stage = _Stage(what, done, total, note, time.monotonic(), done)
+        elif stage.done != done:
+            stage = dataclasses.replace(stage, done=done, total=total, note=note)
+        else:
+            return
+        if done == total:
+            print_line()
+
+    printer = threading.Thread(target=print_regularly, daemon=True)
+    printer.start()
+    try:
+        yield advance
+    finally:
+        finished.set()
+        printer.join()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """How far a stage is. It never changes: the thread that prints it may read it at any moment."""
+
+    what: str
+    done: int
+    total: int
+    note: str
+    began_seconds: float
+    first_done: int  # a resumed run does not begin at 0
+
+    def line(self) -> str:
+        seconds = time.monotonic() - self.began_seconds
+        line = f"{self.what} {self.done}/{self.total}, {_duration(seconds)}"
+        if self.first_done < self.done < self.total:
+            left = seconds * (self.total - self.done) / (self.done - self.first_done)
+            line += f", about {_duration(left)} left"
+        return line + (f", {self.note}" if self.note else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def print_skipped(skipped: dict[str, str]) -> None:

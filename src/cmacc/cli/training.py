@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cmacc.cli.results import evaluate_with_progress, print_card
+from cmacc.cli.results import evaluate_with_progress
 from cmacc.cli.terminal import INTERRUPTED, command_parser, progress_bars
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
     from cmacc.pretraining import PretrainConfig, RunOutcome
+    from cmacc.transfer import Card
 
 
 def pretrain_command(arguments: Sequence[str]) -> int:
@@ -123,10 +124,42 @@ def demo_command(arguments: Sequence[str]) -> int:
     # One window a clip instead of ten: the clips are hardly longer than it.
     how = EvaluateOptions(windows=1, workers=1)
     card = evaluate_with_progress(str(out), ["pairs", "labelled"], manifest, out, (), how, options.overwrite)
-    report = write_report(out, overwrite=options.overwrite)
-    print_card(card)
-    print(f"report: {report}")
+    with progress_bars("report"):
+        report = write_report(out, overwrite=options.overwrite)
+    _print_summary(card)
+    program = sys.argv[0] if Path(sys.argv[0]).name == "cmacc" else "cmacc"
+    print(f"\nreport: {report}, all results: {out / 'card.md'}\n")
+    print("next, with your own folder of videos:")
+    print(f"  {program} scan VIDEOS --out videos.parquet --test-fraction 0.2")
+    print(f"  {program} pretrain --data.manifest videos.parquet --out runs/first")
     return 0
+
+
+def _print_summary(card: "Card") -> None:
+    """The six results that tell whether the encoders learned anything."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = {
+        "video finds its audio, R@1": ("retrieval", "video_to_audio", "R@1"),
+        "audio finds its video, R@1": ("retrieval", "audio_to_video", "R@1"),
+        "video finds its audio, median rank": ("retrieval", "video_to_audio", "median_rank"),
+        "linear probe on video": ("linear", "video", "accuracy"),
+        "linear probe on audio": ("linear", "audio", "accuracy"),
+        "linear probe on both": ("linear", "both", "accuracy"),
+    }
+    results = {(result.protocol, result.modality, result.metric): result for result in card.results}
+    count = results["retrieval", "video_to_audio", "R@1"].count
+    table = Table(title=f"{count} held-out clips, encoders after {card.encoder.checkpoint_step} steps")
+    table.add_column("")
+    for heading in ("trained", "untrained", "chance"):
+        table.add_column(heading, justify="right")
+    for name, key in rows.items():
+        result = results[key]
+        values = (result.value, result.untrained, result.chance)
+        share = key[2] != "median_rank"
+        table.add_row(name, *("" if v is None else f"{v:.1%}" if share else f"{v:.1f}" for v in values))
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
 
 
 def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":

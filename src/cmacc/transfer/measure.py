@@ -128,7 +128,7 @@ def measure(
         )
     if data.task == "pairs":
         return Outcome(_paired(features, data), features.failures, {}, features)
-    results, idle = _probed(features, data, protocol)
+    results, idle = _probed(features, data, protocol, progress)
     return Outcome(results, features.failures, idle, features)
 
 
@@ -146,7 +146,9 @@ def _paired(features: Features, data: TaskData) -> list[Result]:
     ]
 
 
-def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple[list[Result], dict[str, str]]:
+def _probed(
+    features: Features, data: TaskData, protocol: ProtocolName, progress: Progress
+) -> tuple[list[Result], dict[str, str]]:
     """A probe on every modality that the files have, and on both together where the encoder has both."""
     sides: dict[str, NDArray[np.float32]] = dict(features.by_modality)  # type: ignore[arg-type]
     if len(sides) == 2:
@@ -154,10 +156,13 @@ def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple
     place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
     results: list[Result] = []
     idle: dict[str, str] = {}
+    done, total = 0, len(sides) * len(data.splits)
+    progress(protocol, done, total)
     for modality, side in sides.items():
         splits, reason = _splits_of(modality, data, place_of.keys())
         if reason:
             idle[modality] = reason
+            total -= len(data.splits)
             continue
         by_split: list[list[Metric]] = []
         groups: list[NDArray[np.int64]] = []
@@ -168,6 +173,8 @@ def _probed(features: Features, data: TaskData, protocol: ProtocolName) -> tuple
             )
             by_split.append(_PROBES[protocol](train, test))
             groups.append(test.groups)
+            done += 1
+            progress(protocol, done, total)
         results += [
             _result(data, protocol, modality, metrics, groups, features.windows)
             for metrics in zip(*by_split, strict=True)

@@ -130,19 +130,34 @@ def augment_video(
 ) -> Float[Tensor, "batch 3 time height width"]:
     """Crop and resize, mirror, and change the colours of each clip by its view; then normalise."""
     batch, time, height, width, _ = frames.shape
-    video = torch.empty((batch, 3, time, height, width), device=frames.device)
-    for clip, view, out in zip(frames, views, video, strict=True):
-        crop_height, crop_width = max(1, round(view.crop_height * height)), max(1, round(view.crop_width * width))
-        top = min(round(view.crop_top * height), height - crop_height)
-        left = min(round(view.crop_left * width), width - crop_width)
-        crop = clip[:, top : top + crop_height, left : left + crop_width].permute(0, 3, 1, 2)
-        resized = functional.interpolate(crop.float(), (height, width), mode="bilinear", align_corners=False)
-        out.copy_((resized.flip(-1) if view.flip else resized).transpose(0, 1))
+    rows = _sampled_places([(view.crop_top, view.crop_height) for view in views], height, frames.device)
+    columns = _sampled_places([(view.crop_left, view.crop_width) for view in views], width, frames.device)
+    flips = torch.tensor([view.flip for view in views], device=frames.device)
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
+    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
+    # A clip has one crop for all its frames, so frames and colours together are the channels of one picture.
+    stacked = frames.permute(0, 4, 1, 2, 3).reshape(batch, 3 * time, height, width).float()
+    video = functional.grid_sample(stacked, grid, padding_mode="border", align_corners=False)
     pixels = video.view(batch, 3, -1)
     matrices, offsets = _colour_changes(pixels.mean(dim=2) / 255, views)
     pixels = torch.baddbmm(offsets[:, :, None], matrices / 255, pixels)
     pixels = pixels.clamp_(-_PIXEL_MEAN / _PIXEL_DEVIATION, (1 - _PIXEL_MEAN) / _PIXEL_DEVIATION)
-    return pixels.view_as(video)
+    return pixels.view(batch, 3, time, height, width)
+
+
+def _sampled_places(
+    crops: Sequence[tuple[float, float]], size: int, device: torch.device
+) -> Float[Tensor, "batch size"]:
+    """Where along one axis the resized crop is sampled, in `grid_sample`'s coordinates (-1 to 1, edge to edge).
+
+    Crops (start, length) are rounded to whole pixels. Nothing beyond the crop's outermost pixels is sampled, which is
+    what cutting the crop out and resizing it would do.
+    """
+    lengths = [max(1, round(length * size)) for _, length in crops]
+    starts = [min(round(start * size), size - length) for (start, _), length in zip(crops, lengths, strict=True)]
+    length, start = (torch.tensor(values, device=device)[:, None] for values in (lengths, starts))
+    pixel = ((torch.arange(size, device=device) + 0.5) * length / size - 0.5).clamp(min=0).minimum(length - 1)
+    return (2 * (start + pixel) + 1) / size - 1
 
 
 def _colour_changes(

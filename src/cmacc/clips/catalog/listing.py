@@ -289,7 +289,7 @@ def other_files(endings: Sequence[tuple[str, int]]) -> str:
     Examples
     --------
     >>> other_files([(".txt", 8), (".jpg", 4)])
-    '12 files were not examined because of their file extension: .txt 8, .jpg 4'
+    '12 files were not examined because of the file extension: .txt 8, .jpg 4'
     """
     if not endings:
         return ""
@@ -297,8 +297,8 @@ def other_files(endings: Sequence[tuple[str, int]]) -> str:
     named = [f"{ending or 'no extension'} {count:,}" for ending, count in endings[:_MOST_ENDINGS]]
     if len(endings) > _MOST_ENDINGS:
         named.append(f"others {sum(count for _, count in endings[_MOST_ENDINGS:]):,}")
-    files = "1 file was not examined because of its" if total == 1 else f"{total:,} files were not examined because of their"
-    return f"{files} file extension: {', '.join(named)}"
+    files = f"{total:,} files were" if total > 1 else "1 file was"
+    return f"{files} not examined because of the file extension: {', '.join(named)}"
 
 
 def _is_text(name: str) -> bool:

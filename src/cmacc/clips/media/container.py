@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 from av.audio.frame import AudioFrame
@@ -213,7 +213,7 @@ def stream_duration_seconds(
     return counted
 
 
-def packet_end_seconds(packet: Packet) -> float | None:
+def packet_end_seconds(packet: Packet[Any]) -> float | None:
     """Where what a packet holds ends on the file's clock; None where it does not say."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     if not packet.size or stamp is None or packet.time_base is None:

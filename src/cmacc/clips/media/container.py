@@ -24,7 +24,6 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -213,7 +212,7 @@ def stream_duration_seconds(
     return counted
 
 
-def packet_end_seconds(packet: Packet[Any]) -> float | None:
+def packet_end_seconds(packet: Any) -> float | None:  # of type `Packet`, which is generic in PyAV's stubs only
     """Where what a packet holds ends on the file's clock; None where it does not say."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     if not packet.size or stamp is None or packet.time_base is None:

@@ -43,6 +43,14 @@ def segments(listing: Listing) -> dict[str, tuple[str | None, str | None, float,
     }
 
 
+def test_a_video_comes_before_the_audio_extracted_from_it(tmp_path: Path) -> None:
+    csv = write(tmp_path / "train.csv", "youtube_id,time_start,time_end\n-3B32lodo2M,59,69\n")
+    root = lay(tmp_path / "files", "-3B32lodo2M.aac", "-3B32lodo2M.mp4", "-3B32lodo2M.wav", "-3B32lodo2M.json")
+    listing = list_kinetics(root, csv)
+    assert [file.path.name for file in listing.files] == ["-3B32lodo2M.mp4"]
+    assert listing.other_endings == ((".json", 1),)
+
+
 # --- Kinetics ---------------------------------------------------------------------------------------------------------
 
 

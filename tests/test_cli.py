@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -32,7 +33,12 @@ def test_the_main_job_command_by_command(small_world: Path, tmp_path: Path, caps
     assert main(["scan", str(small_world.parent / "world"), "--out", manifest, "--test-fraction", "0.25"]) == 0
     assert "48 samples" in capsys.readouterr().out
     assert len(Manifest.read(manifest).classes()) == 4
+    records = list(Manifest.read(manifest).records)
+    silent = next(i for i, record in enumerate(records) if record.split == "train")
+    records[silent] = dataclasses.replace(records[silent], findings=("silent",))
+    Manifest(records).write(manifest)
     assert main(["pretrain", "--data.manifest", manifest, "--out", run, "--optim.steps=10", *TINY_CLIP]) == 0
+    assert "excluded 1 of 36 files by what the scan found: 1 silent\n" in capsys.readouterr().err
     evaluate = ["evaluate", run, "--task", "pairs", "labelled", "--data", manifest, "--out", run, "--workers", "0"]
     assert main(evaluate) == 0
     out = capsys.readouterr().out

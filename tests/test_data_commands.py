@@ -29,6 +29,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(path, path.with_name(f"{seed}_{copy}.mp4"))
     (folder / "a" / "broken.mp4").write_bytes(b"no film")
     (folder / "b" / "empty.mp4").write_bytes(b"")
+    (folder / "b" / "notes.txt").touch()
     return folder
 
 
@@ -60,6 +61,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     told = capsys.readouterr()
     assert "40 samples (0.01 h), 40 with picture and sound, 2 classes" in told.out
     assert "2 files skipped" in told.out
+    assert "1 file was not examined because of the file extension: .txt 1\n" in told.out
     assert "noted: duplicate 32" in told.out
     assert "broken.mp4: unreadable: does not decode" in told.err
     assert main(scan_arguments(films, tmp_path)) == 2

@@ -212,29 +212,40 @@ def test_a_run_is_not_overwritten_unasked(small_config: PretrainConfig, uninterr
         start_run(small_config, uninterrupted)
 
 
-def test_bad_files_are_named_and_skipped(small_config: PretrainConfig, tmp_path: Path) -> None:
-    manifest = Manifest.read(small_config.data.manifest)
+def test_what_the_scan_found_is_no_surprise_and_what_breaks_is_named(
+    small_config: PretrainConfig, tmp_path: Path
+) -> None:
+    """Ten of 36 files are excluded in one line, whatever the limit; one that does not decode counts against it."""
+    records = list(Manifest.read(small_config.data.manifest).records)
+    training = [i for i, record in enumerate(records) if record.split == "train"]
+    for i in training[:8]:
+        records[i] = dataclasses.replace(records[i], findings=("silent",))
+    for i in training[8:10]:
+        records[i] = dataclasses.replace(records[i], has_audio=False)
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"not a video")
-    first = manifest.ids_where(lambda record: record.split == "train")[0]
-    records = list(manifest.records)
-    records[first] = dataclasses.replace(records[first], path=broken)
-    records[first + 1] = dataclasses.replace(records[first + 1], has_audio=False, split="train")
-    Manifest(tuple(records)).write(tmp_path / "manifest.parquet")
-    data = dataclasses.replace(small_config.data, manifest=tmp_path / "manifest.parquet")
-    config = dataclasses.replace(small_config, data=data)
-    start_run(config, tmp_path / "run")
+    records[training[10]] = dataclasses.replace(records[training[10]], path=broken)
+    Manifest(records).write(tmp_path / "manifest.parquet")
+    data = dataclasses.replace(small_config.data, manifest=tmp_path / "manifest.parquet", max_bad_fraction=0.05)
+    optim = dataclasses.replace(small_config.optim, steps=3, warmup_steps=1)
+    config = dataclasses.replace(small_config, data=data, dictionary=DictionaryConfig(), optim=optim)
+    line = "excluded 10 of 36 files by what the scan found: 8 silent, 2 no_audio"
+    assert start_run(config, tmp_path / "run") == line
     outcome = pretrain(tmp_path / "run")
     assert outcome.finished
-    assert sorted(outcome.bad_files) == sorted([str(broken), str(records[first + 1].path)])
-    assert outcome.bad_files[str(records[first + 1].path)] == "no sound"
+    assert list(outcome.bad_files) == [str(broken)]
     log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count(line) == 1
     assert str(broken) in log
-    assert str(records[first + 1].path) in log
+    assert str(records[training[0]].path) not in log
 
     strict = dataclasses.replace(config, data=dataclasses.replace(data, max_bad_fraction=0.01))
-    with pytest.raises(RunError, match=r"data.max_bad_fraction must be at least the share .* got 0.01 with 1 of"):
-        start_run(strict, tmp_path / "strict")
+    start_run(strict, tmp_path / "strict")
+    with pytest.raises(RunError, match=r"share of files that do not decode, got 0.01 with 1 of 26 files bad"):
+        pretrain(tmp_path / "strict")
+    demanding = dataclasses.replace(config, optim=dataclasses.replace(config.optim, batch_size=30))
+    with pytest.raises(RunError, match=rf"optim.batch_size \(30\) files to train on, got 26 of 48 files; {line}"):
+        start_run(demanding, tmp_path / "demanding")
 
 
 def test_the_share_of_bad_files_is_always_of_the_training_split(small_config: PretrainConfig, tmp_path: Path) -> None:
@@ -260,14 +271,14 @@ def test_what_a_scan_noted_keeps_files_from_training(small_config: PretrainConfi
         dataclasses.replace(r, findings=noted.get(i, ()), split="train", duration_seconds=0.9 if i == 5 else 2.0)
         for i, r in enumerate(records)
     ]
-    ids, bad_files = usable_files(Manifest(records), small_config)
+    ids, excluded = usable_files(Manifest(records), small_config)
     assert ids == [3, *range(5, len(records))]
-    assert bad_files[str(records[0].path)] == "its sound is silence"
+    assert excluded == {0: "silent", 1: "still", 2: "duplicate", 4: "black"}
     clip = dataclasses.replace(small_config.data.clip, short_files="refuse")
     refusing = dataclasses.replace(small_config, data=dataclasses.replace(small_config.data, clip=clip))
-    ids, bad_files = usable_files(Manifest(records), refusing)
+    ids, excluded = usable_files(Manifest(records), refusing)
     assert 5 not in ids
-    assert bad_files[str(records[5].path)] == "shorter than a clip"
+    assert excluded[5] == "shorter than a clip"
 
 
 def test_too_few_files_is_a_clear_error(small_config: PretrainConfig, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_film(root / "mute.mp4", moving_picture(1.0, 3), None)
     write_film(root / "<b>&'\".mp4", moving_picture(0.3, 4), changing_sound(0.3, 4))
     (root / "broken.mp4").write_bytes(b"no film")
+    for name in ("a.txt", "b.txt", "c.jpg"):
+        (root / name).touch()
     return root
 
 
@@ -50,6 +52,7 @@ def test_counts_reasons_and_pictures(result: ScanResult) -> None:
     assert page.count("<svg") == 4
     assert "1 of 2 in the list are not there" in text
     assert "5 media files are not named in the list" in text
+    assert "3 files were not examined because of the file extension: .txt 2, .jpg 1." in text
 
 
 def test_names_do_not_become_markup(result: ScanResult) -> None:

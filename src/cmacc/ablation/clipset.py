@@ -5,6 +5,7 @@ so that a sample's visits differ by augmentation alone.
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ from cmacc.clips.storage import written_aside
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import MODALITIES, AudioVisualEncoder
 from cmacc.pretraining import PretrainConfig, untrained_encoder
-from cmacc.pretraining.clip_stream import check_bad_fraction, note_bad_file, usable_files
+from cmacc.pretraining.clip_stream import check_bad_fraction, excluded_line, note_bad_file, usable_files
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.learner import Learner
 
 _MEASURED_AT_ONCE = 100
+
+log = logging.getLogger("cmacc")
 
 
 class ClipSetError(ValueError):
@@ -102,7 +105,9 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
         More than ``data.max_bad_fraction`` of the files do not decode; fewer are logged, and named in the file.
     """
     manifest = Manifest.read(config.data.manifest)
-    training, _ = usable_files(manifest, config)
+    training, excluded = usable_files(manifest, config)
+    if line := excluded_line(excluded, len(training)):
+        log.warning(line)
     held_out = [
         i
         for i, record in enumerate(manifest.records)

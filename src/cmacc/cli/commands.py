@@ -5,9 +5,13 @@ inside the commands, so that ``cmacc --help`` is quick.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from cmacc.cli.ablation import ablate_command
 from cmacc.cli.data import pack_command, scan_command
@@ -58,3 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"cmacc {command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        _remove_empty_cache_of_torch()
+
+
+def _remove_empty_cache_of_torch() -> None:
+    # torch makes a folder for its compiler's cache as soon as the compiler is imported, which every optimizer does.
+    if "torch" in sys.modules and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        for folder in Path(tempfile.gettempdir()).glob("torchinductor_*"):
+            with suppress(OSError):  # in use, or another user's
+                folder.rmdir()

@@ -227,6 +227,8 @@ def _listing(options: argparse.Namespace) -> "Listing":
 
 
 def _print_scan(result: "ScanResult") -> None:
+    from cmacc.clips.catalog.listing import other_files
+
     print_skipped({str(path): reason for path, reason in result.skipped.items()})
     records = list(result.manifest.records)
     hours = sum(record.duration_seconds for record in records) / 3600
@@ -238,6 +240,8 @@ def _print_scan(result: "ScanResult") -> None:
     counts = Counter(name for record in records for name in record.findings)
     if counts:
         print("noted: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+    if others := other_files(result.listing.other_endings):
+        print(others)
     if result.listing.missing:
         missing, listed = len(result.listing.missing), result.listing.listed_count
         print(f"{missing} of {listed} in the list are not there", file=sys.stderr)

@@ -36,7 +36,8 @@ def pretrain_command(arguments: Sequence[str]) -> int:
             print(f"changed for the rest of the run: {', '.join(applied)}", file=sys.stderr)
     else:
         run_dir = options.out or Path("runs/pretrain")
-        start_run(_config_of(parser, options), run_dir, overwrite=options.overwrite)
+        if excluded := start_run(_config_of(parser, options), run_dir, overwrite=options.overwrite):
+            print(excluded, file=sys.stderr)
     outcome = _pretrain_with_progress(run_dir)
     _print_outcome(outcome)
     return 0 if outcome.finished else INTERRUPTED
@@ -214,7 +215,8 @@ def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
 
 def _print_outcome(outcome: "RunOutcome") -> None:
     if outcome.bad_files:
-        print(f"{len(outcome.bad_files)} files skipped; {outcome.run_dir / 'run.log'} names them", file=sys.stderr)
+        log = outcome.run_dir / "run.log"
+        print(f"{len(outcome.bad_files)} files did not decode and were replaced; {log} names them", file=sys.stderr)
     if outcome.finished:
         print(f"run: {outcome.run_dir}, {outcome.steps} steps")
     else:

@@ -1,12 +1,13 @@
 """A manifest's files as a problem: clips decoded as they are needed, by worker processes."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from cmacc.clips import FINDINGS, ClipBatch, Manifest, TrainingPlan, training_loader
+from cmacc.clips import ClipBatch, Manifest, MediaRecord, TrainingPlan, training_loader
 from cmacc.encoders import AudioVisualEncoder
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import PretrainConfig
@@ -16,6 +17,8 @@ log = logging.getLogger("cmacc")
 
 # Findings of a scan that leave nothing to learn from a pair, or would make a sample its own negative.
 _NOT_TRAINED_ON = ("silent", "black", "still", "duplicate")
+# What `ClipStream.excluded` calls a file that is too short for `ClipSpec.short_files` ``refuse``.
+_TOO_SHORT = "shorter than a clip"
 
 
 class RunError(ValueError):
@@ -36,20 +39,24 @@ class ClipStream:
 
     Attributes
     ----------
+    excluded
+        ``{sample id: reason}`` of the split's files that the scan found unfit to train on.
     bad_files
-        ``{path: reason}`` of the split's files that cannot be trained on, those met while training among them.
+        ``{path: reason}`` of the others that turned out not to decode while training.
 
     Raises
     ------
     RunError
-        Too few files are usable, or too many are bad; also while batches are read.
+        Too few files are usable; while batches are read, too many of them do not decode.
     """
 
     def __init__(self, manifest: Manifest, config: PretrainConfig, device: torch.device) -> None:
         require_random_batches(config)
         self._manifest, self._config, self._device = manifest, config, device
-        sample_ids, self.bad_files = usable_files(manifest, config)
-        self._split_count = len(sample_ids) + len(self.bad_files)
+        sample_ids, self.excluded = usable_files(manifest, config)
+        if line := excluded_line(self.excluded, len(sample_ids)):
+            log.warning(line)
+        self.bad_files: dict[str, str] = {}
         self.plan = training_plan(manifest, sample_ids, config)
         self.views = ClipViews(config, device)
         self.memory = None
@@ -78,7 +85,7 @@ class ClipStream:
         for batch in loader:
             for sample_id, reason in batch.failures.items():
                 note_bad_file(self.bad_files, str(self._manifest.records[sample_id].path), reason)
-            check_bad_fraction(self.bad_files, self._split_count, config.data.max_bad_fraction)
+            check_bad_fraction(self.bad_files, len(self.plan.sample_ids), config.data.max_bad_fraction)
             yield batch
 
 
@@ -98,34 +105,31 @@ def require_random_batches(config: PretrainConfig) -> None:
         )
 
 
-def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int], dict[str, str]]:
-    """Sample ids to train on, and ``{path: reason}`` of the files of the split that are skipped.
+def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int], dict[int, str]]:
+    """Sample ids to train on, and ``{sample id: reason}`` of the split's other files, by what the scan found.
+
+    The reasons are names of `FINDINGS`, or ``shorter than a clip``.
 
     Raises
     ------
     RunError
-        More than ``data.max_bad_fraction`` of the split's files are unusable, or too few remain for a batch.
+        Too few files remain for a batch.
     """
-    in_split = manifest.ids_where(lambda record: record.split in (None, config.data.split))
-    bad_files: dict[str, str] = {}
+    excluded: dict[int, str] = {}
     usable = []
-    for sample_id in in_split:
+    for sample_id in manifest.ids_where(lambda record: record.split in (None, config.data.split)):
         record = manifest.records[sample_id]
-        if not record.has_audio:
-            note_bad_file(bad_files, str(record.path), "no sound")
-        elif not record.has_picture:
-            note_bad_file(bad_files, str(record.path), "no picture")
-        elif config.data.clip.short_files == "refuse" and record.duration_seconds < config.data.clip.length_seconds:
-            note_bad_file(bad_files, str(record.path), "shorter than a clip")
-        elif (finding := next((name for name in _NOT_TRAINED_ON if name in record.findings), None)) is not None:
-            note_bad_file(bad_files, str(record.path), FINDINGS[finding])
-        else:
+        reason = _why_excluded(record, config)
+        if reason is None:
             usable.append(sample_id)
-    check_bad_fraction(bad_files, len(in_split), config.data.max_bad_fraction)
+        else:
+            excluded[sample_id] = reason
     if len(usable) < config.optim.batch_size:
+        line = excluded_line(excluded, len(usable))
         raise RunError(
             f"manifest {config.data.manifest}: split {config.data.split!r} must hold at least optim.batch_size "
-            f"({config.optim.batch_size}) files with picture and sound, got {len(usable)} of {len(manifest)} files"
+            f"({config.optim.batch_size}) files to train on, got {len(usable)} of {len(manifest)} files"
+            + (f"; {line}" if line else "")
         )
     renewable = config.dictionary.size + config.optim.batch_size
     if config.dictionary.selector != "none" and not config.dictionary.allow_repeats and len(usable) < renewable:
@@ -134,7 +138,32 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
             f"{config.optim.batch_size}), since no sample may stand in it twice, got {config.dictionary.size}; lower "
             "it, or set dictionary.allow_repeats=true"
         )
-    return usable, bad_files
+    return usable, excluded
+
+
+def _why_excluded(record: MediaRecord, config: PretrainConfig) -> str | None:
+    if not record.has_audio:
+        return "no_audio"
+    if not record.has_picture:
+        return "no_picture"
+    if config.data.clip.short_files == "refuse" and record.duration_seconds < config.data.clip.length_seconds:
+        return _TOO_SHORT
+    return next((name for name in _NOT_TRAINED_ON if name in record.findings), None)
+
+
+def excluded_line(excluded: Mapping[int, str], usable_count: int) -> str:
+    """What to say of files that the scan found unfit to train on; empty where there are none.
+
+    Examples
+    --------
+    >>> excluded_line({4: "silent", 5: "no_audio", 9: "silent"}, 32)
+    'excluded 3 of 35 files by what the scan found: 2 silent, 1 no_audio'
+    """
+    if not excluded:
+        return ""
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in Counter(excluded.values()).most_common())
+    total = len(excluded) + usable_count
+    return f"excluded {len(excluded):,} of {total:,} files by what the scan found: {reasons}"
 
 
 def training_plan(manifest: Manifest, sample_ids: Sequence[int], config: PretrainConfig) -> TrainingPlan:
@@ -167,7 +196,7 @@ def check_bad_fraction(bad_files: dict[str, str], count: int, max_bad_fraction: 
     if len(bad_files) > max_bad_fraction * count:
         path, reason = next(iter(bad_files.items()))
         raise RunError(
-            f"data.max_bad_fraction must be at least the share of files that cannot be trained on, got "
-            f"{max_bad_fraction:g} with {len(bad_files)} of {count} files bad, among them {path} ({reason}); raise "
-            "--data.max_bad_fraction to train without them, or scan another folder"
+            f"data.max_bad_fraction must be at least the share of files that do not decode, got {max_bad_fraction:g} "
+            f"with {len(bad_files)} of {count} files bad, among them {path} ({reason}); scan the folder again to find "
+            "them all, or raise --data.max_bad_fraction to train without them"
         )

@@ -45,7 +45,9 @@ class DataConfig:
         How they begin: ``fork`` or ``spawn``; None is the platform's way. Forking takes milliseconds, spawning seconds;
         spawned ones inherit no locks of other threads.
     max_bad_fraction
-        Greatest share of files that cannot be trained on; above it the run stops.
+        Greatest share of the files trained on that may turn out not to decode; above it the run stops. Files that the
+        scan found unfit (no audio, no video, silent, black, still, duplicate, too short where those are refused) are
+        excluded before and do not count.
     shuffle_pairs
         A control: every picture gets another file's sound, so that there is nothing to learn.
     """

@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """Where a call of `pretrain` ended: ``step`` of ``steps``, and the bad files met on the way."""
+    """Where a call of `pretrain` ended: ``step`` of ``steps``, and the files that did not decode on the way."""
 
     run_dir: Path
     step: int
@@ -62,8 +62,8 @@ def pretrain(
     Raises
     ------
     RunError
-        There are too few usable files, or too many bad ones; the data or the settings are not those that the run began
-        with; the loss is no longer finite; or this is one of several processes.
+        There are too few usable files, or too many do not decode; the data or the settings are not those that the run
+        began with; the loss is no longer finite; or this is one of several processes.
     ManifestError, ConfigError, CheckpointError
         What the run folder points to cannot be read.
     """
@@ -105,7 +105,12 @@ def pretrain(
             except DivergenceError as error:
                 raise RunError(f"run {run_dir}: {error}; its last checkpoint is from before that") from error
         accelerator.end_training()
-        log.info("stopped at step %s of %s; %s bad files", trainer.next_step, config.optim.steps, len(clips.bad_files))
+        log.info(
+            "stopped at step %s of %s; %s files did not decode",
+            trainer.next_step,
+            config.optim.steps,
+            len(clips.bad_files),
+        )
     return RunOutcome(run_dir, trainer.next_step, config.optim.steps, clips.bad_files)
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from cmacc.clips import Manifest
-from cmacc.pretraining.clip_stream import RunError, require_random_batches, usable_files
+from cmacc.pretraining.clip_stream import RunError, excluded_line, require_random_batches, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
@@ -74,16 +74,21 @@ def require_one_process() -> None:
         )
 
 
-def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> None:
+def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> str:
     """Make a run folder that holds the config, the provenance and nothing else of a run.
 
     The manifest is read first, and a run that is there is removed only after that: a typo costs nothing.
 
+    Returns
+    -------
+    str
+        How many files are excluded by what the scan found, and why, in a line; empty if none are.
+
     Raises
     ------
     RunError
-        The folder holds a run already and ``overwrite`` is not set; there are too few usable files, or too many bad
-        ones; or this is one of several processes.
+        The folder holds a run already and ``overwrite`` is not set; there are too few usable files; or this is one of
+        several processes.
     ManifestError
         The manifest cannot be read.
     """
@@ -91,7 +96,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     require_random_batches(config)
     require_free(run_dir, overwrite=overwrite)
     manifest = Manifest.read(config.data.manifest)
-    usable_files(manifest, config)
+    usable, excluded = usable_files(manifest, config)
     for path in (run_dir / name for name in _OF_A_RUN):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -110,6 +115,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
         ),
         run_dir,
     )
+    return excluded_line(excluded, len(usable))
 
 
 def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:

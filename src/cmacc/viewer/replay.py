@@ -9,8 +9,6 @@ rounding may tip single picks.
 
 import dataclasses
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,8 +132,7 @@ class SelectionReplay:
             )
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.manifest = Manifest.read(self.config.data.manifest)
-        with _unlogged():
-            sample_ids, _ = usable_files(self.manifest, self.config)
+        sample_ids, _ = usable_files(self.manifest, self.config)
         self.plan = training_plan(self.manifest, sample_ids, self.config)
 
     def default_steps(self, most: int = 4) -> list[int]:
@@ -283,14 +280,3 @@ def _on_cpu(keys: Keys) -> Keys:
 def _listed(steps: list[int]) -> str:
     shown = ", ".join(str(step) for step in steps[:12])
     return shown if len(steps) <= 12 else f"{shown}, ... {steps[-1]}"
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """The run has logged the files that it leaves out; with any handler, warnings do not fall through to stderr."""
-    handler = logging.NullHandler()
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from cmacc.clips import FINDINGS, ScanResult
+from cmacc.clips.catalog.listing import other_files
 from cmacc.viewer.figures import histogram_panel
 from cmacc.viewer.page import Figure, check_out, counted, duration, render, write_page
 
@@ -44,6 +45,7 @@ def render_scan_page(result: ScanResult) -> str:
         findings=_findings(result),
         histograms=_histograms(result),
         skipped=_skipped(result)[:_MOST_THUMBNAILS],
+        other_files=other_files(result.listing.other_endings),
         most_rows=_MOST_ROWS,
         most_missing=_MOST_MISSING,
     )

@@ -95,6 +95,66 @@ def test_a_file_cut_short_is_corrupt_and_says_where(
     assert any("of the stated" in finding.detail for finding in found)
 
 
+@pytest.mark.parametrize("seconds", [(2.0, 5.0), (5.0, 2.0)])
+@pytest.mark.parametrize("codecs", [(".mkv", "libx264", "aac"), (".webm", "libvpx", "libopus")])
+def test_streams_of_different_lengths_are_no_damage_but_a_cut_file_is(
+    media: Callable[[Recipe], Path], tmp_path: Path, seconds: tuple[float, float], codecs: tuple[str, str, str]
+) -> None:
+    """Matroska states one length for the whole file, which only the longest stream reaches."""
+    suffix, video, audio = codecs
+    path = media(
+        Recipe(
+            suffix, seconds=seconds[0], sound_seconds=seconds[1], video_codec=video, audio_codec=audio,
+            audio_rate_hz=48_000, b_frames=0,
+        )
+    )  # fmt: skip
+    found = look(path)
+    assert [finding.name for finding in found.findings] == (["audio_shorter"] if seconds[1] < seconds[0] else [])
+    assert found.info is not None
+    assert found.info.duration_seconds == pytest.approx(seconds[0], abs=0.03)
+    content = path.read_bytes()
+    for share in (0.5, 0.8):
+        (tmp_path / f"cut{suffix}").write_bytes(content[: round(share * len(content))])
+        (finding,) = (f for f in look(tmp_path / f"cut{suffix}").findings if f.name == "corrupt")
+        assert "of the stated 5.0 s" in finding.detail
+
+
+def test_a_header_that_states_no_length_is_no_damage_but_a_cut_file_is(
+    media: Callable[[Recipe], Path], tmp_path: Path
+) -> None:
+    content = media(Recipe(".wav", seconds=3.0, video_codec=None, audio_codec="pcm_s16le")).read_bytes()
+    place = content.index(b"data") + 4
+    for name, stated in (("ones", b"\xff" * 4), ("zero", bytes(4))):
+        path = tmp_path / f"{name}.wav"
+        path.write_bytes(content[:4] + stated + content[8:place] + stated + content[place + 4 :])
+        found = look(path)
+        assert [finding.name for finding in found.findings] == ["no_picture"]
+        assert found.info is not None
+        assert found.info.duration_seconds == 3.0
+    (tmp_path / "cut.wav").write_bytes(content[: len(content) * 6 // 10])
+    assert "corrupt" in names(tmp_path / "cut.wav")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "findings", "seconds", "size"),
+    [
+        ("music_cover.m4a", ["no_picture"], 3.0, 0),
+        ("two_audio_default_second.mp4", [], 3.0, 160),
+        ("longer_audio.mkv", [], 2.0, 160),
+        ("longer_audio.webm", [], 2.0, 160),
+        ("streamed_header.wav", ["no_picture"], 3.0, 0),
+        ("flv1_mp3.flv", [], 3.0, 160),
+    ],
+)
+def test_files_as_people_have_them(real_data: Path, name: str, findings: list[str], seconds: float, size: int) -> None:
+    assert names(real_data.parent / "field" / name) == findings
+    info = look(real_data.parent / "field" / name).info
+    assert info is not None
+    assert (info.width, info.fps, info.has_audio) == (size, 25.0 if size else 0.0, True)
+    assert info.duration_seconds == pytest.approx(seconds, abs=0.001)
+
+
 def test_damage_inside_a_window_is_found_at_its_place(tmp_path: Path) -> None:
     path = write_film(tmp_path / "a.mp4", moving_picture(9.0), changing_sound(9.0), crf=10)
     with av.open(str(path)) as container:

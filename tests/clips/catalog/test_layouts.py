@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cmacc.clips.catalog.layouts import (
@@ -41,6 +41,14 @@ def segments(listing: Listing) -> dict[str, tuple[str | None, str | None, float,
         file.path.relative_to(file.root).as_posix(): (file.label, file.split, file.start_seconds, file.end_seconds)
         for file in listing.files
     }
+
+
+def test_a_video_comes_before_the_audio_extracted_from_it(tmp_path: Path) -> None:
+    csv = write(tmp_path / "train.csv", "youtube_id,time_start,time_end\n-3B32lodo2M,59,69\n")
+    root = lay(tmp_path / "files", "-3B32lodo2M.aac", "-3B32lodo2M.mp4", "-3B32lodo2M.wav", "-3B32lodo2M.json")
+    listing = list_kinetics(root, csv)
+    assert [file.path.name for file in listing.files] == ["-3B32lodo2M.mp4"]
+    assert listing.other_endings == ((".json", 1),)
 
 
 # --- Kinetics ---------------------------------------------------------------------------------------------------------
@@ -224,6 +232,7 @@ def test_vggsound_bad_rows(tmp_path: Path) -> None:
             list_vggsound(root, write(tmp_path / "v.csv", row + "\n"))
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     st.dictionaries(ids, st.tuples(st.integers(0, 40_000), st.integers(0, 6)), min_size=1, max_size=6), st.booleans()
 )

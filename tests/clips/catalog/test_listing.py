@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmacc.clips.catalog.listing import LabelTable, Listing, ListingError, list_folders, place_within
+from cmacc.clips.catalog.listing import LabelTable, Listing, ListingError, list_folders, other_files, place_within
 
 Lay = Callable[..., Path]
 
@@ -106,6 +106,32 @@ def test_a_table_of_any_kind(lay: Lay, tmp_path: Path, name: str, write: Callabl
         ("z/c.mp4", None, None, None),
     ]
     assert (listing.missing, listing.unmatched_count, listing.listed_count) == (("other.mp4",), 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", '\ufeff path , label\r\na.mp4,dog \r\n b.mp4 ," cat"\r\nc.mp4,\ufeffdog\r\nd.mp4, \r\n'),
+        ("t.json", '{"a.mp4": {"label ": "dog "}, " b.mp4": {"label ": " cat"}, "c.mp4": {"label ": "dog\\u00a0"}}'),
+    ],
+)
+def test_blanks_around_names_make_no_other_names(lay: Lay, tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    listing = list_folders([lay("a.mp4", "b.mp4", "c.mp4", "d.mp4")], LabelTable(tmp_path / name))
+    assert labels_of(listing) == {"a.mp4": "dog", "b.mp4": "cat", "c.mp4": "dog", "d.mp4": None}
+    assert listing.missing == ()
+
+
+def test_files_that_are_passed_over_are_counted_by_their_extension(lay: Lay) -> None:
+    root = lay("a.MTS", "b.ac3", "c.txt", "x/d.TXT", "x/e.jpg", "README", "x/f.mp4")
+    listing = list_folders([root, root / "x"])  # what two of the folders hold counts once
+    assert set(labels_of(listing)) == {"a.MTS", "b.ac3", "x/f.mp4"}
+    assert listing.other_endings == ((".txt", 2), ("", 1), (".jpg", 1))
+    line = "4 files were not examined because of the file extension: .txt 2, no extension 1, .jpg 1"
+    assert other_files(listing.other_endings) == line
+    assert other_files([(f".{i}", 2) for i in range(12)]).endswith(".9 2, others 4")
+    with pytest.raises(ListingError, match=r"no media file under .*void; 1 file was not examined .*: \.doc 1"):
+        list_folders([lay("a.doc", root="void")])
 
 
 def test_json_values_that_are_no_text(lay: Lay, tmp_path: Path) -> None:

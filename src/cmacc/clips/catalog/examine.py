@@ -17,6 +17,7 @@ import base64
 import dataclasses
 import hashlib
 import io
+import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,26 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from cmacc.clips.catalog.fingerprint import picture_bits, sound_bits
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
-from cmacc.clips.media.container import Medium, stream_start_seconds, streams
-from cmacc.clips.media.decoding import MediaInfo, OpenFile, probe, read_info
+from cmacc.clips.media.container import (
+    Medium,
+    packet_end_seconds,
+    stated_end_seconds,
+    stated_frames,
+    stated_seconds,
+    stream_start_seconds,
+    streams,
+)
+from cmacc.clips.media.decoding import MediaInfo, OpenFile, read_info
 from cmacc.clips.media.sound import mono
 from cmacc.clips.windows import spread_starts
 
 # Raised when an examination of the same bytes would come to something else: what was noted before then counts no more.
-VERSION = 2
+VERSION = 3
 # What a finding is called, and what it says of a file.
 FINDINGS = {
     "unreadable": "cannot be opened, or nothing in it decodes",
@@ -176,6 +186,8 @@ class _Packets:
     audio: int | None
     starts: dict[int, float]  # as the container states them
     stated_frames: int
+    stated_seconds: float | None  # of the picture, where the container states that
+    stated_end: float | None  # of the longest stream, of all that are in the file
     times: dict[int, list[float]]
     ends: dict[int, float]
     damaged: list[float]
@@ -203,20 +215,21 @@ def _read_at_once(path: Path) -> _Reading:
     medium = Medium.file(path)
     with medium.open() as container:
         file = _strict(medium, container)
-        packets = _read_packets(container, medium.name)  # first: after a seek, some formats do not give all of them
+        packets = _read_packets(medium, container)  # first: after a seek, some formats do not give all of them
         if packets.fault is not None:
             raise MediaError(f"{path}: {packets.fault}")
         container.seek(0)
-        info = read_info(container, medium.name)
+        info = read_info(medium, container, packets.ends)
         return info, packets, file.clips(_starts(info), _SPEC), []
 
 
 def _read_in_parts(path: Path) -> _Reading:
     """From a newly opened container for each part, so that damage to one says nothing of the others."""
     medium = Medium.file(path)
-    info = probe(path)
     with medium.open() as container:
-        packets = _read_packets(container, medium.name)
+        packets = _read_packets(medium, container)
+    with medium.open() as container:
+        info = read_info(medium, container, packets.ends)
     clips: list[Clip] = []
     faults: list[str] = []
     for start in _starts(info):
@@ -241,33 +254,59 @@ def _strict(medium: Medium, container: InputContainer) -> OpenFile:
     return file
 
 
-def _read_packets(container: InputContainer, name: str) -> _Packets:
+def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
     """Demux a newly opened file to its end."""
-    video, audio = streams(container, name)
+    video, audio = streams(container, medium.name)
     present = [stream for stream in (video, audio) if stream is not None]
     found = _Packets(
         video=None if video is None else video.index,
         audio=None if audio is None else audio.index,
         starts={stream.index: stream_start_seconds(stream) for stream in present},
-        stated_frames=0 if video is None else video.frames,
+        stated_frames=0 if video is None else stated_frames(container, video),
+        stated_seconds=None if video is None else stated_seconds(container, video),
+        stated_end=stated_end_seconds(container),
         times={},
         ends={},
         damaged=[],
     )
     last = 0.0
     try:
-        for packet in container.demux(present):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if packet.size and stamp is not None and packet.time_base is not None:
-                last = float(stamp * packet.time_base)
-                found.times.setdefault(packet.stream_index, []).append(last)
-                end = last + float((packet.duration or 0) * packet.time_base)
-                found.ends[packet.stream_index] = max(end, found.ends.get(packet.stream_index, end))
+        # Also of other streams, since the longest of all is what reaches the stated end.
+        for packet in container.demux([s for s in container.streams if not s.disposition & Disposition.attached_pic]):
+            stream, end = packet.stream_index, packet_end_seconds(packet)
+            if end is not None:
+                found.ends[stream] = max(end, found.ends.get(stream, end))
+            if stream not in found.starts:
+                continue
+            if end is not None:
+                last = end - float((packet.duration or 0) * packet.time_base)
+                found.times.setdefault(stream, []).append(last)
             if packet.is_corrupt:
                 found.damaged.append(last)
     except (av.FFmpegError, ValueError) as error:
         found.fault = f"cannot be read on from {last:.1f} s ({type(error).__name__})"
+    if found.damaged == [last] and isinstance(medium.content, Path) and _states_no_length(medium.content):
+        found.damaged.clear()  # FFmpeg takes it for damage that the file ends within one of its packets
     return found
+
+
+def _states_no_length(path: Path) -> bool:
+    """Whether it is a WAV or CAF file that was written to a pipe: its header was never completed."""
+    with path.open("rb") as file:
+        form = file.read(12)
+        if form[:4] == b"RIFF" and form[8:] == b"WAVE":
+            chunk, unknown = struct.Struct("<4sI"), (0, 2**32 - 1)
+        elif form[:4] == b"caff":
+            chunk, unknown = struct.Struct(">4sQ"), (0, 2**64 - 1)
+            file.seek(8)
+        else:
+            return False
+        while len(head := file.read(chunk.size)) == chunk.size:
+            name, size = chunk.unpack(head)
+            if name == b"data":
+                return size in unknown
+            file.seek(size + (size % 2 if form[:4] == b"RIFF" else 0), io.SEEK_CUR)
+    return False
 
 
 def _packet_findings(packets: _Packets, info: MediaInfo) -> list[Finding]:
@@ -279,11 +318,13 @@ def _packet_findings(packets: _Packets, info: MediaInfo) -> list[Finding]:
         findings.append(Finding("corrupt", f"{len(damaged)} damaged packets, the first at {damaged[0]:.1f} s"))
     if video is not None and video in packets.times:
         times = packets.times[video]
-        until = ends[video] - packets.starts[video]
-        if info.duration_seconds - until > _MISSING_SECONDS:
-            findings.append(
-                Finding("corrupt", f"the picture ends at {until:.1f} s of the stated {info.duration_seconds:.1f} s")
-            )
+        until, stated = ends[video] - packets.starts[video], packets.stated_seconds
+        if stated is not None and stated - until > _MISSING_SECONDS:
+            findings.append(Finding("corrupt", f"the picture ends at {until:.1f} s of the stated {stated:.1f} s"))
+        # Where a container states one length for all streams, a picture shorter than that is whole.
+        until, end = max(ends.values()), packets.stated_end
+        if stated is None and end is not None and end - until > _MISSING_SECONDS:
+            findings.append(Finding("corrupt", f"the file ends at {until:.1f} s of the stated {end:.1f} s"))
         if packets.stated_frames > 1.02 * len(times) + 2:
             present = f"{len(times):,} of the stated {packets.stated_frames:,} frames are there"
             findings.append(Finding("corrupt", present))

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cmacc.clips.catalog.listing import (
+    AUDIO_SUFFIXES,
     FoundFile,
     ListedFile,
     Listing,
     ListingError,
+    by_ending,
     find_media,
     normal,
     open_text,
@@ -375,7 +377,8 @@ def _match(
     media = find_media(owner, root)
     require_media(owner, [media])
     by_key: dict[str, list[FoundFile]] = {}
-    for file in sorted(media.files, key=lambda file: file.is_link):  # a file rather than a link to it
+    # Of several that fit, a file rather than a link to it, and a video rather than the audio extracted from it.
+    for file in sorted(media.files, key=lambda f: (f.is_link, os.path.splitext(f.name)[1].lower() in AUDIO_SUFFIXES)):
         key = key_of(normal(os.path.splitext(file.name)[0]))
         if key is not None:
             by_key.setdefault(key, []).append(file)
@@ -430,6 +433,7 @@ def _match(
         listed_count=listed_count,
         skipped=tuple(skipped),
         missing_splits=tuple(row.split for row in missing),
+        other_endings=by_ending([media]),
     )
 
 

@@ -18,10 +18,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 VIDEO_SUFFIXES = frozenset(
-    (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".ogv", ".3gp")
-)
-AUDIO_SUFFIXES = frozenset((".wav", ".ogg", ".oga", ".flac", ".mp3", ".m4a", ".opus"))
+    (
+        ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".m2t", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4",
+        ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+    )
+)  # fmt: skip
+AUDIO_SUFFIXES = frozenset(
+    (
+        ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".ape", ".au", ".caf", ".eac3", ".flac", ".m4a", ".m4b",
+        ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".spx", ".tta", ".wav", ".weba", ".wma", ".wv",
+    )
+)  # fmt: skip
 _MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
+_MOST_ENDINGS = 10  # named; the rest is counted
 _PATH_COLUMNS = ("path", "file", "filename", "video")
 
 
@@ -74,6 +83,9 @@ class Listing:
     skipped
         ``(path, reason)``: links that lead out of the folder or nowhere, links to folders, folders that cannot be
         read, and rows whose path leaves the folder. A row whose file is a skipped link is also among the ``missing``.
+    other_endings
+        ``(extension, number of files)`` of the files that were passed over because theirs is none of a media file's,
+        the most frequent first; ``""`` for files without one.
     """
 
     files: tuple[ListedFile, ...]
@@ -82,6 +94,7 @@ class Listing:
     listed_count: int
     skipped: tuple[tuple[Path, str], ...] = ()
     missing_splits: tuple[str | None, ...] = ()
+    other_endings: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
         unmatched_count=0 if labels is None else sum(row is None for _, _, row in chosen.values()),
         listed_count=len(rows) + len(leaving),
         skipped=tuple((skipped | leaving).items()),
+        other_endings=by_ending(searched),
     )
 
 
@@ -195,6 +209,8 @@ class FoundMedia(NamedTuple):
     real_root: str
     files: list[FoundFile]
     skipped: list[tuple[Path, str]]
+    other_endings: dict[str, Counter[str]]
+    """By folder, so that a folder that is searched twice is counted once."""
 
     def path(self, file: FoundFile) -> Path:
         """The file's absolute path."""
@@ -226,9 +242,11 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
     root, real_root = Path(folder).absolute(), os.path.realpath(folder).rstrip("/")
     files: list[FoundFile] = []
     skipped: list[tuple[Path, str]] = []
+    other_endings: dict[str, Counter[str]] = {}
     waiting = [""]
     while waiting:
         folder_within = waiting.pop()
+        others = other_endings[f"{real_root}/{folder_within}"] = Counter()
         try:
             with os.scandir(f"{real_root}/{folder_within}") as entries:
                 for entry in entries:
@@ -237,7 +255,8 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
                         shown = os.fsencode(f"{root}/{relative}").decode("utf-8", "backslashreplace")
                         skipped.append((Path(shown), "its name is not UTF-8"))
                         continue
-                    is_media = os.path.splitext(entry.name)[1].lower() in _MEDIA_SUFFIXES
+                    ending = os.path.splitext(entry.name)[1].lower()
+                    is_media = ending in _MEDIA_SUFFIXES
                     if entry.is_symlink():
                         real = os.path.realpath(entry.path)
                         if reason := _reason_against_link(real, real_root, is_media):
@@ -246,12 +265,40 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
                             files.append(FoundFile(relative, real, True))
                     elif entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{relative}/")
-                    elif is_media and entry.is_file(follow_symlinks=False):
-                        files.append(FoundFile(relative, f"{real_root}/{relative}", False))
+                    elif entry.is_file(follow_symlinks=False):
+                        if is_media:
+                            files.append(FoundFile(relative, f"{real_root}/{relative}", False))
+                        else:
+                            others[ending] += 1
         except OSError as error:
             skipped.append((Path(f"{root}/{folder_within}"), f"cannot be read ({error.strerror})"))
     files.sort(key=lambda file: file.relative.split("/"))
-    return FoundMedia(root, real_root, files, sorted(skipped))
+    return FoundMedia(root, real_root, files, sorted(skipped), other_endings)
+
+
+def by_ending(searched: Sequence[FoundMedia]) -> tuple[tuple[str, int], ...]:
+    """`Listing.other_endings` of several folders."""
+    by_folder = {folder: counts for media in searched for folder, counts in media.other_endings.items()}
+    counts = sum(by_folder.values(), Counter[str]())
+    return tuple(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+
+
+def other_files(endings: Sequence[tuple[str, int]]) -> str:
+    """`Listing.other_endings` in words; empty where there are none.
+
+    Examples
+    --------
+    >>> other_files([(".txt", 8), (".jpg", 4)])
+    '12 files were not examined because of the file extension: .txt 8, .jpg 4'
+    """
+    if not endings:
+        return ""
+    total = sum(count for _, count in endings)
+    named = [f"{ending or 'no extension'} {count:,}" for ending, count in endings[:_MOST_ENDINGS]]
+    if len(endings) > _MOST_ENDINGS:
+        named.append(f"others {sum(count for _, count in endings[_MOST_ENDINGS:]):,}")
+    files = f"{total:,} files were" if total > 1 else "1 file was"
+    return f"{files} not examined because of the file extension: {', '.join(named)}"
 
 
 def _is_text(name: str) -> bool:
@@ -278,6 +325,8 @@ def require_media(owner: str, searched: Sequence[FoundMedia]) -> None:
         return
     skipped = [entry for media in searched for entry in media.skipped]
     cause = f"; skipped {len(skipped)}, such as {skipped[0][0]}, which {skipped[0][1]}" if skipped else ""
+    if others := other_files(by_ending(searched)):
+        cause += f"; {others}"
     raise ListingError(f"{owner}: no media file under {', '.join(str(media.root) for media in searched)}{cause}")
 
 
@@ -364,16 +413,21 @@ def _read_table(table: LabelTable, real_roots: Sequence[str]) -> tuple[dict[str,
 
 
 def _cell(value: object, what: str) -> str | None:
-    if value is None or value == "":
-        return None
     if isinstance(value, list | dict):
         raise ListingError(f"{what} must be a text or a number, got {value!r}")
-    return str(value)
+    return None if value is None else _trimmed(str(value)) or None
+
+
+def _trimmed(text: str) -> str:
+    """Without what spreadsheets and editors leave around a name, which would make two names of one."""
+    return text.replace("\ufeff", "").strip()
 
 
 def _csv_lines(file: TextIO, table: LabelTable, what: str) -> tuple[list[str], list[_Line]]:
-    reader = csv.DictReader(file)
-    return list(reader.fieldnames or ()), [(f"line {reader.line_num}", line) for line in reader]
+    # Blanks after commas would be part of a value and hide its quotes.
+    reader = csv.DictReader(file, skipinitialspace=True)
+    columns = reader.fieldnames = [_trimmed(name) for name in reader.fieldnames or ()]
+    return columns, [(f"line {reader.line_num}", line) for line in reader]
 
 
 def _jsonl_lines(file: TextIO, table: LabelTable, what: str) -> tuple[list[str], list[_Line]]:
@@ -399,8 +453,8 @@ def _objects(entries: Iterable[tuple[str, object]], what: str) -> tuple[list[str
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise ListingError(f"{what}, {place}: must be an object, got {str(entry)[:40]!r}")
-        lines.append((place, entry))
-        columns |= dict.fromkeys(entry)
+        lines.append((place, {_trimmed(name): value for name, value in entry.items()}))
+        columns |= dict.fromkeys(lines[-1][1])
     return list(columns), lines
 
 

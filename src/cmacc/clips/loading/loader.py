@@ -14,7 +14,6 @@ Trade-offs and traps:
 """
 
 import logging
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, Windows, evaluation_requests, share_memory
-from cmacc.clips.loading.workers import StartMethod, Workers, unwatch
+from cmacc.clips.loading.workers import StartMethod, Workers, begin_worker, unwatch
 from cmacc.clips.media.decoding import decode_clips
 
 __all__ = [
@@ -166,7 +165,7 @@ class ClipLoader:
             num_workers=self._workers,
             # Ahead of the step by two batches a worker, as torch is by itself; but not by two groups of many.
             prefetch_factor=max(1, 2 // self._dataset.batch_count) if self._workers else None,
-            worker_init_fn=_ignore_interrupts if self._workers else None,
+            worker_init_fn=begin_worker if self._workers else None,
             multiprocessing_context=workers.context if workers is not None else None,
             timeout=_POLL_SECONDS if self._workers else 0,
             pin_memory=self._pin_memory,
@@ -245,11 +244,6 @@ class ClipLoader:
 
 def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
     return batches
-
-
-def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C goes to the whole process group; only the main process answers it, then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,11 @@ may depend on what a process does at its end, nor on a lock that one may hold wh
 
 import copy
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.util
+import os
+import secrets
+import signal
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, cast
 
@@ -30,9 +34,10 @@ class Workers:
 
         self.context.Process = recorded
         self.context.Event = _Flag
-        # A process that sends tensors makes a folder for its sockets, which it would leave in the temp folder when it
-        # is killed. If its parent has such a folder it uses that one, and the parent removes it at its own end.
-        multiprocessing.util.get_temp_dir()
+        if not multiprocessing.util.abstract_sockets_supported:
+            # See `begin_worker`. A worker whose parent has such a folder uses that one, and the parent removes it at
+            # its own end.
+            multiprocessing.util.get_temp_dir()
 
     def dead(self) -> list[int]:
         """Numbers of the workers that have ended."""
@@ -45,6 +50,21 @@ class Workers:
             process.kill()
         for process in started:
             process.join(timeout=5)
+
+
+def begin_worker(_: int) -> None:
+    """What a worker does first; torch's ``worker_init_fn``."""
+    # Ctrl-C goes to the whole process group; only the main process answers it, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A process that sends tensors listens at a socket in a folder `pymp-*` of the temp folder. It would leave that
+    # behind when it is killed, and hang where the folder's path is so long that it makes no valid address (108 bytes).
+    # Linux has sockets without a file, whose names begin with a zero byte.
+    if multiprocessing.util.abstract_sockets_supported:
+        multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
+
+
+def _address_without_file(family: str) -> str:
+    return f"\0cmacc-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 class _Flag:

@@ -7,21 +7,24 @@ Trade-offs and traps:
 * Seeking goes to the keyframe before the window and decodes forward; a seek that fails or lands too late (MPEG-TS has
   no index, and other indices lie) is tried again earlier, then met by reopening and reading from the beginning, slow
   but right.
+* Several streams of a kind: the choice is that of FFmpeg's players (`streams`). A cover picture is no video.
+* Many containers state one length for the whole file, or none. What a stream lacks is counted from its packets.
 * Only local files are opened (``protocol_whitelist``): a playlist in disguise must not make a decoder fetch an address.
 """
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -38,10 +41,30 @@ _SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
 # After a seek FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
 # frames), and on the last page of an Ogg stream (the asked time plus a tick a packet). Sound is cheap to skip through.
 _LOST_BY_SEEKING = (("mpeg", "video"), ("mpeg", "audio"), ("ogg", "audio"))
+# FFmpeg gives each of their streams the length that the header states for the whole file.
+_ONE_LENGTH = ("asf", "gxf")
+# Bare streams, whose length FFmpeg guesses from the first bit rate or the last time stamp.
+_GUESSED_LENGTH = (
+    "aac", "ac3", "amr", "dts", "eac3", "h264", "hevc", "loas", "m4v", "mjpeg", "mp3", "mpeg", "mpegvideo", "truehd",
+)  # fmt: skip
+# A guess so near to the truth comes from a header, which knows what of the last packet is padding.
+_PADDING_SECONDS = 0.1
+# FFmpeg writes it into an AVI header where a pipe does not let it go back and write the true number.
+_UNKNOWN_FRAMES = 2**30
+# Streams made for some of the listeners, or to be heard beside the main one.
+_SECONDARY = (
+    Disposition.dub
+    | Disposition.comment
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.clean_effects
+    | Disposition.dependent
+)
 # What these name may lie anywhere, outside the folder that a scan was told to keep to.
 _LISTS_OF_FILES = ("concat", "hls", "dash", "imf")
 _FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
 _Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
+_Stream = TypeVar("_Stream", VideoStream, AudioStream)
 
 
 @dataclass(frozen=True)
@@ -83,16 +106,20 @@ def _opened(medium: Medium) -> Iterator[InputContainer]:
 
 
 def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, AudioStream | None]:
-    """The first picture and the first sound, ready to decode on one thread.
+    """The video and the audio stream that FFmpeg's players would choose, ready to decode on one thread.
+
+    A stream marked as default is preferred, and one that is not dubbed, a comment or for the hearing or visually
+    impaired. Between equals FFmpeg decides (for audio: of the program that the video belongs to, then by bit rate).
 
     Raises
     ------
     MediaError
         There is neither, FFmpeg does not know the codec of one, or its size or rate is absurd; ``name`` is the file's.
     """
-    # Cover art is a video stream of one picture: not what a clip is made of.
-    video = next((s for s in container.streams.video if "attached_pic" not in str(s.disposition)), None)
-    audio = next(iter(container.streams.audio), None)
+    # A cover is a video stream of one picture: not what a clip is made of.
+    pictures = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    video = _preferred(pictures, container.streams.best("video"))
+    audio = _preferred(container.streams.audio, container.streams.best("audio", related=video))
     if video is None and audio is None:
         raise MediaError(f"{name}: neither picture nor sound in the file")
     for stream in (video, audio):
@@ -112,6 +139,17 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
     return video, audio
 
 
+def _preferred(candidates: Sequence[_Stream], best_of_ffmpeg: object) -> _Stream | None:
+    # Whatever PyAV's types say, there is no context where FFmpeg does not know the codec.
+    candidates = [stream for stream in candidates if stream.codec_context is not None] or candidates
+
+    def rank(stream: _Stream) -> tuple[int, bool]:
+        marks = stream.disposition
+        return bool(marks & Disposition.default) - bool(marks & _SECONDARY), stream == best_of_ffmpeg
+
+    return max(candidates, key=rank, default=None)  # of equals the first
+
+
 def stream_start_seconds(stream: VideoStream | AudioStream) -> float:
     """Where the stream begins on the file's clock."""
     if stream.start_time is None or stream.time_base is None:
@@ -119,28 +157,67 @@ def stream_start_seconds(stream: VideoStream | AudioStream) -> float:
     return float(stream.start_time * stream.time_base)
 
 
-def stream_duration_seconds(container: InputContainer, stream: VideoStream | AudioStream) -> float:
-    """Length of a stream: as stated, else of the file, else counted from its packets; 0 where nothing tells it.
+def _is_unfinished(container: InputContainer) -> bool:
+    return any(stream.frames == _UNKNOWN_FRAMES for stream in container.streams)
 
-    What is stated is believed up to `LONGEST_SECONDS`.
+
+def stated_frames(container: InputContainer, stream: VideoStream) -> int:
+    """Number of frames as the container states it; 0 where it does not."""
+    return 0 if _is_unfinished(container) else stream.frames
+
+
+def stated_seconds(container: InputContainer, stream: VideoStream | AudioStream) -> float | None:
+    """Length of a stream as the container states it; None where it states none, that of the whole file, or a guess."""
+    if container.format.name in (*_ONE_LENGTH, *_GUESSED_LENGTH) or _is_unfinished(container):
+        return None
+    seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+    return seconds if 0 < seconds <= LONGEST_SECONDS else None
+
+
+def stated_end_seconds(container: InputContainer) -> float | None:
+    """Where the longest stream ends by what the container states, on the file's clock; None where it states nothing."""
+    if not container.duration or container.format.name in _GUESSED_LENGTH or _is_unfinished(container):
+        return None
+    seconds = container.duration / av.time_base
+    return (container.start_time or 0) / av.time_base + seconds if seconds <= LONGEST_SECONDS else None
+
+
+def stream_duration_seconds(
+    medium: Medium,
+    container: InputContainer,
+    stream: VideoStream | AudioStream,
+    ends: Mapping[int, float] | None = None,
+) -> float:
+    """Length of a stream: as stated, else counted from its packets; 0 where nothing tells it.
+
+    Parameters
+    ----------
+    medium, container, stream
+        The open file.
+    ends
+        Where each stream ends on the file's clock, by its index, where that is known already: to count it, the whole
+        file is read once more.
     """
-    if stream.duration and stream.time_base:
-        seconds = float(stream.duration * stream.time_base)
-        if seconds <= LONGEST_SECONDS:
-            return seconds
-    start_seconds = stream_start_seconds(stream)
-    if container.duration:
-        late_seconds = max(0.0, start_seconds - (container.start_time or 0) / av.time_base)
-        seconds = container.duration / av.time_base - late_seconds
-        if seconds <= LONGEST_SECONDS:
-            return seconds
-    container.seek(0)
-    ends = [
-        float((packet.pts + (packet.duration or 0)) * packet.time_base)
-        for packet in container.demux(stream)
-        if packet.pts is not None and packet.time_base is not None
-    ]
-    return max(ends, default=0.0) - start_seconds
+    stated = stated_seconds(container, stream)
+    if stated is not None:
+        return stated
+    if ends is None:
+        with medium.open() as fresh:  # not all containers can go back to their beginning
+            known = [packet_end_seconds(packet) for packet in fresh.demux(fresh.streams[stream.index])]
+        ends = {stream.index: max((end for end in known if end is not None), default=0.0)}
+    counted = ends.get(stream.index, 0.0) - stream_start_seconds(stream)
+    if container.format.name in _GUESSED_LENGTH and stream.duration and stream.time_base:
+        guess = float(stream.duration * stream.time_base)
+        return guess if counted <= 0 or abs(guess - counted) < _PADDING_SECONDS else counted
+    return counted
+
+
+def packet_end_seconds(packet: Any) -> float | None:  # of type `Packet`, which is generic in PyAV's stubs only
+    """Where what a packet holds ends on the file's clock; None where it does not say."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    if not packet.size or stamp is None or packet.time_base is None:
+        return None
+    return float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
 def frames_from(

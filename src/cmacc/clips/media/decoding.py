@@ -1,7 +1,7 @@
 """Read media: what a file holds (`probe`) and exact windows of it (`decode_clips`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,24 +42,30 @@ def probe(path: Path | str) -> MediaInfo:
     MediaError
         The file is missing, holds neither picture nor sound, or does not decode.
     """
-    with Medium.file(path).open() as container:
-        return read_info(container, str(path))
+    medium = Medium.file(path)
+    with medium.open() as container:
+        return read_info(medium, container)
 
 
-def read_info(container: InputContainer, name: str) -> MediaInfo:
-    """`probe` of an open file that stands at its beginning; ``name`` is what errors call it."""
+def read_info(medium: Medium, container: InputContainer, ends: Mapping[int, float] | None = None) -> MediaInfo:
+    """`probe` of an open file that stands at its beginning; for ``ends`` see `stream_duration_seconds`."""
+    name = medium.name
     video, audio = streams(container, name)
-    if video is not None and next(container.decode(video), None) is None:
+    undecoded = {stream.index for stream in (video, audio) if stream is not None}
+    # Both in one go: not all containers can go back to their beginning.
+    for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
+        if packet.stream_index in undecoded and packet.decode():
+            undecoded.remove(packet.stream_index)
+        if not undecoded:
+            break
+    if video is not None and video.index in undecoded:
         raise MediaError(f"{name}: no picture could be decoded")
-    has_audio = False
-    if audio is not None:
-        container.seek(0)
-        has_audio = next(container.decode(audio), None) is not None
+    has_audio = audio is not None and audio.index not in undecoded
     if video is None and not has_audio:
         raise MediaError(f"{name}: no sound could be decoded")
     timed = video if video is not None else audio
     assert timed is not None
-    duration_seconds = stream_duration_seconds(container, timed)
+    duration_seconds = stream_duration_seconds(medium, container, timed, ends)
     if duration_seconds <= 0:
         raise MediaError(f"{name}: the file states no duration and holds no time stamps")
     if duration_seconds > LONGEST_SECONDS:
@@ -221,7 +227,7 @@ class OpenFile:
         present = self._video if self._video is not None else self._audio
         assert present is not None
         medium, container, stream = present
-        seconds = stream_duration_seconds(container, stream)
+        seconds = stream_duration_seconds(medium, container, stream)
         if seconds >= spec.length_seconds:
             return None
         if spec.short_files == "refuse" or seconds <= 0:

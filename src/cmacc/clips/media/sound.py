@@ -26,6 +26,9 @@ from cmacc.clips.media.container import Medium, frames_from
 _AUDIO_JUMP_SECONDS = 0.05
 # AAC and Vorbis need a frame or two of run-in before what they give after a seek is right.
 _AUDIO_RUN_IN_SECONDS = 0.15
+# A frame of MP3 may begin in the bytes of those before it (the bit reservoir, up to 511 bytes, a quarter of a second at
+# low bit rates): without them it decodes to silence.
+_MP3_RUN_IN_SECONDS = 0.4
 # Beyond it the resampler's answer no longer depends on what was cut off: below 1e-5 of full scale.
 _RESAMPLE_MARGIN_SECONDS = 0.02
 
@@ -71,9 +74,9 @@ def read_sound(
     samples_per_tick = float(stream.time_base * rate)
     position: int | None = None
     heard_from, heard_to = len(native), 0
-    run_in = math.floor((first / rate - _AUDIO_RUN_IN_SECONDS) / stream.time_base)
-    decoded = partial(_decoded, begin=run_in)
-    for frame in frames_from(medium, container, stream, first / rate, decoded, _AUDIO_RUN_IN_SECONDS):
+    run_in_seconds = _MP3_RUN_IN_SECONDS if stream.codec_context.name.startswith("mp3") else _AUDIO_RUN_IN_SECONDS
+    decoded = partial(_decoded, begin=math.floor((first / rate - run_in_seconds) / stream.time_base))
+    for frame in frames_from(medium, container, stream, first / rate, decoded, run_in_seconds):
         if frame.sample_rate != rate:
             raise MediaError(f"{medium.name}: the sound's rate changes from {rate} to {frame.sample_rate} Hz")
         stamped = round(frame.pts * samples_per_tick) if frame.pts is not None else position or 0

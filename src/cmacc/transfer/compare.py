@@ -4,7 +4,6 @@ Numbers stand side by side only where they were measured alike on the same data;
 says why. Cards come from files that others wrote: every text of theirs goes through `_plain` before it enters a table.
 """
 
-import html
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
@@ -16,6 +15,7 @@ from cmacc.transfer.tasks import TaskName
 _ROW = ("task", "protocol", "modality", "metric")
 _RANKS = ("median_rank",)
 _SKIPPED_SHOWN = 20
+_DIRECTIONS = {"video_to_audio": "video -> audio", "audio_to_video": "audio -> video"}
 _NONE = "—"
 _OVERLAPS = "≈"
 _NOT_STATED = "not stated"
@@ -36,7 +36,7 @@ def markdown(card: Card) -> str:
         (
             _plain(r.task),
             _plain(f"{r.protocol}@{r.version}"),
-            _plain(r.modality),
+            _modality(r),
             f"{r.windows} x {r.crops}",
             _plain(", ".join(r.settings)) or "none",
             f"{r.seconds:.1f}",
@@ -384,7 +384,12 @@ def _list(items: Iterable[tuple[str, str]]) -> str:
 
 def _row_cells(result: Result) -> tuple[str, str, str, str]:
     protocol = f"{result.protocol}@{result.version}"
-    return _plain(result.task), _plain(protocol), _plain(result.modality), _plain(result.metric)
+    return _plain(result.task), _plain(protocol), _modality(result), _plain(result.metric)
+
+
+def _modality(result: Result) -> str:
+    """``video -> audio`` for people; ``card.json`` has ``video_to_audio``."""
+    return _plain(_DIRECTIONS.get(result.modality, result.modality))
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -396,9 +401,15 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that Markdown shows as it is: no line ends or control characters, and no markup, HTML or cell ends."""
+    """The text on one line that Markdown shows as it is.
+
+    Line ends and control characters become spaces; Markdown, HTML and cell separators are escaped.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     # Underscores within words are no markup, and names are full of them.
-    escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+    escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+    # `>` stays as it is, since "video -> audio" is also read in the file itself: without `<` it ends no tag. Only at the
+    # beginning of a line is it markup, a quotation.
+    escaped = re.sub(r"^>", "&gt;", escaped)
     # Not a backslash before it: whether that escapes a pipe depends on what stands before the backslash.
     return escaped.replace("|", "&#124;")

@@ -408,7 +408,7 @@ def _plain(text: str) -> str:
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     # Underscores within words are no markup, and names are full of them.
     escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
-    # `>` stays as it is, since "video -> audio" is also read in the file itself: without `<` it ends no tag. Only at the
+    # `>` stays, because "video -> audio" is also read in the file itself. Without `<` it ends no tag; only at the
     # beginning of a line is it markup, a quotation.
     escaped = re.sub(r"^>", "&gt;", escaped)
     # Not a backslash before it: whether that escapes a pipe depends on what stands before the backslash.

@@ -213,9 +213,9 @@ def beside_published(cards: Sequence[Card], published: Sequence[PublishedResult]
         )
     sections.append(
         "Numbered rows are measured, with their 95 % interval; the others are published results of other code. "
-        "Usually, published UCF101 and HMDB51 results are fine-tuned and averaged over three splits, and ESC-50 results "
-        "are from a linear classifier, averaged over five folds; a row says if this is different or not stated. There "
-        "may be further differences: these numbers are for orientation and are not a comparison."
+        "Usually, published UCF101 and HMDB51 results are fine-tuned and averaged over three splits, and ESC-50 "
+        "results are from a linear classifier, averaged over five folds; a row says if this is different or not "
+        "stated. There may be further differences: these numbers are for orientation and are not a comparison."
     )
     return "\n\n".join(sections) + "\n"
 

@@ -178,9 +178,7 @@ class VectorViews:
 def vector_pair(world: VectorWorld, config: PretrainConfig) -> EncoderPair:
     """Untrained encoders: MLPs of two layers with batch norm, whose weights only depend on ``config.seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            config.seed
-        )  # leaves the caller's GPU generators alone
+        torch.default_generator.manual_seed(config.seed)  # leaves the caller's GPU generators alone
         own = config.encoder
         encoders = (
             Encoder(_perceptron(world.input_size), _HIDDEN, own.head, own.hidden_size, own.embedding_size)

@@ -27,9 +27,7 @@ def results_of(
             if not waiting:
                 return
             done = wait(waiting, return_when=FIRST_COMPLETED).done
-            for future in sorted(
-                done, key=lambda one: one.exception() is not None
-            ):  # errors last
+            for future in sorted(done, key=lambda one: one.exception() is not None):  # errors last
                 yield waiting.pop(future), future.result()
     finally:
         for future in waiting:

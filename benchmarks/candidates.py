@@ -1,7 +1,7 @@
 """Ways of choosing negatives that were tried beside the product's own, on the controlled problem; what came of them.
 
 Each is a `cmacc.negatives.Selector` of a few lines, put in the place of a dictionary's own: how to try another one.
-All with the batch's keys from the momentum encoder and the chosen keys encoded anew, so that they differ in the choice
+All with the batch's keys from the momentum encoder and the chosen keys re-encoded, so that they differ in the choice
 alone; differences are to the plain queue (``newest``), seed by seed.
 
 ``python benchmarks/candidates.py --out benchmarks/results/candidates-cpu.json``: two of the regimes, 8 minutes on two
@@ -199,7 +199,7 @@ def run(task: tuple[str, str, int, int]) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """A line a regime and selector: means over seeds, and the difference to ``newest`` seed by seed."""
     lines = [
-        "| regime | choice | R@10 | minus newest [95 %] | probe, picture | false-negative share |",
+        "| regime | choice | R@10 | minus newest [95 %] | probe, video | false-negative share |",
         "|---" * 6 + "|",
     ]
     ends = {(run["regime"], run["selector"], run["seed"]): run for run in runs}

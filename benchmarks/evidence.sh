@@ -2,7 +2,7 @@
 # The CPU part of docs/evidence.md: ablations of recipes/ablations, and the tables that the page is written from.
 #   benchmarks/evidence.sh [REAL_DATA] [FOLDER]      (or: make evidence)
 # About an hour on two cores with AVX2; stopped, it goes on where it was.
-# Without REAL_DATA the real clips are left out, and said to be.
+# Without REAL_DATA the real clips are skipped, with a message.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 real=${1:-../shared/data/real}
@@ -26,6 +26,6 @@ if [ -d "$real" ]; then
   ablate choosing-grid grid --data "$out/data/grid.parquet"
   ablate choosing-sounding sounding --data "$out/data/sounding.parquet"
 else
-  echo "left out: the real clips, which are not in $real" >&2
+  echo "skipped: the real clips, which are not in $real" >&2
 fi
 "$bin/python" benchmarks/evidence_table.py "$out/tables" --out "$out/evidence-cpu.json"

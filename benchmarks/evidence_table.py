@@ -41,8 +41,8 @@ def difference(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line a budget and variant."""
-    heads = ["budget", "variant", "steps", "ms a step", "R@10", "minus reference [95 %]", "wins : losses, p",
-             "R@1, minus reference", "in class", "probe picture", "probe sound", "plateau left after"]  # fmt: skip
+    heads = ["budget", "variant", "steps", "ms per step", "R@10", "minus reference [95 %]", "wins : losses, p",
+             "R@1, minus reference", "in class", "probe video", "probe audio", "plateau left after"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for (budget, variant), group in groupby(rows, lambda r: (r["budget"], r["variant"])):
         by_metric = {row["metric"]: row for row in group}

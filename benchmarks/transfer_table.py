@@ -15,28 +15,35 @@ from cmacc.clips.storage import written_aside
 from cmacc.transfer import Card, Result, compared
 
 _TITLES = {
-    "esc10": "ESC-10: sounds of ten classes, five official folds",
-    "ucf101": "UCF101: six of its 101 classes, split 1, pictures alone",
-    "finetune": "UCF101, the same six classes: the whole network fine-tuned",
-    "pairs-ucf101": "Picture and sound of UCF101's three classes with sound, held-out clips of split 1",
-    "digit": "GRID: which digit is said, from held-out clips of one speaker",
-    "color": "GRID: which colour is said, from the same clips",
-    "pairs-grid": "Picture and sound of GRID, held-out clips of one speaker",
+    "esc10": "ESC-10: audio, ten classes, five official folds",
+    "ucf101": "UCF101: video only, six of its 101 classes, split 1",
+    "finetune": "UCF101: fine-tuning the whole network, the same six classes",
+    "pairs-ucf101": "UCF101: video-audio retrieval, the three classes with audio, held-out clips of split 1",
+    "digit": "GRID: the spoken digit, held-out clips of one speaker",
+    "color": "GRID: the spoken colour, the same clips",
+    "pairs-grid": "GRID: video-audio retrieval, held-out clips of one speaker",
 }
 _NAME = re.compile(r"(?:(?P<encoder>[a-z]+)-(?P<seed>\d+)|statistics)-(?P<what>.+)")
 _INTRODUCTION = """# Transfer on real clips
 
-Every figure here is written by `benchmarks/transfer.sh` out of result cards, from `../shared/data/real`.
+`benchmarks/transfer.sh` writes every number on this page from result cards. The data are in
+`../shared/data/real`.
 
-Encoders are cmacc's small ones for CPUs (`tiny`). *real* is pretrained by `recipes/real.yaml` on GRID's training part,
-UCF101's training files of split 1 in its three classes with sound, assorted clips and 640 rendered ones together;
-*grid* by `recipes/grid.yaml` on GRID's training part alone. Nothing of ESC-50 was trained on, nothing held out here.
-*untrained* is the same network with its first weights; *statistics* are mean, deviation and maximum of log-mel bands.
+**Encoders.** All are cmacc's small encoders for CPUs (`tiny`).
 
-A value is the mean over the seeds of pretraining (± their standard deviation, where there are several); in brackets the
-mean 95 % interval of a seed, by bootstrap over held-out items or, where clips were cut from one scene, over scenes;
-"folds ±" is the standard deviation over folds, averaged over seeds. Shares are in percent. Probes are on frozen
-features, ten windows a file, one for pairs (`cmacc.transfer.RECIPES` says exactly what is done).
+- *real*: pretrained with `recipes/real.yaml` on GRID's training part, UCF101's training files of
+  split 1 in its three classes with audio, assorted clips and 640 rendered clips together.
+- *grid*: pretrained with `recipes/grid.yaml` on GRID's training part only.
+- *untrained*: the same network with its initial weights.
+- *statistics*: mean, deviation and maximum of log-mel bands.
+
+Nothing of ESC-50 and none of the held-out files were trained on.
+
+**Values.** A value is the mean over the seeds of pretraining (± their standard deviation, if there
+are several). Brackets hold the mean 95 % interval of a seed: a bootstrap over held-out items or,
+where clips were cut from one scene, over scenes. "folds ±" is the standard deviation over folds,
+averaged over seeds. Accuracy and recall are in percent. Probes use frozen features, ten windows per
+file, one for pairs. `cmacc.transfer.RECIPES` states exactly what is done.
 """
 
 
@@ -101,7 +108,7 @@ def _facts(cards: list[Card]) -> str:
         f"Data {data.fingerprint}, {share}; {len(cards)} seed{'s' if len(cards) > 1 else ''} "
         f"({', '.join(str(card.encoder.seed) for card in cards)}); {clip['frame_count']} frames of "
         f"{clip['frame_height']} x {clip['frame_width']} at {clip['frame_rate_hz']:g} Hz, "
-        f"{clip['audio_seconds']:g} s of sound; torch {made.versions['torch'].partition('+')[0]}, "
+        f"{clip['audio_seconds']:g} s of audio; torch {made.versions['torch'].partition('+')[0]}, "
         f"{made.hardware['device']}."
     )
 

@@ -123,7 +123,10 @@ def test_progress_is_printed_without_a_terminal_also_while_nothing_advances(
         (["evaluate", "no-run", "--data", "WORLD", "--out", "RUN"], "encoder no-run: must be a run or export folder"),
         (["evaluate", "random", "--data", "WORLD"], "ENCODER, --data ROOT and --out DIR must be given, or --compare"),
         (["evaluate", "--compare", "no.json", "no.json"], "card no.json: cannot be read"),
-        (["evaluate", "random", "--task", "esc50", "--data", ".", "--out", "RUN"], "esc50.csv, must lie beneath ."),
+        (
+            ["evaluate", "random", "--task", "esc50", "--data", ".", "--out", "RUN"],
+            "esc50.csv, must be in ., got none; name",
+        ),
         (["export", "no-run", "--out", "RUN"], "no-run/config.yaml: no such file"),
         (["evaluate", "random", "--data", "no.csv", "--out", "RUN"], "no.csv: no such file"),
         (["report", "no-run"], "no-run"),

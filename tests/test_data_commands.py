@@ -59,10 +59,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(scan_arguments(films, tmp_path)) == 0
     told = capsys.readouterr()
-    assert "40 samples (0.01 h), 40 with picture and sound, 2 classes" in told.out
+    assert "40 samples (0.01 h), 40 with video and audio, 2 classes" in told.out
     assert "2 files skipped" in told.out
     assert "1 file was not examined because of the file extension: .txt 1\n" in told.out
-    assert "noted: duplicate 32" in told.out
+    assert "findings: duplicate 32" in told.out
     assert "broken.mp4: unreadable: does not decode" in told.err
     assert main(scan_arguments(films, tmp_path)) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -71,7 +71,7 @@ def test_what_the_commands_say(films: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(pack_arguments(tmp_path)) == 0
     assert "8 samples in 2 shards, 0 files skipped" in capsys.readouterr().out
     assert main(["pack", "--verify", str(tmp_path / "packed")]) == 0
-    assert "as its index says" in capsys.readouterr().out
+    assert "matches its index" in capsys.readouterr().out
     shard = tmp_path / "packed" / "shard-000001.tar"
     shard.write_bytes(shard.read_bytes()[:9_000])
     assert main(["pack", "--verify", str(tmp_path / "packed")]) == 2

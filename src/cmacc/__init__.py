@@ -1,4 +1,4 @@
-"""Video and audio representations by cross-modal active contrastive coding (CM-ACC)."""
+"""Video and audio representations from unlabelled video, by cross-modal active contrastive coding (CM-ACC)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 def load(path: Path | str) -> "AudioVisualEncoder":
     """The trained encoders of a run or export folder, on the CPU and in evaluation mode.
 
-    ``encoder(video, spectrograms)`` takes what `cmacc.clips.to_video` and `cmacc.clips.LogMel` give.
+    Call it as ``encoder(video=..., audio=...)`` with the results of `cmacc.clips.to_video` and `cmacc.clips.LogMel`.
 
     Raises
     ------
     ValueError
         The folder holds neither a run with a checkpoint nor an export.
     """
-    # Imported here so that `from cmacc.negatives import ActiveDictionary` brings nothing else along.
+    # Imported here so that `from cmacc.negatives import ActiveDictionary` imports nothing else.
     from cmacc.transfer import load_pair
 
     return load_pair(Path(path))

@@ -184,6 +184,17 @@ def test_marks_in_texts_are_only_text(bad: str) -> None:
     assert heading.count("|") == 8
 
 
+def test_directions_are_plain_arrows_in_the_text_itself() -> None:
+    """People read `card.md` in an editor too, where an HTML escape is only noise."""
+    rows = [dataclasses.replace(_RANK, modality=name) for name in ("video_to_audio", "audio_to_video")]
+    card = _card(*rows, kind="r3d -> resnet18")
+    for text in (markdown(card), compared([card, card], ["a", "b"])):
+        assert "| video -> audio |" in text
+        assert "| audio -> video |" in text
+        assert "&gt;" not in text
+    assert "r3d -> resnet18" in markdown(card)
+
+
 def test_a_card_without_results_is_shown() -> None:
     assert "None." in markdown(_card())
 

@@ -262,7 +262,7 @@ def test_what_data_and_options_must_be(run_dir: Path, small_world: Path, tmp_pat
     ]
     fails("every held-out class must have training files, got none of new; --allow-partial skips", new_class)
     silent = [dataclasses.replace(record, has_audio=False) for record in records]
-    fails("at least 2 files with picture and sound in split 'test', got 0", silent, "pairs")
+    fails("at least 2 files with video and audio in split 'test', got 0", silent, "pairs")
     fails("protocol must be one of retrieval, got knn", records, "pairs", protocols=["knn"])
     fails("windows must be at least 1, got 0", records, windows=0)
     fails("--splits is for the official data sets alone, got labelled", records, parts=(1,))

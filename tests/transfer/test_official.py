@@ -158,5 +158,5 @@ def test_what_is_asked_of_an_official_set(task: TaskName, tmp_path: Path) -> Non
     _touched(tmp_path, ["a.avi"])
     with pytest.raises(TaskError, match=f"task {task}: --splits must be of 1 to {OFFICIAL[task].parts}, got 0, 9"):
         official_task(task, tmp_path, parts=[9, 0])
-    with pytest.raises(TaskError, match=rf"task {task}: the official lists, with {OFFICIAL[task].marker}, must lie"):
+    with pytest.raises(TaskError, match=rf"task {task}: the official lists, with {OFFICIAL[task].marker}, must be in"):
         official_task(task, tmp_path)

@@ -62,7 +62,7 @@ def test_another_runs_results_do_not_go_into_the_model_card(
     assert "pass --without-results" in capsys.readouterr().err
     assert not (tmp_path / "mixed-export").exists()
     assert main(["export", str(mixed), "--out", str(tmp_path / "plain"), "--without-results"]) == 0
-    assert "None were measured" in (tmp_path / "plain" / "README.md").read_text()
+    assert "No results were measured" in (tmp_path / "plain" / "README.md").read_text()
 
 
 def test_exports_and_cards_state_the_data_of_the_training_and_not_todays(

@@ -137,8 +137,8 @@ def test_sections_and_links(page: str) -> None:
     assert not re.search(r"url\(\s*[\"']?http|@import|<script", page)
     shown = text_of(page)
     assert "“none” and “active” compared with “queue”, the reference, in 2 regimes (“plain” and “hot”)" in shown
-    assert "1 run of 36 is not there yet" in shown
-    assert "Not shown, for want of a dictionary or of runs: “none”" in shown
+    assert "1 run of 36 is missing" in shown
+    assert "Not shown (no dictionary, or no runs): “none”" in shown
     assert "log 16 = 2.77" in shown
     assert "only with negatives drawn at random" in shown
 
@@ -193,7 +193,7 @@ def test_one_seed_has_no_intervals() -> None:
     one = made(seeds=[3], budgets=["steps"], regimes={})
     found = render_ablation_page(one)
     assert "nan" not in text_of(found).lower()
-    assert "One seed only: no intervals." in found
+    assert "There is only one seed, so there are no intervals." in found
     row = next(row for row in _Page(found).tables[0] if row[0] == "active")
     end = next(d for d in one.differences if (d.variant, d.metric) == ("active", "R@10"))
     assert row[3:5] == [f"{end.mean:.3f}", f"{end.difference:+.3f}"]
@@ -224,7 +224,7 @@ def test_metrics_that_are_absent_are_said_to_be() -> None:
         assert sentence in shown
     empty = AblationResults(few.plan, [], [], 9)
     shown = text_of(render_ablation_page(empty))
-    assert "9 runs of 9 are not there yet" in shown
+    assert "9 runs of 9 are missing" in shown
     assert "There is no run to compare yet." in shown
 
 
@@ -239,7 +239,7 @@ def test_written_whole_equal_and_not_over_another(tmp_path: Path) -> None:
     page = render_ablation_page(results)
     out = write_ablation_page(results, tmp_path / "ablation.html")
     assert out.read_text(encoding="utf-8") == page
-    with pytest.raises(ReportError, match="is there already"):
+    with pytest.raises(ReportError, match="exists already"):
         write_ablation_page(results, out)
     assert write_ablation_page(results, out, overwrite=True) == out
 

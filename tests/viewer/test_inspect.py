@@ -150,7 +150,7 @@ def test_without_labels_or_with_little_choice_it_says_so(make_run: MakeRun) -> N
     assert "Same label as the query" not in page
     assert "same label" not in page
     assert "every random draw is the same" in page
-    assert "Until step 6 the loss leaves the dictionaries out" in page
+    assert "Until step 6 the loss does not use the dictionaries" in page
     assert "step-8" not in page
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_shown_is_said(run_dir: Path, small_config: PretrainConfi
     with pytest.raises(ReplayError, match=r"must hold a checkpoint in .*, got none"):
         write_inspection(tmp_path / "fresh")
     (tmp_path / "mine.html").write_text("mine")
-    with pytest.raises(ReportError, match=r"inspect .*mine.html: is there already; give --overwrite"):
+    with pytest.raises(ReportError, match=r"inspect .*mine.html: exists already; give --overwrite"):
         write_inspection(run_dir, tmp_path / "mine.html")
     assert (tmp_path / "mine.html").read_text() == "mine"
     with pytest.raises(ReportError, match=r"must be a file, got a folder; .*inspect.html"):
@@ -212,7 +212,8 @@ def test_files_that_are_gone_are_named(run_dir: Path, tmp_path: Path) -> None:
             path.with_suffix(".away").rename(path)
     page = " ".join(page.split())
     name = "&lt;img src=x onerror=alert(1)&gt;.mp4"
-    assert f"Of the batch 1 could not be decoded and gave way to other files, as in training: {query} {name}." in page
+    sentence = "1 file of the batch could not be decoded and was replaced by other files, as in training:"
+    assert f"{sentence} {query} {name}." in page
     if f"{key} {name}" in page:  # another query may have led to another choice
         assert f"not shown: {key} {name}: no such file" in page
 

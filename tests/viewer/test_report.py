@@ -256,7 +256,7 @@ def test_changed_manifest_shows_no_wrong_names(make_run: MakeRun, world: Path) -
 def test_existing_report_is_kept_unless_told_otherwise(make_run: MakeRun) -> None:
     run_dir = make_run(selector="none", steps=1, evaluated=False)
     (run_dir / "report.html").write_text("mine")
-    with pytest.raises(ReportError, match=r"is there already; give --overwrite"):
+    with pytest.raises(ReportError, match=r"exists already; give --overwrite"):
         write_report(run_dir)
     assert (run_dir / "report.html").read_text() == "mine"
     assert write_report(run_dir, overwrite=True).read_text().startswith("<!doctype html>")

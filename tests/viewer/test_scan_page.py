@@ -41,7 +41,7 @@ def text_of(page: str) -> str:
 def test_counts_reasons_and_pictures(result: ScanResult) -> None:
     page = render_scan_page(result)
     text = text_of(page)
-    assert "6 files were examined; 4 samples are in the manifest, 3 of them with picture and sound" in text
+    assert "6 files were examined; 4 samples are in the manifest, 3 of them with video and audio" in text
     assert result.manifest.fingerprint() in text
     for row in ("unreadable 1 16.7%", "too_short 1 16.7%", "no_audio 1 16.7%", "duplicate 1 16.7%"):
         assert row in text
@@ -50,7 +50,7 @@ def test_counts_reasons_and_pictures(result: ScanResult) -> None:
     assert "copy.mp4 of 0.mp4" in text
     assert page.count("data:image/jpeg;base64,") == 1  # the short one; the broken one has no picture
     assert page.count("<svg") == 4
-    assert "1 of 2 in the list are not there" in text
+    assert "1 of 2 files in the list are missing" in text
     assert "5 media files are not named in the list" in text
     assert "3 files were not examined because of the file extension: .txt 2, .jpg 1." in text
 
@@ -81,7 +81,7 @@ def test_nothing_comes_from_the_network(result: ScanResult) -> None:
 def test_same_files_same_page_and_none_is_overwritten(result: ScanResult, tmp_path: Path) -> None:
     page = write_scan_page(result, tmp_path / "page.html")
     assert page.read_text() == render_scan_page(result)
-    with pytest.raises(ReportError, match=r"page\.html: is there already; give --overwrite"):
+    with pytest.raises(ReportError, match=r"page\.html: exists already; give --overwrite"):
         write_scan_page(result, page)
     write_scan_page(result, page, overwrite=True)
 

@@ -1,4 +1,4 @@
-"""Runs to comparisons: variants against a reference, seed by seed, on vectors, rendered clips or a manifest's."""
+"""Ablations: paired comparisons of variants with a reference, on vectors, rendered clips or a manifest's clips."""
 
 from cmacc.ablation.ablate import PlannedRun, ablate
 from cmacc.ablation.clipset import ClipSetError, ManifestClips, RenderedClips

@@ -1,11 +1,10 @@
-"""All runs of a plan, restartably: what is done is kept under a name made of its contents, and never done again.
+"""Run all runs of a plan. Finished runs are stored under a hash of everything they depend on, and are never repeated.
 
-The code and the version of torch are among these contents: after an upgrade old figures do not come back as new ones.
+The hash includes the code and the version of torch, so that old results are not reused after an upgrade.
 
-A folder of an ablation holds ``runs/<key>.json`` (one a run, whole or not there), ``step_seconds.json`` (what equal
-time was reckoned with), decoded clips where the problem has any, and what is made of them: ``metrics.parquet``,
-``differences.parquet`` and ``table.md``. A plan may be changed and run again in the same folder: runs that it shares
-with the earlier one are found there.
+The folder of an ablation holds ``runs/<key>.json`` (one per run, written atomically), ``step_seconds.json`` (the basis
+of equal time), decoded clips if the problem has any, and the results: ``metrics.parquet``, ``differences.parquet`` and
+``table.md``. A plan may be changed and run again in the same folder; runs that both plans have in common are reused.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ _KINDS: dict[str, type] = {"vectors": VectorWorld, "rendered": RenderedClips, "c
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan: its cell, budget, seed and settings, and the key under which its results are kept."""
+    """One run of a plan: its cell, budget and settings (with the seed), and the key of its results."""
 
     cell: Cell
     budget: BudgetName
@@ -56,29 +55,29 @@ def ablate(
     only_planned: bool = False,
     progress: Progress = silent,
 ) -> list[PlannedRun]:
-    """Make all runs of a plan that are not in the folder yet.
+    """Run all runs of a plan that are not in the folder yet.
 
     Parameters
     ----------
     folder
-        Made where it is not there.
+        Folder of the ablation, created if missing.
     workers
-        Processes, each with one run at a time and, on a CPU, one thread of torch's. With 1 the runs are made in this
-        process, with its threads.
+        Number of processes, each with one run at a time and, on a CPU, one torch thread. With 1, the runs are made in
+        this process, with its threads.
     device
-        Where the runs are made; the CPU by default.
+        Device of the runs. Default: the CPU.
     only_planned
-        Make no run, and say only which the plan has.
+        Run nothing; only return the runs of the plan.
 
     Returns
     -------
     list of PlannedRun
-        All of the plan, done now or before.
+        All runs of the plan, including earlier ones.
 
     Raises
     ------
     PlanError, ClipSetError, ManifestError, RunError
-        The data cannot be read or made, or a run cannot be made.
+        The data cannot be read or created, or a run fails.
     """
     require_one_process()
     device = device or torch.device("cpu")
@@ -105,7 +104,7 @@ def ablate(
             done += 1
             progress("runs", done, len(_distinct(runs)))
         return runs
-    # spawn: forking a process that holds threads (torch) can deadlock
+    # spawn, because forking a process with threads (torch has some) can deadlock
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as executor:
         for _ in results_of(executor, work, missing):
             done += 1
@@ -116,14 +115,14 @@ def ablate(
 def planned_runs(
     plan: AblationPlan, cells: list[Cell], steps: dict[tuple[str, str], int], device: torch.device
 ) -> list[PlannedRun]:
-    """Every seed's run of every cell and budget; seeds first, so that a stopped ablation has whole seeds.
+    """The runs of all seeds, cells and budgets. Seeds come first, so that an interrupted ablation has complete seeds.
 
     Parameters
     ----------
     cells
-        The plan's, with what they need made.
+        The prepared cells of the plan.
     steps
-        For the budget ``time``: steps of each (regime, variant).
+        For the budget ``time``: number of steps of each (regime, variant).
     """
     runs = []
     for seed in plan.seeds:
@@ -137,12 +136,12 @@ def planned_runs(
 
 
 def run_rows(folder: Path, run: PlannedRun) -> list[dict[str, Any]] | None:
-    """The points of a run as ``{"step", "seconds", "metrics"}``; None where it was not made yet.
+    """The points of a run as ``{"step", "seconds", "metrics"}``; None if the run is missing.
 
     Raises
     ------
     PlanError
-        Its file is broken.
+        The file of the run is damaged.
     """
     path = _run_path(folder, run.key)
     if not path.exists():
@@ -163,7 +162,7 @@ def _run_path(folder: Path, key: str) -> Path:
 
 
 def _make_run(folder: Path, points: int, device: torch.device, alone: bool, run: PlannedRun) -> None:
-    """Top level, and all by arguments: for spawned processes."""
+    """Make one run. A top-level function that gets everything by arguments, because spawned processes call it."""
     if alone and device.type == "cpu":
         torch.set_num_threads(1)
     dataset = _dataset(json.dumps(run.cell.problem, sort_keys=True), run.config.seed, str(folder), str(device))
@@ -185,7 +184,7 @@ def _make_run(folder: Path, points: int, device: torch.device, alone: bool, run:
 
 @lru_cache(maxsize=2)
 def _dataset(plain: str, seed: int, folder: str, device: str) -> Dataset:
-    """The data of a cell; decoded clips and drawn worlds serve the runs that follow as well."""
+    """The data of a cell, cached for the runs that follow."""
     problem = json.loads(plain)
     if problem["kind"] == "vectors":
         return VectorDataset(_world_of(problem), seed, torch.device(device))
@@ -193,7 +192,7 @@ def _dataset(plain: str, seed: int, folder: str, device: str) -> Dataset:
 
 
 def _world_of(problem: dict[str, Any]) -> Any:
-    """The problem's own dataclass, checked; what is not given is as its defaults say."""
+    """The checked dataclass of the problem. Missing settings have their defaults."""
     kind = _KINDS.get(str(problem.get("kind")))
     if kind is None:
         raise PlanError(f"problem.kind must be one of {', '.join(_KINDS)}, got {problem.get('kind')!r}")

@@ -1,7 +1,7 @@
-"""Clips as a problem: every file decoded once, kept as uint8 frames and half-precision sound in one file.
+"""Clips in memory: every file is decoded once, and stored as uint8 frames and float16 audio in one file.
 
-Runs then share the decoding, which would otherwise be most of their time; the price is one window a file, its middle,
-so that a sample's visits differ by augmentation alone.
+Runs then share the decoding, which would otherwise take most of their time. The price is that there is only one window
+per file, the middle one, so that the visits of a sample only differ in their augmentation.
 """
 
 import json
@@ -43,7 +43,7 @@ log = logging.getLogger("cmacc")
 
 
 class ClipSetError(ValueError):
-    """Clips that cannot be had, or a file of decoded ones that cannot be read; the message says which."""
+    """Clips that are not available, or a file of decoded clips that cannot be read; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class RenderedClips:
     Parameters
     ----------
     clips, classes, zipf_exponent, duplicate_share, nuisance, size, seconds
-        Of the world: number of clips, of classes, skew of the classes, share of copies, strength of what disturbs,
-        pixels of a side, and length.
+        Settings of the world: number of clips and classes, skew of the classes, share of copies, strength of the
+        nuisances, frame size in pixels, and length.
     test_fraction
-        Share held out.
+        Share of held-out clips.
     """
 
     clips: int = 1000
@@ -71,13 +71,13 @@ class RenderedClips:
 
 @dataclass(frozen=True)
 class ManifestClips:
-    """The clips of a manifest made by ``cmacc scan``: those of split ``test`` are held out, the others trained on."""
+    """The clips of a manifest from ``cmacc scan``. Split ``test`` is held out, the others are trained on."""
 
     manifest: str
 
 
 def render(world: RenderedClips, folder: Path, progress: Progress) -> Path:
-    """Write the world's files and their manifest, and return the latter's path."""
+    """Write the files of the world and their manifest, and return the path of the manifest."""
     config = WorldConfig(
         clip_count=world.clips,
         class_count=world.classes,
@@ -115,7 +115,7 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
     ]
     if len(held_out) < 2:
         raise ClipSetError(
-            f"manifest {config.data.manifest}: must hold at least 2 files with picture and sound in split 'test', got "
+            f"manifest {config.data.manifest}: must hold at least 2 files with video and audio in split 'test', got "
             f"{len(held_out)}; `cmacc scan --test-fraction 0.2` puts files there"
         )
     spec = config.data.clip
@@ -142,7 +142,7 @@ def decode_all(config: PretrainConfig, out: Path, progress: Progress) -> None:
 
 
 class ClipDataset:
-    """What `decode_all` wrote: training clips first, then held-out ones.
+    """The clips that `decode_all` wrote: training clips first, then held-out ones.
 
     Attributes
     ----------
@@ -152,7 +152,7 @@ class ClipDataset:
     Raises
     ------
     ClipSetError
-        The file cannot be read, or its clips are not of the size that the config asks for.
+        The file cannot be read.
     """
 
     in_float32 = False
@@ -174,30 +174,30 @@ class ClipDataset:
 
     @property
     def labels(self) -> Tensor:
-        """Of the training clips."""
+        """Labels of the training clips."""
         return self._labels[: self._training]
 
     @property
     def held_out_labels(self) -> Tensor:
-        """Of the held-out clips."""
+        """Labels of the held-out clips."""
         return self._labels[self._training :]
 
     def encoder(self, config: PretrainConfig) -> AudioVisualEncoder:
-        """As `cmacc pretrain` begins."""
+        """The initial encoders of `cmacc pretrain`."""
         return untrained_encoder(config)
 
     def views(self, config: PretrainConfig) -> ClipViews:
-        """As in `cmacc pretrain`."""
+        """The views of `cmacc pretrain`."""
         return ClipViews(config, self._device)
 
     def batch(self, sample_ids: Tensor) -> ClipBatch:
-        """These clips."""
+        """A batch of these clips."""
         own = sample_ids.to(self._device)
         return ClipBatch(self._frames[own], self._waveforms[own].float(), own, self._labels[sample_ids], {})
 
     @torch.no_grad()
     def measured(self, learner: Learner) -> Measured:
-        """Without augmentation; grey where trained on grey alone."""
+        """Outputs of the encoders without augmentation; grey if they are trained on grey video only."""
         config = learner.config
         log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(self._device)
         parts: dict[str, list[Any]] = {"video": [], "audio": [], "video_key": [], "audio_key": []}

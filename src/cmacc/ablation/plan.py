@@ -1,20 +1,20 @@
-"""The plan of an ablation: a YAML file made into cells that are run with every seed.
+"""The plan of an ablation: a YAML file of variants (and regimes), each of which is run with every seed.
 
 ```yaml
 problem: {kind: vectors, classes: 200}           # or rendered, or clips with a manifest
-settings: {optim: {steps: 1200, batch_size: 16}} # of every run: what `cmacc pretrain` takes
-variants:                                        # what is compared
+settings: {optim: {steps: 1200, batch_size: 16}} # settings of `cmacc pretrain` for all runs
+variants:                                        # the variants to compare
   queue: {dictionary.selector: newest}
   active: {dictionary.selector: active}
-grid: {objective.batch_keys: [online, momentum]} # optional: every variant with every combination
-regimes:                                         # optional: under which circumstances, each compared by itself
+grid: {objective.batch_keys: [online, momentum]} # optional: combine every variant with every value
+regimes:                                         # optional: conditions, each compared separately
   plain: {}
   skewed: {problem.zipf_exponent: 2.0}
-reference: queue                                 # differences are to this variant, seed by seed
+reference: queue                                 # the variant that the others are compared with, seed by seed
 seeds: [0, 1, 2]
-budgets: [steps, time]                           # as many steps as set; as many as fit into the reference's time
-timed: [active]                                  # optional: variants that equal time is given to; all by default
-points: 6                                        # measurements along a run, the last one at its end
+budgets: [steps, time]                           # equal steps; equal time, that of the reference
+timed: [active]                                  # optional: variants to run at equal time (all)
+points: 6                                        # measurements per run, the last one at its end
 headline: R@10                                   # the metric to show first
 ```
 """
@@ -37,7 +37,7 @@ from cmacc.pretraining.reading import UnfitError, value_of
 
 BudgetName = Literal["steps", "time"]
 _RUN_FORMAT = 3
-# The folders whose code shapes a run's figures.
+# The folders whose code affects the results of a run.
 _SHAPING_CODE = ("clips", "encoders", "negatives", "objectives", "pretraining", "ablation")
 _DEFAULTS: dict[str, Any] = {
     "title": "",
@@ -66,7 +66,7 @@ _TYPES: dict[str, Any] = {
     "points": int,
     "headline": str,
 }
-# What a dictionary does not look at, by selector: two cells that differ in nothing else are one.
+# Settings that a dictionary does not use, by selector. Cells that only differ in these are the same.
 _UNUSED = {
     "none": tuple(f.name for f in dataclasses.fields(PretrainConfig().dictionary) if f.name != "selector"),
     "newest": ("gradient", "pseudo_labels", "pseudo_temperature"),
@@ -75,12 +75,12 @@ _UNUSED = {
 
 
 class PlanError(ValueError):
-    """A plan that cannot be; the message names the file, the setting, what it must be, and what it is."""
+    """An invalid plan; the message names the file, the setting, what it must be, and what it is."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One variant in one regime: what is learnt, and how. The seed is still to be set."""
+    """One variant in one regime: its data and settings, without the seed."""
 
     regime: str
     variant: str
@@ -88,21 +88,21 @@ class Cell:
     config: PretrainConfig
 
     def seeded(self, seed: int, steps: int | None = None) -> PretrainConfig:
-        """The settings of a run; ``steps`` where not as many as the plan says."""
+        """The settings of a run with that seed; ``steps`` overrides the plan's number."""
         optim = self.config.optim if steps is None else dataclasses.replace(self.config.optim, steps=steps)
         return dataclasses.replace(self.config, seed=seed, optim=optim)
 
 
 @dataclass(frozen=True)
 class AblationPlan:
-    """Cells, seeds and how they are compared; see the module.
+    """Cells, seeds and settings of the comparison; see the module's docstring.
 
     Attributes
     ----------
     reference
         The variant that the others are compared with, within each regime.
     timed
-        The variants that are run with the budget ``time`` too, beside the reference.
+        The variants that are also run with the budget ``time``, in addition to the reference.
     """
 
     title: str
@@ -120,12 +120,12 @@ class AblationPlan:
 
     @property
     def regimes(self) -> list[str]:
-        """In the plan's order."""
+        """Names of the regimes, in the order of the plan."""
         return list(dict.fromkeys(cell.regime for cell in self.cells))
 
     @property
     def variants(self) -> list[str]:
-        """In the plan's order."""
+        """Names of the variants, in the order of the plan."""
         return list(dict.fromkeys(cell.variant for cell in self.cells))
 
     def cell(self, regime: str, variant: str) -> Cell | None:
@@ -141,14 +141,14 @@ def read_plan(path: Path, *, seeds: Sequence[int] | None = None, manifest: str |
     path
         YAML file.
     seeds
-        Instead of the plan's.
+        Seeds instead of the plan's.
     manifest
-        Of a plan of kind ``clips``, instead of its ``problem.manifest``.
+        For plans of kind ``clips``: manifest instead of ``problem.manifest``.
 
     Raises
     ------
     PlanError
-        The file is missing, is not YAML, or holds a setting that is unknown or cannot be.
+        The file is missing or not YAML, or a setting is unknown or invalid.
     """
     try:
         plain = yaml.safe_load(path.read_text())
@@ -167,12 +167,12 @@ def read_plan(path: Path, *, seeds: Sequence[int] | None = None, manifest: str |
 
 
 def plan_from_plain(plain: object) -> AblationPlan:
-    """A plan from what YAML gave.
+    """A plan from parsed YAML.
 
     Raises
     ------
     PlanError, UnfitError, ConfigError
-        A setting is unknown or cannot be.
+        A setting is unknown or invalid.
     """
     if not isinstance(plain, Mapping):
         raise PlanError(f"must be a mapping with `problem` and `variants` or `grid`, got {plain!r:.60}")
@@ -198,7 +198,7 @@ def plan_from_plain(plain: object) -> AblationPlan:
             key = run_key(cell.problem, cell.config, values["points"])
             if key in seen and not values["grid"]:
                 raise PlanError(f"variants must differ in what they use, but {seen[key]!r} and {variant!r} do not")
-            if key not in seen:  # of a grid: only the first of those that are the same run
+            if key not in seen:  # in a grid, several combinations can be the same run: only the first is kept
                 seen[key] = variant
                 cells.append(cell)
     names = list(dict.fromkeys(cell.variant for cell in cells))
@@ -215,13 +215,13 @@ def plan_from_plain(plain: object) -> AblationPlan:
 
 
 def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, device: str = "cpu") -> str:
-    """A name for a run, made of all that shapes it and of nothing else: equal runs are made once and found again."""
+    """A hash of everything that a run depends on, and nothing else, so that equal runs are made only once."""
     plain = to_plain(config)
-    plain["data"].pop("manifest")  # where it lies is no matter: the problem names the decoded clips by their contents
+    plain["data"].pop("manifest")  # the path does not matter: the problem names the decoded clips by their contents
     for name in _UNUSED.get(config.dictionary.selector, ()):
         plain["dictionary"].pop(name, None)
     if "refresh" in plain["dictionary"]:
-        plain["dictionary"]["refresh"] = config.dictionary.refresh_policy  # a default that is spelt out is no other run
+        plain["dictionary"]["refresh"] = config.dictionary.refresh_policy  # an explicit default is the same run
         if config.dictionary.refresh_policy == "none":
             plain["dictionary"].pop("refresh_every", None)
     if config.batches.selector == "random":

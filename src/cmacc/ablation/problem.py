@@ -1,7 +1,7 @@
-"""What is learnt in an ablation: a table of samples that all lie in memory, trained on and measured.
+"""The data of an ablation: a table of samples in memory, to train on and to measure.
 
-A `Dataset` is drawn or decoded once and serves many runs; with a run's settings it becomes a `TableProblem`, which
-`cmacc.pretraining.Trainer` drives.
+A `Dataset` is drawn or decoded once and used by many runs. With the settings of a run it becomes a `TableProblem` for
+`cmacc.pretraining.Trainer`.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from cmacc.pretraining.learner import Learner
 
 @dataclass(frozen=True)
 class Measured:
-    """Frozen encoders on both parts of a data set.
+    """Outputs of frozen encoders for both parts of a data set.
 
     Attributes
     ----------
@@ -40,37 +40,37 @@ class Measured:
 class Dataset(Protocol):
     """Training samples 0..samples-1 with labels (-1: unknown), and held-out samples."""
 
-    in_float32: bool  # whether lower precision would only cost digits: perceptrons have no work that it saves
+    in_float32: bool  # True if lower precision saves no time, as with small MLPs
 
     @property
     def labels(self) -> Int[Tensor, " samples"]:
-        """Of the training samples."""
+        """Labels of the training samples."""
         ...
 
     @property
     def held_out_labels(self) -> Int[Tensor, " held_out"]:
-        """Of the held-out samples."""
+        """Labels of the held-out samples."""
         ...
 
     def encoder(self, config: PretrainConfig) -> EncoderPair:
-        """Untrained encoders that fit."""
+        """Untrained encoders for these samples."""
         ...
 
     def views(self, config: PretrainConfig) -> Views:
-        """How batches become their inputs."""
+        """How batches become inputs of the encoders."""
         ...
 
     def batch(self, sample_ids: Int[Tensor, " batch"]) -> Batch:
-        """These training samples."""
+        """A batch of these training samples."""
         ...
 
     def measured(self, learner: Learner) -> Measured:
-        """The encoders of the moment on all samples, nothing drawn."""
+        """Outputs of the current encoders for all samples, without augmentation."""
         ...
 
 
 class TableProblem:
-    """A data set with a run's settings: its encoders, views and order of samples.
+    """A data set with the settings of a run: encoders, views and order of the samples.
 
     Raises
     ------
@@ -92,7 +92,7 @@ class TableProblem:
         self.labels: Tensor = dataset.labels.to(device)
 
     def encoder(self) -> EncoderPair:
-        """The data set's."""
+        """The data set's untrained encoders."""
         return self._dataset.encoder(self._config)
 
     def visit(self, step: int) -> int:
@@ -100,7 +100,7 @@ class TableProblem:
         return step // (self._count // self._size)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Every epoch in an order of its own, by the seed and the memory, less what does not fill a batch."""
+        """Batches in the order of the epoch, which depends on seed and memory. Incomplete batches are dropped."""
         for step in range(first_step, last_step):
             place = step % (self._count // self._size) * self._size
             yield self._dataset.batch(torch.from_numpy(self._order(step)[place : place + self._size].copy()))
@@ -112,6 +112,6 @@ class TableProblem:
 
 
 def plain_rows(rows: Any) -> NDArray[np.float32]:
-    """On the CPU, in float32."""
+    """The rows as a float32 array on the CPU."""
     plain: NDArray[np.float32] = rows.float().cpu().numpy()
     return plain

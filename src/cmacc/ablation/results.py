@@ -1,4 +1,4 @@
-"""What came of an ablation: tidy rows of all metrics, and paired differences to the reference, with intervals."""
+"""Results of an ablation: tidy rows of all metrics, and paired differences to the reference with intervals."""
 
 import math
 from collections import defaultdict
@@ -34,24 +34,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of a variant at the end of its runs, beside the reference in the same regime.
+    """One metric of a variant at the end of its runs, compared with the reference in the same regime.
 
     Attributes
     ----------
     seeds
-        n, of which both have a run.
+        Number of seeds of the variant.
     mean, deviation
-        Of the variant over all of its seeds; the deviation with n - 1, NaN of one seed.
+        Mean and standard deviation (with n - 1) over all seeds of the variant; the deviation of one seed is NaN.
     step_seconds
-        Mean seconds of a step in these runs (as they ran: with whatever else the machine did).
+        Mean seconds per step in these runs, including the effect of other load on the machine.
     steps
-        Of a run.
+        Number of steps of a run.
     difference
-        Mean over the pairs of variant minus reference; NaN for the reference itself and without pairs.
+        Mean of variant minus reference over the pairs; NaN for the reference itself and without pairs.
     low, high
-        95 % percentile bootstrap interval of it over pairs; NaN with fewer than two.
+        95 % percentile bootstrap interval of the difference over pairs; NaN with fewer than two.
     wins, losses
-        Pairs in which the variant is above, below the reference; ties are neither.
+        Number of pairs in which the variant is above or below the reference; ties are neither.
     p_value
         Two-sided exact sign test of wins against losses (Dixon and Mood, 1946); with five pairs or fewer it cannot be
         below 0.05.
@@ -76,7 +76,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class AblationResults:
-    """All that an ablation's page shows."""
+    """Everything that the page of an ablation shows."""
 
     plan: AblationPlan
     rows: list[Row]
@@ -85,12 +85,12 @@ class AblationResults:
 
 
 def results_of_runs(plan: AblationPlan, runs: Sequence[PlannedRun], folder: Path) -> AblationResults:
-    """Read all runs that are there, and compare them.
+    """Read all existing runs and compare them.
 
     Raises
     ------
     PlanError
-        A run's file is broken.
+        The file of a run is damaged.
     """
     rows: list[Row] = []
     missing = 0
@@ -108,9 +108,9 @@ def results_of_runs(plan: AblationPlan, runs: Sequence[PlannedRun], folder: Path
 
 
 def differences_of(rows: Sequence[Row], reference: str) -> list[Difference]:
-    """Every metric at the end of the runs, paired by seed with the reference's in the same regime and budget."""
+    """Every metric at the end of the runs, paired by seed with the reference in the same regime and budget."""
     ends: dict[tuple[str, str, str, str], dict[int, Row]] = defaultdict(dict)
-    for row in rows:  # a later point of the run takes the place of an earlier one
+    for row in rows:  # a later point of a run replaces an earlier one
         known = ends[row.regime, row.variant, row.budget, row.metric].get(row.seed)
         if known is None or row.step >= known.step:
             ends[row.regime, row.variant, row.budget, row.metric][row.seed] = row
@@ -144,8 +144,8 @@ def differences_of(rows: Sequence[Row], reference: str) -> list[Difference]:
 def interval(differences: Sequence[float]) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean of paired differences, over 10,000 resamples with a fixed seed.
 
-    With few pairs it is too narrow: of three, the interval reaches from the least to the greatest at most, and holds
-    the true mean in about three cases of four.
+    With few pairs it is too narrow. With three, it reaches at most from the smallest to the largest difference, and
+    contains the true mean in about three cases of four.
 
     Examples
     --------
@@ -163,7 +163,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p-value that wins and losses are equally likely; 1 without either.
+    """Two-sided exact p-value of the hypothesis that wins and losses are equally likely; 1 without either.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def write_results(results: AblationResults, folder: Path) -> None:
-    """Write ``metrics.parquet`` (tidy), ``differences.parquet`` and ``table.md``, from all runs each time."""
+    """Write ``metrics.parquet`` (tidy), ``differences.parquet`` and ``table.md``."""
     for name, kind, rows in (("metrics", Row, results.rows), ("differences", Difference, results.differences)):
         columns = {field: [getattr(row, field) for row in rows] for field in kind.__dataclass_fields__}
         with written_aside(folder / f"{name}.parquet") as aside:
@@ -186,14 +186,14 @@ def write_results(results: AblationResults, folder: Path) -> None:
 
 
 def shown_metrics(results: AblationResults) -> list[str]:
-    """The metrics of the table: the headline first, then the other results that are there."""
+    """The metrics of the table: the headline first, then the other measured ones."""
     known = {difference.metric for difference in results.differences}
     wanted = [results.plan.headline, "R@10", "probe_video", "probe_audio", "balanced_video", "plateau_steps"]
     return [name for name in dict.fromkeys(wanted) if name in known]
 
 
 def markdown_table(results: AblationResults, metrics: Sequence[str]) -> str:
-    """A line a regime, budget and variant: mean ± deviation, and the difference to the reference with its interval."""
+    """A table with a row per regime, budget and variant: mean ± deviation, difference to the reference, interval."""
     by_place = {(d.regime, d.budget, d.variant, d.metric): d for d in results.differences}
     heads = ["regime", "budget", "variant", "steps", "seeds"]
     for metric in metrics:

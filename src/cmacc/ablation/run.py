@@ -1,4 +1,4 @@
-"""One run of an ablation: train, and measure at points along the way."""
+"""One run of an ablation: train, and measure at several points."""
 
 import math
 from collections import defaultdict, deque
@@ -20,7 +20,7 @@ _DICTIONARIES = ("video_dictionary/", "audio_dictionary/")
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured after ``step`` steps and ``seconds`` of training (measuring not counted)."""
+    """Metrics after ``step`` steps and ``seconds`` of training (without the time of measuring)."""
 
     step: int
     seconds: float
@@ -39,7 +39,7 @@ def run_cell(
     Returns
     -------
     list of Point
-        The same for the same data set and config, but for the seconds; see `train_and_measure`.
+        Reproducible for the same data set and config, except the seconds; see `train_and_measure`.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def run_cell(
 
 
 def trainer_on(dataset: Dataset, config: PretrainConfig, device: torch.device) -> Trainer:
-    """A trainer at step 0 on a data set, in float32 where that asks for it."""
+    """A trainer at step 0 on a data set, in float32 if the data set requires it."""
     if dataset.in_float32:
         config = replace(config, precision="fp32")
     return Trainer(TableProblem(dataset, config, device), config, device)
@@ -64,12 +64,12 @@ def train_and_measure(
     points: int,
     progress: Progress = silent,
 ) -> list[Point]:
-    """`run_cell` with a trainer that is there already.
+    """`run_cell` with an existing trainer.
 
-    Every metric of a step is averaged over the steps since the point before and over both directions; the dictionaries'
-    health is that of the point, averaged over both. ``plateau_steps`` is how many steps it took until the loss among
-    the batch's keys alone, averaged over 20 steps, fell below 0.9 of what guessing gives (log M), and
-    ``left_plateau`` whether it did; if it did not, ``plateau_steps`` is the run's steps.
+    Metrics of steps are averaged over the steps since the previous point and over both directions. The health of the
+    dictionaries is measured at the point, and averaged over both. ``plateau_steps`` is the number of steps until the
+    in-batch loss, averaged over 20 steps, is below 0.9 of chance (log M), and ``left_plateau`` is whether that
+    happened; if not, ``plateau_steps`` is the number of steps of the run.
     """
     config = trainer.config
     steps, size = config.optim.steps, config.optim.batch_size
@@ -113,16 +113,16 @@ def step_seconds(
     rounds: int = 3,
     steps: int = 16,
 ) -> list[float]:
-    """Seconds of a step of each, once its pool and dictionary are full: medians of short stretches that take turns.
+    """Seconds per step of each run with full pool and dictionary: medians of short, interleaved intervals.
 
-    Turns, so that whatever else the machine does meanwhile falls on all alike.
+    The intervals are interleaved so that other load on the machine affects all runs equally.
     """
     device = device or torch.device("cpu")
     trainers = [trainer_on(dataset, config, device) for dataset, config in runs]
     stretches: list[list[float]] = [[] for _ in trainers]
     for turn in range(rounds + 1):
         for own, trainer in zip(stretches, trainers, strict=True):
-            # The first turn fills pool and dictionary, and is not counted.
+            # The first round fills pool and dictionary, and is not counted.
             sizes = trainer.config.dictionary
             filling = (sizes.pool_size + sizes.size) // trainer.config.optim.batch_size + 5
             until = trainer.next_step + (filling if turn == 0 else steps)
@@ -133,7 +133,7 @@ def step_seconds(
 
 
 def _over_both(row: dict[str, float], prefixes: tuple[str, str]) -> dict[str, float]:
-    """Means of what is known under both prefixes, by the name after them."""
+    """Means of the metrics that exist under both prefixes, by the name without prefix."""
     first, second = prefixes
     names = [name.removeprefix(first) for name in row if name.startswith(first)]
     return {n: (row[first + n] + row[second + n]) / 2 for n in sorted(names) if second + n in row}

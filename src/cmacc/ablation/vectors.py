@@ -1,13 +1,13 @@
-"""The controlled problem: pairs of vectors that share a cause, on which a run takes seconds.
+"""The controlled problem: pairs of vectors with a common latent cause, on which a run takes seconds.
 
-A sample is a latent z = c + s e (c the centre of its class, e its own place about it) and a private nuisance of each
-modality. A fixed random network of each modality turns [z, nuisance] into what is "seen" and what is "heard":
+A sample has a latent z = c + s e (c is the centre of its class, e its offset) and a private nuisance for each modality.
+A fixed random network of each modality maps [z, nuisance] to the "video" and the "audio" vector:
 
     x_v = tanh(B_v tanh(A_v [z, b u_v])) + noise,      x_a = tanh(B_a tanh(A_a [z, b u_a])) + noise
 
-so that nothing but z is shared, as in the world of rendered clips, and the class is no linear function of either. Class
-frequencies follow Zipf's law; a share of the samples are near-duplicates: an earlier sample's z and nuisances, moved a
-little. What it lacks: space, time, and any cost of decoding or augmenting.
+Only z is shared, as in the world of rendered clips, and the class is not a linear function of either vector. Class
+frequencies follow Zipf's law. A share of the samples are near-duplicates, with the slightly perturbed z and nuisances
+of an earlier sample. Unlike clips, the vectors have no space or time, and decoding and augmentation cost nothing.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class VectorWorld:
-    """The knobs of a world of vectors; a run's seed draws another world with the same knobs.
+    """Settings of a world of vectors. Each seed draws another world with the same settings.
 
     Parameters
     ----------
@@ -44,15 +44,15 @@ class VectorWorld:
     duplicate_share
         Probability that a training sample is a near-duplicate of an earlier one.
     samples, held_out
-        Training samples, and those that results are measured on (never duplicates).
+        Number of training samples, and of held-out samples (never duplicates).
     latent_size, nuisance_size, input_size
         Dimensions of z, of each u, and of each x.
     spread
-        s: distance of a sample from its class's centre, in units of the centres' own spread.
+        s: distance of samples to the centre of their class, relative to the spread of the centres.
     nuisance
-        b: strength of the private nuisances beside the shared cause.
+        b: strength of the private nuisances relative to the common cause.
     noise
-        Deviation of the noise that is drawn at each visit of a sample (the augmentation).
+        Standard deviation of the noise at each visit of a sample (the augmentation).
 
     Raises
     ------
@@ -108,7 +108,7 @@ def draw_vectors(world: VectorWorld, seed: int) -> tuple[PairedVectors, PairedVe
     private = {name: rng.normal(size=(count, world.nuisance_size)) for name in networks}
     origins = np.arange(count)
     for copy in np.flatnonzero(rng.random(world.samples) < world.duplicate_share):
-        # Of an earlier sample's origin: a copy of a copy is a copy of the original.
+        # From the origin of an earlier sample, so that a copy of a copy is a copy of the original.
         origins[copy] = origins[rng.integers(copy)] if copy > 0 else 0
     jitter = 0.05 * (origins != np.arange(count))[:, None]
     labels, latent = labels[origins], latent[origins] + jitter * rng.normal(size=latent.shape)
@@ -135,24 +135,24 @@ def _random_network(rng: np.random.Generator, world: VectorWorld) -> Callable[[_
 
 @dataclass(frozen=True)
 class VectorBatch:
-    """Samples of a step, by their numbers: the tables stand in `VectorViews`."""
+    """Samples of a step by their ids; `VectorViews` has the vectors."""
 
     sample_ids: Int[Tensor, " batch"]
     labels: Int[Tensor, " batch"]
 
     def to(self, device: torch.device) -> "VectorBatch":
-        """The numbers on a device."""
+        """The ids on another device."""
         return VectorBatch(self.sample_ids.to(device), self.labels.to(device))
 
 
 class VectorViews:
-    """The vectors of samples with noise that depends on (seed, visit, sample id) alone."""
+    """The vectors of samples, with noise that only depends on (seed, visit, sample id)."""
 
     def __init__(self, data: PairedVectors, noise: float, seed: int, device: torch.device) -> None:
         self._tables: dict[Modality, Tensor] = {"video": data.video.to(device), "audio": data.audio.to(device)}
         rng = seeded_rng(_WORLD, seed, 1)
         size = data.video.shape[1]
-        # Drawn once: a generator for each sample and visit would take longer than the step.
+        # Drawn once, because a generator for each sample and visit would take longer than the step.
         self._noise = torch.from_numpy((noise * rng.normal(size=(_NOISE_ROWS, size))).astype(np.float32)).to(device)
 
     def of(self, batch: VectorBatch, visit: int) -> dict[Modality, Tensor]:
@@ -161,7 +161,7 @@ class VectorViews:
         return {modality: self._noisy(modality, batch.sample_ids, visits) for modality in MODALITIES}
 
     def kept(self, batch: VectorBatch, visit: int) -> dict[str, Tensor]:
-        """Which samples, and which visit: the tables hold the rest."""
+        """Ids and visits of the samples; the tables hold the rest."""
         return {"sample_ids": batch.sample_ids, "visits": torch.full_like(batch.sample_ids, visit)}
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
@@ -169,16 +169,16 @@ class VectorViews:
         return self._noisy(modality, kept("sample_ids"), kept("visits"))
 
     def _noisy(self, modality: Modality, sample_ids: Tensor, visits: Tensor) -> Tensor:
-        # Two multiplicative hashes, one a modality; samples that share a row of noise are thousands apart.
+        # A multiplicative hash for each modality; samples with the same row of noise are thousands of ids apart.
         place = (sample_ids * 2_654_435_761 + visits * 40_503 + (97 if modality == "audio" else 0)) % _NOISE_ROWS
         table = self._tables[modality]
         return table[sample_ids.to(table.device)] + self._noise[place.to(table.device)]
 
 
 def vector_pair(world: VectorWorld, config: PretrainConfig) -> EncoderPair:
-    """Untrained encoders: perceptrons of two layers with batch norm; weights depend on ``config.seed`` alone."""
+    """Untrained encoders: MLPs of two layers with batch norm, whose weights only depend on ``config.seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # the GPUs' generators are the calling program's
+        torch.default_generator.manual_seed(config.seed)  # leaves the caller's GPU generators alone
         own = config.encoder
         encoders = (
             Encoder(_perceptron(world.input_size), _HIDDEN, own.head, own.hidden_size, own.embedding_size)
@@ -199,7 +199,7 @@ def _perceptron(inputs: int) -> nn.Sequential:
 
 
 class VectorDataset:
-    """`VectorWorld` of one seed, on the CPU or a GPU."""
+    """The data of a `VectorWorld` with one seed, on the CPU or a GPU."""
 
     in_float32 = True
 
@@ -209,7 +209,7 @@ class VectorDataset:
         self.labels, self.held_out_labels = self._data.labels, self._held_out.labels
 
     def encoder(self, config: PretrainConfig) -> EncoderPair:
-        """Perceptrons."""
+        """Untrained MLPs."""
         return vector_pair(self._world, config)
 
     def views(self, config: PretrainConfig) -> VectorViews:
@@ -217,12 +217,12 @@ class VectorDataset:
         return VectorViews(self._data, self._world.noise, config.seed, self._device)
 
     def batch(self, sample_ids: Int[Tensor, " batch"]) -> VectorBatch:
-        """Their numbers."""
+        """Their ids and labels."""
         return VectorBatch(sample_ids, self.labels[sample_ids])
 
     @torch.no_grad()
     def measured(self, learner: Learner) -> Measured:
-        """Without noise."""
+        """Outputs of the encoders without noise."""
         encoder = learner.encoder.eval()
         training, held_out = (
             encoder(video=part.video.to(self._device), audio=part.audio.to(self._device))

@@ -1,4 +1,4 @@
-"""Plans to comparisons: ``cmacc ablate``."""
+"""Compares the variants of a plan: ``cmacc ablate``."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,21 +8,24 @@ from cmacc.cli.terminal import command_parser, progress_bars
 
 
 def ablate_command(arguments: Sequence[str]) -> int:
-    """A plan to runs, a table and a page."""
+    """Run a plan; write a table and a page."""
     parser = command_parser(
         "ablate",
-        "Make all runs of a plan that are not in the folder yet, and compare its variants seed by seed: tidy metrics\n"
-        "(metrics.parquet), paired differences (differences.parquet, table.md), a page (ablation.html). Stopped, it\n"
-        "continues where it was; plans are explained in cmacc.ablation.plan, and recipes/ablations/ holds some.",
+        "Run the variants of a plan and compare them seed by seed. Writes tidy metrics (metrics.parquet), paired\n"
+        "differences (differences.parquet, table.md) and a page (ablation.html). Runs that are already in the folder\n"
+        "are kept, so an interrupted command can be repeated. cmacc.ablation.plan documents the format of plans;\n"
+        "recipes/ablations/ has examples.",
         "cmacc ablate recipes/ablations/selectors.yaml --out ablations/selectors --workers 2",
     )
     parser.add_argument("plan", type=Path, metavar="PLAN", help="YAML file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs; made if missing")
-    parser.add_argument("--workers", type=_workers, default=1, help="runs at a time, each in a process of its own")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1: where the runs are made")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
-    parser.add_argument("--data", metavar="MANIFEST", help="manifest of a plan of kind clips, instead of the plan's")
-    parser.add_argument("--report-only", action="store_true", help="make no runs; write table and page of those there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the runs, created if missing"
+    )
+    parser.add_argument("--workers", type=_workers, default=1, help="number of parallel runs, one process each")
+    parser.add_argument("--device", default="cpu", help="device of the runs: cpu, cuda or cuda:1")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds, instead of the plan's")
+    parser.add_argument("--data", metavar="MANIFEST", help="for plans of kind clips: manifest, instead of the plan's")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; write table and page of existing runs")
     options = parser.parse_args(arguments)
     import torch
 
@@ -35,7 +38,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     except RuntimeError as error:
         raise ValueError(f"--device must be cpu, cuda or cuda:N, got {options.device!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {options.device}: no such GPU here")
+        raise ValueError(f"--device {options.device}: no GPU is available")
     with progress_bars("ablate") as advance:
         runs = ablate(
             plan,
@@ -50,7 +53,7 @@ def ablate_command(arguments: Sequence[str]) -> int:
     page = write_ablation_page(results, options.out / "ablation.html", overwrite=True)
     print(markdown_table(results, shown_metrics(results)[:1]), end="")
     if results.missing_runs:
-        print(f"{results.missing_runs} of {len(runs)} runs are not there yet")
+        print(f"{results.missing_runs} of {len(runs)} runs are missing")
     print(f"table: {options.out / 'table.md'}, tidy metrics: {options.out / 'metrics.parquet'}")
     print(f"page: {page}")
     return 0

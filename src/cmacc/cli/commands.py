@@ -1,7 +1,7 @@
-"""``cmacc COMMAND``: finds the command and turns its errors into one line and an exit code.
+"""``cmacc COMMAND``: dispatches to a command, and turns its errors into one line and an exit code.
 
-A command parses its arguments, calls one function (`demo` calls five), and prints what came of it. Heavy imports stand
-inside the commands, so that ``cmacc --help`` is quick.
+A command parses its arguments, calls one function (`demo` calls five), and prints the result. Heavy imports are inside
+the commands, so that ``cmacc --help`` is fast.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
 from cmacc.cli.training import demo_command, pretrain_command
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "scan": ("folders of videos to a manifest", scan_command),
-    "pack": ("a manifest to shards that are quick to read", pack_command),
-    "pretrain": ("a manifest to trained encoders", pretrain_command),
-    "evaluate": ("encoders and data to a result card; cards side by side", evaluate_command),
-    "report": ("a run to an HTML page", report_command),
-    "inspect": ("which negatives a run chose, beside random ones", inspect_command),
-    "ablate": ("a plan of runs to a comparison of its variants", ablate_command),
-    "export": ("a run to weights that others can load", export_command),
-    "demo": ("all of these, on a synthetic world", demo_command),
+    "scan": ("examine folders of videos and write a manifest", scan_command),
+    "pack": ("transcode a manifest's files into shards that are fast to read", pack_command),
+    "pretrain": ("train encoders on a manifest", pretrain_command),
+    "evaluate": ("measure an encoder and write a result card; compare cards", evaluate_command),
+    "report": ("write a run's report as an HTML page", report_command),
+    "inspect": ("show which negatives a run chose, beside random ones", inspect_command),
+    "ablate": ("run the variants of a plan and compare them", ablate_command),
+    "export": ("export a run's encoders: weights, config, model card, ONNX", export_command),
+    "demo": ("run the main steps on a synthetic world", demo_command),
 }
 
 
@@ -39,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     overview = argparse.ArgumentParser(
         prog="cmacc",
-        description="Video and audio representations from unlabelled video with sound.",
+        description="Learn video and audio representations from unlabelled video.",
         epilog="commands:\n"
         + "\n".join(f"  {name:<10} {summary}" for name, (summary, _) in _COMMANDS.items())
-        + "\n\n`cmacc COMMAND --help` shows a command's arguments with an example;\n"
-        "with --debug, errors show where they arose.",
+        + "\n\n`cmacc COMMAND --help` shows the arguments of a command, with an example.\n"
+        "With --debug, errors are shown with their traceback.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=f"cmacc {version('cmacc')}")

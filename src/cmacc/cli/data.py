@@ -1,4 +1,4 @@
-"""Files to manifests and shards: ``cmacc scan`` and ``cmacc pack``."""
+"""Manifests and shards from media files: ``cmacc scan`` and ``cmacc pack``."""
 
 import argparse
 import os
@@ -17,11 +17,11 @@ _LAYOUTS = ("folders", "kinetics", "audioset", "vggsound", "ucf101", "hmdb51", "
 
 
 def scan_command(arguments: Sequence[str]) -> int:
-    """Folders to a manifest."""
+    """Examine folders and write a manifest."""
     parser = command_parser(
         "scan",
-        "Examine every media file and write a manifest of those that can be used, with a page that tells what is\n"
-        "wrong with which. A scan that was stopped goes on where it was; a later one examines changed files only.",
+        "Examine every media file, and write a manifest of the usable ones and a page with the findings. An\n"
+        "interrupted scan resumes where it stopped. A later scan examines changed files only.",
         "cmacc scan videos/ --out videos.parquet --test-fraction 0.2\n"
         "         cmacc scan UCF-101/ --layout ucf101 --annotations ucfTrainTestlist/ --out ucf1.parquet",
     )
@@ -30,31 +30,33 @@ def scan_command(arguments: Sequence[str]) -> int:
         "--out",
         type=Path,
         default=Path("manifest.parquet"),
-        help="manifest to write, .parquet or .csv; the page goes beside it (.html), and the journal (.scan/)",
+        help="manifest to write, .parquet or .csv; the page (.html) and the journal (.scan/) are written beside it",
     )
-    parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="what lies in the folder")
+    parser.add_argument("--layout", choices=_LAYOUTS, default="folders", help="layout of the folder")
     parser.add_argument(
-        "--annotations", type=Path, metavar="PATH", help="official list of that layout: a CSV, or a folder"
+        "--annotations", type=Path, metavar="PATH", help="official list of the layout: a CSV file or a folder"
     )
     parser.add_argument("--names", type=Path, metavar="CSV", help="audioset: class_labels_indices.csv")
     parser.add_argument("--split-number", type=int, default=1, help="ucf101, hmdb51: split 1 to 3; esc50: test fold")
     parser.add_argument(
-        "--ids-are-cut", action="store_true", help="files named by their id alone hold the segment only"
+        "--ids-are-cut",
+        action="store_true",
+        help="files named by their id alone hold only the segment, not the whole video",
     )
     parser.add_argument("--labels", type=Path, metavar="TABLE", help="CSV or JSON of labels instead of class folders")
     parser.add_argument("--path-column", help="column of --labels that names the file (path, file, filename or video)")
     parser.add_argument("--label-column", default="label", help="column of --labels with the label")
     parser.add_argument("--split-column", help="column of --labels with the split (train, test)")
-    parser.add_argument("--group-column", help="column of --labels: files of a group stay in one split")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="share of files to hold out as split test")
-    parser.add_argument("--seed", type=int, default=0, help="of that split")
+    parser.add_argument("--group-column", help="column of --labels with the group: files of a group stay in one split")
+    parser.add_argument("--test-fraction", type=float, default=0.0, help="fraction of files for split test")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that split")
     parser.add_argument("--min-seconds", type=float, default=0.5, help="shorter files are too_short")
     parser.add_argument(
         "--exclude",
         nargs="*",
         metavar="FINDING",
-        help="what keeps a file out of the manifest: unreadable, corrupt and too_short by default; also no_audio, "
-        "silent, black, still, duplicate, near_duplicate...",
+        help="findings that exclude a file from the manifest (unreadable corrupt too_short); also no_audio, silent, "
+        "black, still, duplicate, near_duplicate...",
     )
     _add_task_arguments(parser, timeout_seconds=60.0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
@@ -63,8 +65,8 @@ def scan_command(arguments: Sequence[str]) -> int:
     from cmacc.clips.catalog.scan import EXCLUDED_BY_DEFAULT
     from cmacc.viewer import write_scan_page
 
-    # All that can be wrong is found out before the work. The page and the journal bear the manifest's whole name, so
-    # that two manifests never share them; they are rewritten.
+    # Check everything before the work, which may take hours. The names of the page and the journal contain the
+    # manifest's whole name (suffix included), so that two manifests never share them.
     page, journal = (options.out.with_name(f"{options.out.name}.{ending}") for ending in ("html", "scan"))
     part = _part(options.part)
     if options.out.suffix not in (".parquet", ".csv"):
@@ -84,7 +86,7 @@ def scan_command(arguments: Sequence[str]) -> int:
                 journal=journal,
                 progress=advance,
             )
-            print(f"part {options.part}: {len(done)} files examined; run it without --part when all parts are done")
+            print(f"part {options.part}: {len(done)} files examined; when all parts are done, run it without --part")
             return 0
         result = scan(
             listing,
@@ -98,30 +100,32 @@ def scan_command(arguments: Sequence[str]) -> int:
             progress=advance,
         )
     write_scan_page(result, page, overwrite=True)
-    result.manifest.write(options.out)  # last: where it stands, the scan is done
+    result.manifest.write(options.out)  # last: if the manifest exists, the scan is complete
     _print_scan(result)
     print(f"manifest: {options.out}\npage: {page}")
     return 0
 
 
 def pack_command(arguments: Sequence[str]) -> int:
-    """A manifest to packed shards."""
+    """Transcode a manifest's samples into shards."""
     parser = command_parser(
         "pack",
-        "Transcode a manifest's samples into tar shards that are quick to read at random (WebDataset naming).\n"
-        "A pack that was stopped goes on where it was. Its index.parquet is a manifest to train with.",
+        "Transcode a manifest's samples into tar shards with fast random access (WebDataset naming). An interrupted\n"
+        "pack resumes where it stopped. The resulting index.parquet is a manifest to train with.",
         "cmacc pack videos.parquet --out packed/\n         cmacc pack --verify packed/",
     )
-    parser.add_argument("manifest", metavar="MANIFEST", help="made by cmacc scan; with --verify, the DIR")
-    parser.add_argument("--out", metavar="DIR", help="folder, or URL that fsspec opens")
+    parser.add_argument("manifest", metavar="MANIFEST", help="manifest from cmacc scan; with --verify, the DIR")
+    parser.add_argument("--out", metavar="DIR", help="folder, or a URL that fsspec opens")
     parser.add_argument("--verify", action="store_true", help="only compare the shards in DIR with their index")
-    parser.add_argument("--short-side", type=int, default=128, help="pixels of the picture's shorter side")
-    parser.add_argument("--keyframe-every", type=int, default=16, help="frames from keyframe to keyframe")
-    parser.add_argument("--crf", type=int, default=23, help="x264's quality, 0 to 51; lower is better and larger")
-    parser.add_argument("--sample-rate-hz", type=int, default=16_000, help="of the mono sound")
-    parser.add_argument("--samples-per-shard", type=int, default=256)
+    parser.add_argument("--short-side", type=int, default=128, help="short side of the video in pixels (%(default)s)")
+    parser.add_argument("--keyframe-every", type=int, default=16, help="keyframe interval in frames (%(default)s)")
+    parser.add_argument("--crf", type=int, default=23, help="quality of x264, 0 (best, largest) to 51 (%(default)s)")
+    parser.add_argument(
+        "--sample-rate-hz", type=int, default=16_000, help="sample rate of the mono audio (%(default)s)"
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=256, help="samples in each shard (%(default)s)")
     _add_task_arguments(parser, timeout_seconds=600.0)
-    parser.add_argument("--overwrite", action="store_true", help="replace another pack that is in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace another pack in DIR")
     options = parser.parse_args(arguments)
     from cmacc.clips import Manifest, PackSettings, pack, verify, workers_of
 
@@ -153,28 +157,28 @@ def pack_command(arguments: Sequence[str]) -> int:
     if options.verify:
         for problem in problems:
             print(problem, file=sys.stderr)
-        print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: as its index says")
+        print(f"{options.manifest}: {len(problems)} problems" if problems else f"{options.manifest}: matches its index")
         return BAD_INPUT if problems else 0
     print_skipped(result.skipped)
     print(f"{result.sample_count} samples in {result.shard_count} shards, {len(result.skipped)} files skipped")
     if part[1] > 1:
-        print(f"part {options.part} is done; run it without --part when all parts are, to write the index")
+        print(f"part {options.part} is done; when all parts are done, run it without --part to write the index")
     else:
         print(f"manifest: {options.out.rstrip('/')}/index.parquet")
     return 0
 
 
 def _add_task_arguments(parser: argparse.ArgumentParser, timeout_seconds: float) -> None:
-    """Where the tasks of `scan` and `pack` run."""
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at work")
+    """Arguments on how `scan` and `pack` run their tasks."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes")
     parser.add_argument(
         "--timeout-seconds",
         type=_positive_seconds,
         default=timeout_seconds,
-        help="skip a file that takes longer",
+        help="skip files that take longer (%(default)g)",
     )
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="only this part, for batch schedulers")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers see the same files")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="do only this part, for batch schedulers")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler, whose workers see the same files")
 
 
 def _positive_seconds(text: str) -> float:
@@ -193,7 +197,7 @@ def _part(text: str) -> tuple[int, int]:
 
 
 def _listing(options: argparse.Namespace) -> "Listing":
-    """The files that `scan` is to examine."""
+    """The files for `scan` to examine."""
     from cmacc.clips import LabelTable, list_folders
     from cmacc.clips.catalog import layouts
 
@@ -233,17 +237,17 @@ def _print_scan(result: "ScanResult") -> None:
     records = list(result.manifest.records)
     hours = sum(record.duration_seconds for record in records) / 3600
     print(
-        f"{len(records)} samples ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with picture "
-        f"and sound, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
+        f"{len(records)} samples ({hours:.2f} h), {sum(r.has_audio and r.has_picture for r in records)} with video "
+        f"and audio, {len(result.manifest.classes())} classes, {sum(r.split == 'test' for r in records)} held out, "
         f"{len(result.skipped)} files skipped; fingerprint {result.manifest.fingerprint()}"
     )
     counts = Counter(name for record in records for name in record.findings)
     if counts:
-        print("noted: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        print("findings: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     if others := other_files(result.listing.other_endings):
         print(others)
     if result.listing.missing:
         missing, listed = len(result.listing.missing), result.listing.listed_count
-        print(f"{missing} of {listed} in the list are not there", file=sys.stderr)
+        print(f"{missing} of {listed} files in the list are missing", file=sys.stderr)
     if result.listing.unmatched_count:
         print(f"{result.listing.unmatched_count} media files are not in the list", file=sys.stderr)

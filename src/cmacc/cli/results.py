@@ -1,4 +1,4 @@
-"""Encoders to results: ``cmacc evaluate``, ``cmacc export``, ``cmacc report`` and ``cmacc inspect``."""
+"""Results of a run: ``cmacc evaluate``, ``cmacc export``, ``cmacc report`` and ``cmacc inspect``."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(arguments: Sequence[str]) -> int:
-    """An encoder and data to a result card, or cards side by side."""
+    """Measure an encoder and write a result card, or compare cards."""
     from typing import get_args
 
     from cmacc.transfer.recipes import ProtocolName
@@ -21,38 +21,42 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 
     parser = command_parser(
         "evaluate",
-        "Measure an encoder by the field's protocols, beside the same untrained; writes card.json and card.md.\n"
-        "ENCODER is a run or export folder, `random`, `statistics` (of log-mel spectrograms) or\n"
-        "`torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be complete, or --allow-partial be "
-        "given.",
+        "Measure an encoder with the field's protocols, compared with the same encoder untrained. Writes card.json\n"
+        "and card.md. ENCODER is a run or export folder, `random`, `statistics` (of log-mel spectrograms) or\n"
+        "`torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be complete, unless\n"
+        "--allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
         "         cmacc evaluate --compare cards/*/card.json",
     )
-    parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="what to measure")
-    parser.add_argument("--task", nargs="+", choices=get_args(TaskName), default=["pairs"])
+    parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="encoder to measure")
+    parser.add_argument("--task", nargs="+", choices=get_args(TaskName), default=["pairs"], help="tasks (pairs)")
     parser.add_argument(
-        "--protocol", nargs="+", choices=get_args(ProtocolName), default=[], help="each task's own else"
+        "--protocol", nargs="+", choices=get_args(ProtocolName), default=[], help="by default, each task's own"
     )
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="the data set's folder; labelled, pairs: a manifest")
     parser.add_argument(
-        "--annotations", type=Path, metavar="PATH", help="official lists, where they are not beneath ROOT"
+        "--data", type=Path, metavar="ROOT", help="folder of the data set; for labelled and pairs: manifest"
     )
+    parser.add_argument("--annotations", type=Path, metavar="PATH", help="official lists, if they are not in ROOT")
     parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="only these splits or folds")
-    parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, not the manifest's splits")
+    parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, instead of the splits")
     parser.add_argument(
-        "--all-files", action="store_true", help="pairs: every file, not only split test; for data never trained on"
+        "--all-files", action="store_true", help="pairs: use every file, not only split test; for data never trained on"
     )
-    parser.add_argument("--allow-partial", action="store_true", help="files may be missing; the card says what share")
+    parser.add_argument("--allow-partial", action="store_true", help="accept missing files; the card states the share")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the card")
     parser.add_argument("--windows", type=int, help="windows averaged per file, instead of the protocol's number")
-    parser.add_argument("--epochs", type=int, help="of fine-tuning, instead of the protocol's number")
-    parser.add_argument("--no-untrained", action="store_true", help="do not measure the untrained encoder too")
-    parser.add_argument("--seed", type=int, default=0, help="of folds, fine-tuning and untrained weights")
+    parser.add_argument("--epochs", type=int, help="epochs of fine-tuning, instead of the protocol's number")
+    parser.add_argument("--no-untrained", action="store_true", help="do not measure the untrained encoder")
+    parser.add_argument("--seed", type=int, default=0, help="seed of folds, fine-tuning and untrained weights")
     parser.add_argument("--workers", type=int, default=1, help="decoding processes")
-    parser.add_argument("--cache", type=Path, default=_cache_folder(), metavar="DIR", help="for features (%(default)s)")
-    parser.add_argument("--compare", nargs="+", type=Path, metavar="CARD", help="only print these cards side by side")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are in --out")
+    parser.add_argument(
+        "--cache", type=Path, default=_cache_folder(), metavar="DIR", help="cache of features (%(default)s)"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", type=Path, metavar="CARD", help="only print a comparison of these cards"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results in --out")
     options = parser.parse_args(arguments)
     if options.compare:
         from cmacc.transfer import PUBLISHED_TASKS, Card, beside_published, compared, published_results
@@ -92,21 +96,21 @@ def evaluate_command(arguments: Sequence[str]) -> int:
 
 
 def export_command(arguments: Sequence[str]) -> int:
-    """A run to a folder of weights that others can load."""
+    """Export a run's encoders."""
     parser = command_parser(
         "export",
-        "Write a run's query encoders as safetensors with their config and a model card, for cmacc.load and for a\n"
-        "model hub; with --onnx also as ONNX graphs from frames and waveforms to embeddings, checked against torch.",
+        "Export a run's query encoders as safetensors, with their config and a model card, for cmacc.load and for a\n"
+        "model hub. With --onnx, also as ONNX graphs from frames and waveforms to embeddings, checked against torch.",
         "cmacc export runs/first --out first-export --onnx",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--onnx", action="store_true", help="also video.onnx and audio.onnx (extra `export`)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--onnx", action="store_true", help="also write video.onnx and audio.onnx (extra `export`)")
     parser.add_argument(
         "--push", metavar="USER/NAME", help="upload the folder to the Hugging Face hub (extra `export`)"
     )
-    parser.add_argument("--without-results", action="store_true", help="no results in the model card")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is in --out")
+    parser.add_argument("--without-results", action="store_true", help="do not include results in the model card")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export in --out")
     options = parser.parse_args(arguments)
     from cmacc.transfer import card_of_run, export_run, push, results_table
 
@@ -127,7 +131,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
 
 def report_command(arguments: Sequence[str]) -> int:
-    """A run folder to a page."""
+    """Write a run's report."""
     parser = command_parser("report", "Write a run's report as one HTML file.", "cmacc report runs/first")
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--out", type=Path, help="file to write; RUN/report.html by default")
@@ -142,17 +146,17 @@ def report_command(arguments: Sequence[str]) -> int:
 
 
 def inspect_command(arguments: Sequence[str]) -> int:
-    """A run's negatives to a page."""
+    """Write a page of a run's negatives."""
     parser = command_parser(
         "inspect",
         "Write one HTML file that shows which negatives a run chose at a few steps, beside as many random ones.\n"
-        "The choices are replayed from the run's checkpoints: keep some of them (pretrain --keep_every 100).",
+        "The choices are replayed from the run's checkpoints, so keep some of them (pretrain --keep_every 100).",
         "cmacc inspect runs/first --steps 100 400",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
         "--steps", nargs="+", type=int, default=[], metavar="STEP",
-        help="steps of kept checkpoints; the last one and up to three evenly spaced before it else",
+        help="steps of kept checkpoints; by default the last one and up to three evenly spaced before it",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="file to write; RUN/inspect.html by default")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
@@ -191,7 +195,7 @@ def evaluate_with_progress(
 
 
 def _cache_folder() -> Path:
-    """Where features are kept, by the XDG rules."""
+    """The cache folder, by the XDG specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmacc"
 
 
@@ -202,7 +206,7 @@ def print_card(card: "Card") -> None:
     table = Table(title=f"{card.encoder.name} after {card.encoder.checkpoint_step} steps")
     for heading in ("task", "protocol", "modality", "metric"):
         table.add_column(heading)
-    for heading in ("value", "95 % interval", "spread", "untrained", "chance", "held out"):
+    for heading in ("value", "95 % interval", "spread", "untrained", "chance", "held-out"):
         table.add_column(heading, justify="right")
     for row in card.results:
 
@@ -215,5 +219,5 @@ def print_card(card: "Card") -> None:
         )
         numbers = [shown(row.value), interval, spread, shown(row.untrained), shown(row.chance), str(row.count)]
         table.add_row(row.task, row.protocol, row.modality, row.metric, *numbers)
-    # Written to a file or a pipe, the table must not be cut to a terminal's 80 columns.
+    # rich assumes 80 columns for a file or a pipe, and would cut the table.
     Console(width=None if sys.stdout.isatty() else 120).print(table)

@@ -1,16 +1,16 @@
-"""What a clip is: the value types that every later stage reads.
+"""The value types of clips, which all later stages use.
 
-A clip stands for one half-open window ``[start_seconds, start_seconds + length_seconds)`` of a file. Picture and sound
-need not be equally long: the defaults take 1 s of picture (16 frames at 16 fps) in the middle of 2 s of sound. Both
-share one centre::
+A clip is one half-open window ``[start_seconds, start_seconds + length_seconds)`` of a file. Video and audio need not
+have the same length: the defaults take 1 s of video (16 frames at 16 fps) in the middle of 2 s of audio. Both have the
+same centre::
 
     window    |<----------------- length_seconds = 2.0 ----------------->|
-    sound     |s s s s s s s s s s s s s s s s s s s s s s s s s s s s s s|   sample_count = 32,000
-    picture                   |f . f . f . f . f . f|                         frame_count = 16
+    audio     |s s s s s s s s s s s s s s s s s s s s s s s s s s s s s s|   sample_count = 32,000
+    video                     |f . f . f . f . f . f|                         frame_count = 16
                               ^ picture_start_seconds
 
-Frame ``i`` is what the viewer sees in the *middle* of its slot, at ``picture_start + (i + 0.5) / frame_rate_hz``: slots
-that coincide with source frames are then a safe half frame away from any rounding of time stamps.
+Frame ``i`` is the frame on display in the *middle* of its slot, at ``picture_start + (i + 0.5) / frame_rate_hz``. If
+slots coincide with source frames, this is half a frame away from their boundaries, so rounded time stamps do no harm.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ ShortFiles = Literal["pad", "loop", "refuse"]
 
 
 class MediaError(ValueError):
-    """A media file that cannot be read as asked; the message names the file and the reason."""
+    """A media file that cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,19 @@ class ClipSpec:
     Parameters
     ----------
     frame_count
-        Frames per clip, T.
+        T, frames per clip.
     frame_rate_hz
-        Frames per second of the clip, whatever the rate of the source.
+        Frame rate of the clip, whatever the rate of the source.
     frame_height, frame_width
-        Size in pixels; the source is scaled to cover it and cut to it about its centre.
+        Size in pixels. The source is scaled to cover it, and cropped around its centre.
     audio_seconds
-        Length of the sound; the clip has exactly ``round(audio_seconds * sample_rate_hz)`` samples.
+        Length of the audio. The clip has exactly ``round(audio_seconds * sample_rate_hz)`` samples.
     sample_rate_hz
-        Rate of the mono sound.
+        Sample rate of the mono audio.
     short_files
-        What becomes of a file shorter than ``length_seconds``: ``pad``, the window is centred on it, the first and last
-        frame are held and the sound is zero around it; ``loop``, picture and sound repeat together; ``refuse``, it does
-        not decode.
+        How to handle a file shorter than ``length_seconds``: ``pad``, centre the window on it, hold the first and last
+        frame and pad the audio with zeros; ``loop``, repeat video and audio together; ``refuse``, treat it as
+        unreadable.
     """
 
     frame_count: int = 16
@@ -74,25 +74,25 @@ class ClipSpec:
 
     @property
     def picture_seconds(self) -> float:
-        """Length of the picture's part of the window."""
+        """Length of the video."""
         return self.frame_count / self.frame_rate_hz
 
     @property
     def length_seconds(self) -> float:
-        """Length of the whole window: the longer of picture and sound."""
+        """Length of the whole window: the longer of video and audio."""
         return max(self.picture_seconds, self.audio_seconds)
 
     def picture_start_seconds(self, start_seconds: float) -> float:
-        """Where the picture begins in a window that begins at ``start_seconds``."""
+        """Start of the video in a window that starts at ``start_seconds``."""
         return start_seconds + (self.length_seconds - self.picture_seconds) / 2
 
     def frame_times(self, start_seconds: float) -> NDArray[np.float64]:
-        """The middle of every frame's slot, ``(T,)``, in a window that begins at ``start_seconds``."""
+        """Middle of the slot of every frame, ``(T,)``, in a window that starts at ``start_seconds``."""
         slots = np.arange(self.frame_count, dtype=np.float64) + 0.5
         return self.picture_start_seconds(start_seconds) + slots / self.frame_rate_hz
 
     def audio_start_seconds(self, start_seconds: float) -> float:
-        """Where the sound begins in a window that begins at ``start_seconds``."""
+        """Start of the audio in a window that starts at ``start_seconds``."""
         return start_seconds + (self.length_seconds - self.audio_seconds) / 2
 
 
@@ -105,13 +105,13 @@ class Clip:
     frames
         ``(T, height, width, 3)`` uint8 RGB.
     waveform
-        ``(S,)`` float32 mono in [-1, 1]; zeros where the file has no sound for that time.
+        ``(S,)`` float32 mono in [-1, 1]; zeros where the file has no audio.
     start_seconds
-        Start of the window on the file's clock (0 is the first picture, or the first sample of a file without picture).
+        Start of the window on the file's clock (0 is the first frame, or the first sample of a file without video).
     frame_seconds
-        ``(T,)`` float64: when each frame began to show, on the same clock; NaN without a picture.
+        ``(T,)`` float64: time at which each frame appears, on the same clock; NaN without video.
     audio_start_seconds
-        Time of the first sample, at most half a sample of the source from where it was asked for; NaN without sound.
+        Time of the first sample, at most half a source sample from the requested time; NaN without audio.
     """
 
     frames: UInt8[Tensor, "time height width 3"]
@@ -123,7 +123,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """M clips of equal size, with the identity of the file that each comes from.
+    """M clips of equal size, each with the id of its file.
 
     Attributes
     ----------
@@ -134,9 +134,9 @@ class ClipBatch:
     sample_ids
         ``(M,)`` int64: the file's row in its manifest.
     labels
-        ``(M,)`` int64: index into ``Manifest.classes()``, -1 where there is no label.
+        ``(M,)`` int64: index into ``Manifest.classes()``, -1 without a label.
     failures
-        ``{sample id: reason}`` of files that would not decode and were replaced by others while this batch was made.
+        ``{sample id: reason}`` of files that could not be decoded and were replaced by others in this batch.
     """
 
     frames: UInt8[Tensor, "batch time height width 3"]

@@ -1,4 +1,4 @@
-"""Many tasks over any `concurrent.futures.Executor`: threads here, or the workers of a Dask cluster."""
+"""Run many tasks on any `concurrent.futures.Executor`: local threads, or the workers of a Dask cluster."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -7,16 +7,16 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-# Enough to keep the workers of a large cluster busy, and few enough that a million tasks do not stand in memory.
+# Enough to keep the workers of a large cluster busy, without holding a million tasks in memory.
 _IN_FLIGHT = 1024
 
 
 def results_of(
     executor: Executor, function: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[tuple[_Item, _Result]]:
-    """``(item, function(item))`` for every item, in the order in which they come to an end.
+    """``(item, function(item))`` for every item, in the order of completion.
 
-    An error of a task is raised here; tasks that have not begun by then are cancelled.
+    An error of a task is raised here, and tasks that have not started are cancelled.
     """
     waiting: dict[Future[_Result], _Item] = {}
     rest = iter(items)
@@ -27,7 +27,7 @@ def results_of(
             if not waiting:
                 return
             done = wait(waiting, return_when=FIRST_COMPLETED).done
-            for future in sorted(done, key=lambda one: one.exception() is not None):  # no result is lost to an error
+            for future in sorted(done, key=lambda one: one.exception() is not None):  # errors last
                 yield waiting.pop(future), future.result()
     finally:
         for future in waiting:
@@ -36,12 +36,12 @@ def results_of(
 
 @contextmanager
 def workers_of(count: int, cluster: str | None = None) -> Iterator[Executor]:
-    """An executor: ``count`` threads here (each with a guarded process), or the workers of a Dask cluster.
+    """An executor: ``count`` local threads (each with a guarded process), or the workers of a Dask cluster.
 
     Parameters
     ----------
     count
-        Threads; not used with a cluster.
+        Number of threads; ignored with a cluster.
     cluster
         Address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``. Its workers must have cmacc installed and see the
         files under the same paths.

@@ -1,4 +1,4 @@
-"""Folders and object stores alike: packed data lies in a local folder or under any URL that fsspec opens."""
+"""Storage of packed data in local folders and object stores: any URL that fsspec opens."""
 
 import os
 import tempfile
@@ -24,7 +24,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class PackedSample:
-    """A sample inside a tar shard: where its picture (.mp4) and its sound (.flac) lie; None where it has none."""
+    """A sample inside a tar shard: the positions of its video (.mp4) and its audio (.flac); None if it has none."""
 
     shard: str
     video: Extent | None
@@ -37,7 +37,7 @@ def read_extent(address: str, extent: Extent) -> bytes:
     Raises
     ------
     MediaError
-        It is missing, or ends before the part does.
+        The file is missing or too short.
     """
     try:
         if "://" in address:
@@ -57,10 +57,10 @@ def read_extent(address: str, extent: Extent) -> bytes:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A new file beside ``path`` that takes its place when the ``with`` ends well, and is gone if it does not.
+    """A temporary file beside ``path`` that replaces it when the ``with`` block succeeds, and is deleted if it fails.
 
-    A reader never sees half a file, not even after a power cut: the content is on disk before the name is, and the name
-    before the ``with`` ends. What a killed process leaves behind begins with a dot.
+    A reader never sees a partial file, not even after a power failure: the content is on disk before the name, and the
+    name before the ``with`` block ends. The name of a file left by a killed process begins with a dot.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
@@ -78,7 +78,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def fsync_path(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
+    """Wait until a file, or the list of names of a folder, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -87,14 +87,14 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Wait until all files of a folder, and its list of names, are on disk: before it is renamed into place."""
+    """Wait until all files of a folder, and its list of names, are on disk. Call it before renaming the folder."""
     for path in sorted(folder.rglob("*")):
         fsync_path(path)
     fsync_path(folder)
 
 
 class Store:
-    """A flat folder of whole files: a local one, or any URL that fsspec opens (``s3://``, ``memory://``...).
+    """A flat folder of files: a local one, or any URL that fsspec opens (``s3://``, ``memory://``...).
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ class Store:
         return f"{self.root}/{name}"
 
     def names(self) -> list[str]:
-        """Names of the files, sorted; none where there is no such folder. Unfinished ones are skipped."""
+        """Sorted names of the files; empty if there is no such folder. Unfinished files are skipped."""
         try:
             found = self._system.ls(self._path, detail=False)
         except FileNotFoundError:
@@ -129,7 +129,7 @@ class Store:
         return sorted(name for name in names if not name.startswith("."))
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there now, whatever was listed before."""
+        """Whether the file exists now, ignoring cached listings."""
         self._system.invalidate_cache(self._path)
         return bool(self._system.exists(f"{self._path}/{name}"))
 
@@ -139,19 +139,19 @@ class Store:
         Raises
         ------
         FileNotFoundError
-            It is not there.
+            The file does not exist.
         """
         return bytes(self._system.cat_file(f"{self._path}/{name}"))
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """The file, to read and to seek in."""
+        """Open the file for reading and seeking."""
         with self._system.open(f"{self._path}/{name}", "rb") as file:
             yield file
 
     @contextmanager
     def new(self, name: str) -> Iterator[Path]:
-        """A local file to write, which when the ``with`` ends well appears in its place, whole."""
+        """A local file to write, which appears atomically in its place when the ``with`` block succeeds."""
         if self._is_local:
             with written_aside(Path(self.address(name))) as aside:
                 yield aside
@@ -159,10 +159,10 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             aside = Path(folder) / name
             yield aside
-            self._system.put_file(str(aside), f"{self._path}/{name}")  # an object is seen when all of it is there
+            self._system.put_file(str(aside), f"{self._path}/{name}")  # an object becomes visible when it is complete
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a small file in its place, whole."""
+        """Write a small file atomically."""
         with self.new(name) as aside:
             aside.write_bytes(data)
 

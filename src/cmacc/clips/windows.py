@@ -1,4 +1,4 @@
-"""Which window of a file becomes a clip: pure functions of numbers, so that they are tested without files."""
+"""Which window of a file becomes a clip: pure functions of numbers, which can be tested without files."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ _LEAST_SLACK = 0.01
 
 
 def random_start(duration_seconds: float, length_seconds: float, rng: np.random.Generator) -> float:
-    """Draw a start uniformly among the windows that lie inside the file.
+    """Draw the start of a window uniformly among the windows within the file.
 
-    A file shorter than the window gets the one window centred on it, which then reaches over both ends.
+    For a file shorter than the window, the window is centred on it and extends over both ends.
 
     Parameters
     ----------
@@ -30,10 +30,10 @@ def random_start(duration_seconds: float, length_seconds: float, rng: np.random.
 
 
 def spread_starts(duration_seconds: float, length_seconds: float, count: int) -> list[float]:
-    """Spread ``count`` windows evenly over the file; one window sits in the middle.
+    """Spread ``count`` windows evenly over the file; a single window is in the middle.
 
-    All of them sit there in a file that is longer than a window by less than a hundredth: recordings of "5 s" are often
-    a millisecond longer, and ten windows of 5 s would be one, decoded ten times.
+    All windows are in the middle if the file is less than one percent longer than a window: recordings of "5 s" are
+    often a millisecond longer, and ten windows of 5 s would be one, decoded ten times.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Clips to embeddings: video and audio backbones, projection heads, the pair, the momentum copy."""
+"""Encoders from clips to embeddings: backbones, projection heads, the encoder pair, the momentum copy."""
 
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum

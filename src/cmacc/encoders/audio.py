@@ -1,4 +1,4 @@
-"""Audio backbones: ``(M, mels, time)`` log-mel spectrograms to a feature map and from it to ``(M, feature_size)``."""
+"""Audio backbones: from log-mel spectrograms ``(M, mels, time)`` to a feature map, and to ``(M, feature_size)``."""
 
 from itertools import pairwise
 from typing import Literal, get_args
@@ -15,14 +15,14 @@ AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
 
 _TIME_BINS = 8
 _FREQUENCY_BINS = 5
-_MAP_LAYERS = 12  # of `TinyAudio.layers`: four convolutions, each with its norm and ReLU
+_MAP_LAYERS = 12  # of `TinyAudio.layers`: four convolutions, each with norm and ReLU
 
 
 class TinyAudio(Backbone):
     """Four 2-D convolutions over the spectrogram, then one over its full height.
 
-    Like `TinyVideo` it keeps eight bins of time. Frequency is not pooled but weighed: pitch is *where* on that axis
-    something is.
+    Like `TinyVideo`, it keeps eight time bins. Frequency is not pooled but weighted by a convolution, because pitch is
+    the *position* on that axis.
     """
 
     feature_size = 192 * _TIME_BINS
@@ -44,12 +44,12 @@ class TinyAudio(Backbone):
     def feature_map(
         self, inputs: Float[Tensor, "batch mels time"]
     ) -> Float[Tensor, "batch channels map_mels map_time"]:
-        """Responses of the convolutions before the one over the full height."""
+        """Output of the convolutions before the one over the full height."""
         responses: Tensor = self.layers[:_MAP_LAYERS](self.normalise(inputs)[:, None])
         return responses
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
-        """Weighed over frequency, in eight bins of time."""
+        """Weighted over frequency, in eight time bins."""
         features: Tensor = self.layers[_MAP_LAYERS:](feature_map)
         return features
 
@@ -65,13 +65,13 @@ def _convolution(
 
 
 class ResNet18Audio(Backbone):
-    """torchvision's ResNet-18 on the spectrogram as a picture of one channel."""
+    """torchvision's ResNet-18, with the spectrogram as an image of one channel."""
 
     feature_size = 512
 
     def __init__(self, mel_bins: int) -> None:
         super().__init__()
-        from torchvision.models import resnet18  # takes seconds: only those who use it wait
+        from torchvision.models import resnet18  # importing takes seconds, so only this class does it
 
         self.normalise = InputNorm(mel_bins)
         self.network = resnet18(weights=None)
@@ -81,7 +81,7 @@ class ResNet18Audio(Backbone):
     def feature_map(
         self, inputs: Float[Tensor, "batch mels time"]
     ) -> Float[Tensor, "batch channels map_mels map_time"]:
-        """What the last block gives, by frequency and time."""
+        """Output of the last block, by frequency and time."""
         network = self.network
         x: Tensor = network.maxpool(network.relu(network.bn1(network.conv1(self.normalise(inputs)[:, None]))))
         for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
@@ -94,7 +94,7 @@ class ResNet18Audio(Backbone):
 
 
 class ResNet18Audio1d(Backbone):
-    """ResNet-18 convolved over time alone, the mel bands being its input channels, as in the paper's first code."""
+    """A 1-D ResNet-18 over time, with the mel bands as input channels, as in the first code of the paper."""
 
     feature_size = 512
 
@@ -117,7 +117,7 @@ class ResNet18Audio1d(Backbone):
         )
 
     def feature_map(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_time"]:
-        """What the last block gives, by time."""
+        """Output of the last block, by time."""
         responses: Tensor = self.blocks(self.stem(inputs))
         return responses
 
@@ -127,7 +127,7 @@ class ResNet18Audio1d(Backbone):
 
 
 class _Block1d(nn.Module):
-    """The basic block of He et al. (2016), in one dimension."""
+    """The basic block of He et al. (2016) in one dimension."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class _Block1d(nn.Module):
 
 
 def build_audio_backbone(name: AudioBackboneName, mel_bins: int) -> tuple[Backbone, int]:
-    """The backbone, untrained, and the size of its feature.
+    """The untrained backbone of that name, and the size of its feature.
 
     Raises
     ------

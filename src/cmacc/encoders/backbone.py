@@ -1,13 +1,13 @@
-"""What a backbone is: inputs to a feature map, and the map to one feature."""
+"""The interface of backbones: from inputs to a feature map, and from the map to one feature."""
 
 from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """A backbone in two steps, so that its map by time and place can be asked for before it is pooled."""
+    """A backbone in two steps, so that the feature map is available before it is pooled."""
 
     def feature_map(self, inputs: Tensor) -> Tensor:
-        """``(M, C, ...)``, by time and place."""
+        """``(M, C, ...)``, by time and, for video, space."""
         raise NotImplementedError
 
     def pool(self, feature_map: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The key encoders h, a momentum copy of the query encoders f: h <- m h + (1 - m) f (He et al., 2020, eq. 2).
 
-Buffers are averaged too. The average itself is torch's (`torch.optim.swa_utils`); what is ours: m may change from
-step to step, modules that do not match are refused by name, and integer buffers are copied.
+Buffers are averaged too. The average itself is torch's (`torch.optim.swa_utils`). In addition, m may change from step
+to step, modules that do not match are refused by name, and integer buffers are copied.
 """
 
 import copy
@@ -16,11 +16,11 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and `torch.compile`, in whatever order they wrap it."""
+    """The module inside DistributedDataParallel, DataParallel and `torch.compile`, wrapped in any order."""
     while True:
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile gives
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # set by torch.compile
             module = inner
         else:
             return module
@@ -29,9 +29,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def momentum_copy(online: _Module) -> _Module:
     """A copy without gradient, in evaluation mode.
 
-    In evaluation mode batch norm uses its running statistics, which `update_momentum` averages along with the
-    parameters: a key then depends on its own clip alone and cannot betray, by the statistics of its batch, which batch
-    it came from (the leak that MoCo shuffles batches to avoid).
+    In evaluation mode, batch norm uses its running statistics, which `update_momentum` averages along with the
+    parameters. A key then only depends on its own clip. With batch statistics, keys would reveal which batch they came
+    from (the leak for which MoCo shuffles its batches).
     """
     key_encoder = copy.deepcopy(online)
     key_encoder.requires_grad_(False)
@@ -40,14 +40,14 @@ def momentum_copy(online: _Module) -> _Module:
 
 @torch.no_grad()
 def update_momentum(online: nn.Module, key_encoder: nn.Module, momentum: float) -> None:
-    """Move ``key_encoder`` towards ``online`` in place: floating parameters and buffers are averaged, others copied.
+    """Move ``key_encoder`` towards ``online`` in place: average floating-point tensors, copy all others.
 
     Parameters
     ----------
     online
-        The query encoders; may be wrapped by DistributedDataParallel or `torch.compile`.
+        The query encoders, possibly wrapped by DistributedDataParallel or `torch.compile`.
     key_encoder
-        Made by `momentum_copy`.
+        The key encoders, from `momentum_copy`.
     momentum
         m, in [0, 1].
 
@@ -69,7 +69,7 @@ def update_momentum(online: nn.Module, key_encoder: nn.Module, momentum: float) 
                 f"got {tuple(sources[name].shape)} and {tuple(target.shape)}"
             )
     averaged = [name for name, target in targets.items() if target.is_floating_point()]
-    # One call for all of them: a small model has more tensors than work in them.
+    # One call for all tensors: in a small model, a call per tensor costs more than the averaging.
     get_ema_multi_avg_fn(momentum)(
         [targets[name] for name in averaged], [sources[name].to(targets[name].dtype) for name in averaged], 0
     )
@@ -78,5 +78,5 @@ def update_momentum(online: nn.Module, key_encoder: nn.Module, momentum: float) 
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, one that is shared under several names only once (a state dict has it several times)."""
+    """Parameters and buffers. Shared ones appear once; a state dict would have them under each of their names."""
     return dict(module.named_parameters()) | dict(module.named_buffers())

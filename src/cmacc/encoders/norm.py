@@ -1,11 +1,11 @@
-"""Which norm follows a convolution: by the batch's statistics, or by each sample's own.
+"""The norm after a convolution: batch norm or group norm.
 
-Batch norm lets a sample's features depend on who stands beside it. In a batch of samples that are alike its statistics
-are those of their kind, which tells the encoder what it should learn to see, and which no other batch will have. Group
-norm (Wu and He, 2018) takes each sample by itself.
+With batch norm, the features of a sample depend on the other samples of its batch. In a batch of similar samples, the
+statistics are those of their kind. They reveal to the encoder what it should learn to recognise, and no other batch has
+them. Group norm (Wu and He, 2018) normalises each sample on its own.
 
-Two batch norms stay wherever they are: that at the audio input, which standardises every mel band (`InputNorm`), and
-that of the head, which centres the features. Without them hardly anything is learnt.
+Two batch norms always remain: the one at the audio input, which standardises every mel band (`InputNorm`), and the one
+in the head, which centres the features. Without them, training hardly progresses.
 """
 
 import math
@@ -18,14 +18,14 @@ _GROUPS = 8
 
 
 class InputNorm(nn.BatchNorm1d):
-    """Standardises each mel band over batch and time; never replaced."""
+    """Standardises each mel band over batch and time. `replace_batch_norm` never replaces it."""
 
 
 def replace_batch_norm(module: nn.Module) -> None:
-    """Put group norm, as a rule of eight groups, into the place of every batch norm but `InputNorm`."""
+    """Replace every batch norm except `InputNorm` by group norm, usually with eight groups."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and not isinstance(child, InputNorm):
-            # Not every width of (2+1)-D ResNets can be divided by eight.
+            # Not every width of (2+1)-D ResNets is divisible by eight.
             setattr(module, name, nn.GroupNorm(math.gcd(_GROUPS, child.num_features), child.num_features))
         else:
             replace_batch_norm(child)

@@ -1,7 +1,7 @@
 """The pair of encoders f_v and f_a: backbone, projection head, L2 norm.
 
-The last linear layer has no bias, so that the gradient of a loss with respect to that layer is exactly the outer
-product of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
+The last linear layer has no bias. The gradient of a loss with respect to that layer is then exactly the outer product
+of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
 """
 
 from dataclasses import dataclass, replace
@@ -23,24 +23,24 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Which encoders.
+    """The encoders.
 
     Parameters
     ----------
     video, audio
-        Backbones.
+        Names of the backbones.
     mel_bins
-        Bands of the log-mel spectrogram that the audio encoder takes.
+        Mel bands of the spectrogram.
     head
-        ``linear`` (the penultimate feature is the backbone's) or ``mlp`` (one hidden layer of ``hidden_size``); either
-        way batch norm standardises it. Training therefore needs two inputs a batch at least.
+        ``linear`` (the penultimate feature is the backbone's) or ``mlp`` (one hidden layer of ``hidden_size``). In both
+        cases batch norm standardises it, so training needs at least two inputs per batch.
     hidden_size
         Width of the MLP head's hidden layer, which is then the penultimate feature.
     embedding_size
-        d; 512 in the paper.
+        d, size of the embeddings; 512 in the paper.
     norm
-        What follows the backbones' convolutions: ``batch`` norm, or ``group`` norm, for which a sample's feature does
-        not depend on the others of its batch. The norms of the audio input and of the head are batch norm either way.
+        Norm after the backbones' convolutions: ``batch``, or ``group``, with which the feature of a sample does not
+        depend on the rest of its batch. The norms of the audio input and of the head are always batch norm.
 
     Raises
     ------
@@ -68,20 +68,20 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class Encoding:
-    """What an encoder says of M inputs.
+    """The outputs of an encoder for M inputs.
 
     Attributes
     ----------
     embedding
-        ``(M, d)``, of length one: the query or key.
+        ``(M, d)``, L2-normalised: the query or key.
     length
-        ``(M,)``: the embedding's length before it was normalised.
+        ``(M,)``: norm of the embedding before normalisation.
     penultimate
-        ``(M, p)``: what enters the last linear layer.
+        ``(M, p)``: input of the last linear layer.
     feature
-        ``(M, f)``: the backbone's output, which transfer tasks use.
+        ``(M, f)``: output of the backbone, used by transfer tasks.
     feature_map
-        ``(M, C, ...)``: what the backbone pools, by time and place; None unless it was asked for.
+        ``(M, C, ...)``: the feature map before pooling; None unless requested.
     """
 
     embedding: Float[Tensor, "batch dim"]
@@ -94,7 +94,7 @@ class Encoding:
 class Encoder(nn.Module):
     """Backbone, projection head and L2 norm for one modality.
 
-    ``backbone`` gives ``(M, feature_size)``; only a `Backbone` can be asked for its feature map.
+    ``backbone`` is any module that returns ``(M, feature_size)``; only a `Backbone` can return its feature map.
     """
 
     def __init__(self, backbone: nn.Module, feature_size: int, head: HeadName, hidden_size: int, size: int) -> None:
@@ -106,13 +106,13 @@ class Encoder(nn.Module):
         if head == "mlp":
             layers = [nn.Linear(feature_size, hidden_size), nn.ReLU(inplace=True)]
             self.penultimate_size = hidden_size
-        # Features after a ReLU share a large mean, so untrained embeddings would all lie in one narrow cone, where a
-        # contrastive loss finds next to no gradient; centred penultimate features begin spread over the sphere.
+        # Features after a ReLU share a large mean. Without the norm, all untrained embeddings would be in one narrow
+        # cone, where a contrastive loss has almost no gradient. Centred features start spread over the sphere.
         self.hidden = nn.Sequential(*layers, nn.BatchNorm1d(self.penultimate_size))
         self.last = nn.Linear(self.penultimate_size, size, bias=False)
 
     def forward(self, inputs: Tensor, with_feature_map: bool = False) -> Encoding:
-        """Encode a batch; ``with_feature_map`` also keeps what the backbone pools.
+        """Encode a batch, with the feature map if ``with_feature_map`` is set.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Encoder(nn.Module):
         return replace(self.project(self.backbone.pool(feature_map)), feature_map=feature_map)
 
     def project(self, feature: Tensor) -> Encoding:
-        """The head alone. It works in its weights' precision also under autocast: the norm wants the digits."""
+        """The head alone. Also under autocast it runs in the precision of its weights, because the norm needs it."""
         feature = feature.to(self.last.weight.dtype)
         with torch.autocast(feature.device.type, enabled=False):
             penultimate = self.hidden(feature)
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
 
 
 class EncoderPair(nn.Module):
-    """Both encoders; one ``forward`` for both, so that wrappers such as DistributedDataParallel see every parameter."""
+    """Both encoders, with one ``forward``, so that wrappers such as DistributedDataParallel see every parameter."""
 
     def __init__(self, video: Encoder, audio: Encoder) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class EncoderPair(nn.Module):
         *,
         with_feature_maps: bool = False,
     ) -> dict[Modality, Encoding]:
-        """Encode what is given, by the modality's name."""
+        """Encode the given modalities; returns encodings by the name of the modality."""
         encodings: dict[Modality, Encoding] = {}
         if video is not None:
             encodings["video"] = self.video(video, with_feature_maps)
@@ -163,7 +163,7 @@ class EncoderPair(nn.Module):
 
 
 class AudioVisualEncoder(EncoderPair):
-    """The pair for clips: pictures ``(M, 3, T, H, W)`` and log-mel spectrograms ``(M, mels, time)``.
+    """The encoder pair for clips: video ``(M, 3, T, H, W)`` and log-mel spectrograms ``(M, mels, time)``.
 
     Examples
     --------

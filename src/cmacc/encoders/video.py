@@ -1,4 +1,4 @@
-"""Video backbones: ``(M, 3, T, H, W)`` normalised pixels to a feature map and from it to ``(M, feature_size)``."""
+"""Video backbones: from normalised pixels ``(M, 3, T, H, W)`` to a feature map, and to ``(M, feature_size)``."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -15,11 +15,11 @@ _TIME_BINS = 8
 
 
 class TinyVideo(Backbone):
-    """Four 3-D convolutions, about 1M parameters, for CPUs and small pictures (48 to 112 px).
+    """Four 3-D convolutions, about 1M parameters, for CPUs and small frames (48 to 112 px).
 
-    At the end the strongest response over space is added to the mean one (what sounds is often small, and a mean alone
-    could drown it in background), but eight bins of time are kept, so that *when* something happens survives into the
-    feature: without it sound and picture can only be matched by what is seen, not by when.
+    Pooling adds the maximum over space to the mean: the source of a sound is often small, and the mean alone could lose
+    it in the background. Eight time bins are kept, so that the feature still says *when* something happens. Otherwise
+    audio and video could only be matched by content, not by timing.
     """
 
     feature_size = 192 * _TIME_BINS
@@ -36,24 +36,24 @@ class TinyVideo(Backbone):
     def feature_map(
         self, inputs: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
-        """Responses of the last convolution, by time and place."""
+        """Output of the last convolution, by time and space."""
         responses: Tensor = self.layers(inputs)
         return responses
 
     def pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
     ) -> Float[Tensor, "batch features"]:
-        """Strongest plus mean response over space, in eight bins of time."""
+        """Maximum plus mean over space, in eight time bins."""
         over_space = feature_map.amax(dim=(3, 4)) + feature_map.mean(dim=(3, 4))
         return functional.adaptive_avg_pool1d(over_space, _TIME_BINS).flatten(1)
 
 
 class VideoResNet(Backbone):
-    """One of torchvision's video ResNets without its classifier; its parameters keep torchvision's names."""
+    """One of torchvision's video ResNets without its classifier. The parameters keep torchvision's names."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        # Not `network` as a whole: it would put another name before every parameter of older checkpoints.
+        # Not `self.network = network`: that would put a prefix before the parameter names of older checkpoints.
         self.stem: nn.Module = network.stem
         self.layer1: nn.Module = network.layer1
         self.layer2: nn.Module = network.layer2
@@ -63,7 +63,7 @@ class VideoResNet(Backbone):
     def feature_map(
         self, inputs: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
-        """What the last block gives, by time and place."""
+        """Output of the last block, by time and space."""
         x: Tensor = self.stem(inputs)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -83,7 +83,7 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
 
 
 def build_video_backbone(name: VideoBackboneName) -> tuple[Backbone, int]:
-    """The backbone, untrained, and the size of its feature.
+    """The untrained backbone of that name, and the size of its feature.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def build_video_backbone(name: VideoBackboneName) -> tuple[Backbone, int]:
         raise ValueError(
             f"build_video_backbone: name must be one of {', '.join(get_args(VideoBackboneName))}, got {name!r}"
         )
-    import torchvision.models.video as torchvision_video  # takes seconds: only those who use it wait
+    import torchvision.models.video as torchvision_video  # importing takes seconds, so only these backbones do it
 
     build: Callable[..., nn.Module] = getattr(torchvision_video, name)
     network = build(weights=None)

@@ -1,4 +1,4 @@
-"""Keys to negatives: key queue, gradient embeddings, k-means++ seeding, selectors, ActiveDictionary; active batches."""
+"""Negatives from keys: queue, gradient embeddings, k-means++ seeding, selectors, `ActiveDictionary`, active batches."""
 
 from cmacc.negatives.batches import active_batches
 from cmacc.negatives.dictionary import ActiveDictionary

@@ -1,15 +1,15 @@
-"""Which samples to train on together: those of a batch are each other's negatives, fresh and with gradient.
+"""Active batches: which samples to train on together. The samples of a batch are each other's negatives.
 
-Unlike a dictionary's keys they cost no encoder: only the order of an epoch changes, by what the samples looked like at
-their last visit (Xu et al., VideoCLIP, 2021; Thirukovalluru et al., B3, 2025, arXiv:2505.11293):
+These negatives are fresh, have gradient and, unlike the keys of a dictionary, need no additional encoding. Only the
+order of an epoch changes, by the samples' embeddings at their last visit (Xu et al., VideoCLIP, 2021; Thirukovalluru et
+al., B3, 2025, arXiv:2505.11293):
 
-1. Two samples are alike by s(i, j) = (v_i.a_j + a_i.v_j) / 2, the mean of the two logits that they would add to each
-   other's losses. Of those most like a sample the first ``skip_nearest`` are left out, as likely copies and false
-   negatives, and the ``neighbours`` after them are kept.
-2. Samples are visited in random order. One that is free still takes the free ones nearest to it into its group, those
-   of whose neighbours it is one itself (mutual) and no others, until the group has ``group_size``.
-3. What found no full group is put together in the order in which it was visited. Groups are shuffled, and make up
-   batches.
+1. The similarity of two samples is s(i, j) = (v_i.a_j + a_i.v_j) / 2, the mean of the two logits that they would add to
+   each other's losses. Of the nearest neighbours of a sample, the first ``skip_nearest`` are excluded as likely copies
+   and false negatives, and the next ``neighbours`` are kept.
+2. Samples are visited in random order. A sample that is still free forms a group with its nearest free neighbours, as
+   long as they are mutual (it is also among their neighbours), up to ``group_size`` samples.
+3. Samples without a full group are grouped in the order of their visit. Groups are shuffled and dealt to batches.
 """
 
 import numpy as np
@@ -33,45 +33,46 @@ def active_batches(
     active_share: float = 1.0,
     known: Bool[Tensor, " samples"] | None = None,
 ) -> Int[Tensor, "batches batch"]:
-    """Put samples that are hard to tell apart into one batch; every sample is in one batch at most.
+    """Compute batches of samples that are hard to distinguish. Every sample is in one batch at most.
 
     Parameters
     ----------
     video, audio
-        ``(n, d)`` embeddings of each sample, of length one, of any float type; as a rule those of its last visit.
+        ``(n, d)`` L2-normalised embeddings of each sample, of any float type, usually those of its last visit.
     batch_size
         M.
     rng
         Source of randomness; the same state gives the same batches.
     group_size
-        g in 2..M: how many hard ones stand together; a batch holds several groups. By default M.
+        g in 2..M: number of hard samples in a group; a batch holds several groups. Default: M.
     neighbours
-        How many of those most like a sample may join its group. By default twice ``group_size``.
+        Number of nearest neighbours of a sample that may join its group. Default: twice ``group_size``.
     skip_nearest
-        How many of the very nearest may not.
+        Number of the very nearest neighbours that are excluded.
     active_share
-        Share of every batch that is made of groups, in [0, 1]; the rest are random samples.
+        Share of every batch that consists of groups, in [0, 1]. The rest are random samples.
     known
-        ``(n,)``: whose embeddings are there; the others are placed at random.
+        ``(n,)``: which samples have embeddings. The others are placed at random. Default: all.
 
     Returns
     -------
     Tensor
-        ``(n // M, M)`` int64 rows of the tables, on the CPU. The n % M samples that are left out are random ones.
+        ``(n // M, M)`` int64 rows of the tables, on the CPU. The n % M excluded samples are random.
 
     Raises
     ------
     ValueError
-        Sizes do not fit, or a share is none.
+        Sizes do not fit, or a setting is out of range.
 
     Notes
     -----
-    Exact: n^2 d products. About a second for 8,192 samples of 64 numbers on one core, and hours for a million.
+    The search is exact: n^2 d products. It takes about a second for 8,192 samples of 64 numbers on one core, and hours
+    for a million.
 
     Examples
     --------
     >>> places = torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=0)
-    >>> rows = torch.nn.functional.normalize(places, dim=1)  # 0 and 1 are alike, 2 and 3...
+    >>> rows = torch.nn.functional.normalize(places, dim=1)  # 0 and 1 are equal, 2 and 3...
     >>> batches = active_batches(rows, rows, 4, np.random.default_rng(0), group_size=2)
     >>> batches[0].reshape(2, 2).sort(dim=1).values.diff(dim=1).flatten().tolist()
     [1, 1]
@@ -96,7 +97,7 @@ def active_batches(
         )
     batches = count // batch_size
     groups_per_batch = int(active_share * batch_size / group_size)
-    # Who is left out is drawn first: by what is left over at the end it would be those without near neighbours.
+    # Draw the excluded samples first: what remains at the end would always be the samples without near neighbours.
     order = rng.permutation(count)[: batches * batch_size]
     usable = np.ones(count, bool) if known is None else known.cpu().numpy()
     groups = _groups(video, audio, order[usable[order]], group_size, neighbours, skip_nearest, rng)
@@ -104,7 +105,7 @@ def active_batches(
     rng.shuffle(groups)
     rest = order[~np.isin(order, groups)]
     laid = np.empty((batches, batch_size), np.int64)
-    # Groups are dealt round, so that where they are too few for all batches each has about as many.
+    # Deal the groups evenly: if there are too few for all batches, every batch still has about as many.
     per_batch = np.full(batches, len(groups) // batches)
     per_batch[: len(groups) % batches] += 1
     taken_groups = taken_rest = 0
@@ -126,7 +127,7 @@ def _groups(
     skip: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Full groups ``(count, size)`` of the rows in ``order``, those of neighbours first."""
+    """Full groups ``(count, size)`` of the rows in ``order``, groups of neighbours first."""
     if len(order) < size:
         return np.empty((0, size), np.int64)
     near = _mutual(_nearest(video[order], audio[order], skip, neighbours))
@@ -152,7 +153,7 @@ def _groups(
 
 
 def _nearest(video: Tensor, audio: Tensor, skip: int, neighbours: int) -> NDArray[np.int64]:
-    """``(n, up to neighbours)``: the others most like each row, nearest first, without the first ``skip``."""
+    """``(n, up to neighbours)``: the nearest neighbours of each row, nearest first, without the first ``skip``."""
     count = len(video)
     most = min(skip + neighbours, count - 1)
     left = torch.cat([video, audio], dim=1).float()
@@ -167,7 +168,7 @@ def _nearest(video: Tensor, audio: Tensor, skip: int, neighbours: int) -> NDArra
 
 
 def _mutual(near: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same, with -1 in the place of a neighbour that has not the row among its own."""
+    """The same, with -1 instead of neighbours that do not have the row among their own neighbours."""
     count = len(near)
     rows = np.arange(count)[:, None]
     mutual: NDArray[np.int64] = np.where(np.isin(rows * count + near, near * count + rows), near, -1)

@@ -1,14 +1,15 @@
 """The active dictionary: a pool of recent keys, a selector, and the dictionary of negatives that it fills.
 
-It has three verbs that change it and one question:
+Three methods change it, and one reads it:
 
-* ``select(queries, count)``: the selector picks ``count`` keys of the pool; they replace the dictionary's oldest.
-* ``refresh(keys)``: the newest of the dictionary's keys are replaced by newer encodings of the same samples.
-* ``push(keys)``: the pool takes in the batch's keys, over its oldest.
-* ``negatives()``: what is in the dictionary now.
+* ``select(queries, count)``: the selector picks ``count`` keys of the pool, which replace the oldest of the dictionary.
+* ``refresh(keys)``: replaces the newest keys of the dictionary by newer encodings of the same samples.
+* ``push(keys)``: adds the batch's keys to the pool, replacing its oldest.
+* ``negatives()``: the current keys of the dictionary.
 
-In a training step: encode, ``select`` with the batch's queries, compute the loss against ``negatives()``, update,
-``push``. The batch's own keys enter the pool after the selection, so they cannot be its negatives in the same step.
+A training step encodes, calls ``select`` with the batch's queries, computes the loss against ``negatives()``, updates,
+and calls ``push``. The batch's own keys enter the pool after the selection, so they cannot be its negatives in the same
+step.
 """
 
 import dataclasses
@@ -36,20 +37,20 @@ class ActiveDictionary(nn.Module):
     pool_size
         N, number of candidate keys once full.
     penultimate_size
-        p, size of the feature that enters the key encoder's last linear layer; needed by the gradients ``last_layer``
-        and ``feature``.
+        p, size of the key encoder's penultimate feature, the input of its last linear layer; needed by the gradients
+        ``last_layer`` and ``feature``.
     temperature
-        tau of the pseudo-posterior, the loss's own as a rule.
+        tau of the pseudo-posterior, usually that of the loss.
     selector
-        ``active`` (the method), or ``newest`` (the plain queue), ``random``, ``hardest``.
+        ``active`` (the paper's method), ``newest`` (the plain queue), ``random`` or ``hardest``.
     gradient
         What the gradient is taken with respect to; see `cmacc.negatives.gradients`.
     initial_centers
-        ``active`` only: ``dictionary`` counts the dictionary's present keys as centers already chosen.
+        ``active`` only: ``dictionary`` counts the keys that stay in the dictionary as centers already chosen.
     allow_repeats
-        Whether a sample may be chosen that stands in the dictionary already, or is in the batch. If not, each sample
-        stands in the dictionary once at most, so it takes at least K + M samples to fill and renew it; and of a
-        sample's several keys in the pool only the newest can be chosen.
+        Whether a sample may be chosen that is already in the dictionary, or is in the batch. If not, each sample is in
+        the dictionary at most once, so that it takes at least K + M samples to fill and renew it. If the pool holds
+        several keys of a sample, only the newest can be chosen.
 
     Raises
     ------
@@ -97,7 +98,7 @@ class ActiveDictionary(nn.Module):
         self.pool = KeyQueue(pool_size, key_size, penultimate_size)
 
     def negatives(self) -> Keys:
-        """The dictionary's keys, oldest first; fewer than K (at first none) until it has filled."""
+        """The keys of the dictionary, oldest first; fewer than K (none at first) until it is full."""
         return self.dictionary.keys()
 
     @torch.no_grad()
@@ -110,28 +111,28 @@ class ActiveDictionary(nn.Module):
         query_ids: Int[Tensor, " queries"] | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> int:
-        """Copy ``count`` keys of the pool (all eligible ones, if they are fewer) into the dictionary, over its oldest.
+        """Copy ``count`` keys of the pool into the dictionary, replacing its oldest; fewer if fewer are eligible.
 
-        They stay in the pool until they are its oldest.
+        The chosen keys stay in the pool until newer ones replace them.
 
         Parameters
         ----------
         queries
-            ``(M, d)``: the batch's queries that the candidates' pseudo-labels are about.
+            ``(M, d)``: the batch's queries, among which the candidates get their pseudo-labels.
         count
-            How many; M in the paper. More than the dictionary's size is a mistake.
+            Number of keys to choose; M in the paper.
         generator
-            Source of randomness, on the CPU. Of several processes the first one's counts.
+            Source of randomness, on the CPU. With several processes, that of the first one is used.
         query_ids
-            ``(M,)``: the batch's sample ids, which without ``allow_repeats`` are not to be chosen.
+            ``(M,)``: the batch's sample ids, which are not chosen unless ``allow_repeats`` is set.
         group
-            Processes that select together: each holds its own part of the pool and gives its own part of the batch;
-            all get the same dictionary. The chosen keys lose their handles: only one process would have their inputs.
+            Processes that select together. Each holds its own part of the pool and passes its own part of the batch;
+            all get the same dictionary. The chosen keys lose their handles, since only one process has their inputs.
 
         Returns
         -------
         int
-            How many were chosen: they are the newest of `negatives`.
+            Number of chosen keys: the newest ones of `negatives`.
 
         Raises
         ------
@@ -162,37 +163,37 @@ class ActiveDictionary(nn.Module):
             available = int(shards.each(eligible.sum()).sum())
             if available >= count:
                 break
-            count = available  # then more keys stay, which bar more candidates
+            count = available  # with fewer new keys, more old ones stay, which excludes more candidates
         picks = torch.zeros(0, dtype=torch.int64)
         if count > 0:
             candidates = Candidates(pool, order, eligible, shards, queries, staying)
             picks = self.selector.select(candidates, count, generator).cpu()
         chosen = Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields()))
         if shards.processes > 1:
-            # Handles are those of the process that encoded the key: of no use to the others.
+            # A handle is only valid on the process that encoded the key.
             chosen = dataclasses.replace(chosen, handles=torch.full_like(chosen.handles, -1))
         self.dictionary.push(chosen)
         return count
 
     def refresh(self, keys: Keys) -> None:
-        """Put newer encodings in the place of the dictionary's newest ``len(keys)`` keys, in the order of `negatives`.
+        """Replace the newest ``len(keys)`` keys of the dictionary by newer encodings, in the order of `negatives`.
 
         Raises
         ------
         ValueError
-            They are not of the same samples, or more than the dictionary holds.
+            The keys are not of the same samples, or more than the dictionary holds.
         """
         self.dictionary.replace_newest(keys)
 
     def push(self, keys: Keys) -> None:
-        """Take a batch's keys into the pool, over its oldest."""
+        """Add a batch's keys to the pool, replacing its oldest."""
         self.pool.push(keys)
 
 
 def _newest_of_its_sample(
     sample_ids: Int[Tensor, " keys"], order: Int[Tensor, " keys"], shards: Shards
 ) -> Bool[Tensor, " keys"]:
-    """Whether no newer key, of any process, is of the same sample."""
+    """Whether a key is the newest one of its sample, over all processes."""
     all_ids, all_orders = shards.table(sample_ids), shards.table(order)
     _, sample = all_ids.unique(return_inverse=True)
     newest = torch.full_like(all_orders, -1).scatter_reduce(0, sample, all_orders, "amax")

@@ -1,4 +1,4 @@
-"""Diverse rows out of many, for choosing what to label or to keep: the dictionary's seeding on tables of any size."""
+"""Select diverse rows from tables of any size, for example samples to label or to keep, by k-means++ seeding."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -24,28 +24,28 @@ def select_diverse(
     memory_bytes: int = 1 << 30,
     progress: bool = True,
 ) -> Int[Tensor, " count"]:
-    """Pick ``count`` rows by exact k-means++ seeding from a table that need not fit into memory.
+    """Pick ``count`` rows by exact k-means++ seeding, from a table that may be larger than memory.
 
-    A pass over the table is a read of the file; there are a few in all, hardly more for a thousand picks than for ten.
+    A pass over the table reads the whole file. There are only a few, hardly more for a thousand picks than for ten.
 
     Parameters
     ----------
     points
-        ``(N, D)``, or ``((N, a), (N, b))`` factors of rank-one rows such as gradient embeddings; tensors or numpy
-        arrays, among them memory maps (``numpy.load(path, mmap_mode="r")``), of a float type.
+        ``(N, D)``, or ``((N, a), (N, b))`` factors of rank-one rows such as gradient embeddings; tensors, numpy arrays
+        or memory maps (``numpy.load(path, mmap_mode="r")``), of a float type.
     count
         Number of picks, 1 <= count <= N.
     initial_centers
-        Rows chosen before, of the same columns, from which the picks shall differ too.
+        Rows chosen before, with the same columns, which count as centres already picked.
     generator
-        Source of randomness, on the CPU; the same state gives the same picks, whatever ``memory_bytes``.
+        Source of randomness, on the CPU; the same state gives the same picks, whatever ``memory_bytes`` is.
     device
-        Where distances are computed; parts of the table are brought there.
+        Where distances are computed; parts of the table are moved there.
     memory_bytes
-        Most memory to use beside the tables: the state of N rows (9 bytes each, of float64 17), ``initial_centers``, a
-        part of the table, a block's work.
+        Maximum memory beside the tables: the state of N rows (9 bytes each; 17 for float64), ``initial_centers``, a
+        part of the table, and the work of a block.
     progress
-        Whether to show a bar on stderr where that is a terminal.
+        Whether to show a progress bar on stderr, if that is a terminal.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def select_diverse(
     Raises
     ------
     ValueError
-        Shapes do not fit, ``count`` is more than the rows, a row holds NaN or infinity, or ``memory_bytes`` is too few.
+        Shapes do not fit, ``count`` is more than the rows, a row holds NaN or infinity, or ``memory_bytes`` is too low.
 
     Examples
     --------
@@ -80,16 +80,16 @@ def select_diverse(
 
 
 def _part_rows(tables: tuple[Array, ...], center_rows: int, memory_bytes: int) -> int:
-    """Rows that can be worked on at a time in what the whole table's state leaves of the memory."""
+    """Number of rows in a part that fit into the memory that the state of the whole table leaves."""
     count, width = len(tables[0]), sum(table.shape[1] for table in tables)
-    # A part as read, in working precision, and measured from the midst; its distances to a tile of centres, twice.
+    # A part as read, in working precision, and centred; its distances to a tile of centres, twice.
     number = working_type(tables).itemsize
     a_row = 8 * (3 * width + 2 * CENTRES_AT_A_TIME)
     fixed = (
         (2 * number + 1) * count  # nearest distance, squared length, and whether the row may still be picked
-        + 24 * min(count, SUMMED_ROWS)  # the sums' whole numbers
+        + 24 * min(count, SUMMED_ROWS)  # the integers to sum
         + 4 * number * MOST_PROPOSALS * (MOST_PROPOSALS + width)  # a block's rows and distances
-        + 4 * number * width * center_rows  # in working precision, scaled, and measured from the midst
+        + 4 * number * width * center_rows  # in working precision, scaled, and centred
     )
     rows = (memory_bytes - fixed) // a_row
     if rows < min(count, 64):
@@ -97,7 +97,7 @@ def _part_rows(tables: tuple[Array, ...], center_rows: int, memory_bytes: int) -
             f"select_diverse: memory_bytes must be at least {fixed + 64 * a_row} for {count} rows of {width} columns "
             f"and {center_rows} initial centers, got {memory_bytes}"
         )
-    # More than fits into a processor's cache would only be slower.
+    # Parts larger than the processor's cache would only be slower.
     return int(min(rows, max(256, (1 << 22) // width)))
 
 
@@ -105,11 +105,11 @@ def _part_rows(tables: tuple[Array, ...], center_rows: int, memory_bytes: int) -
 def _bar(
     row_count: int, pick_count: int, wanted: bool
 ) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
-    """What to call with rows read and with picks made."""
+    """Callbacks for rows read and for picks made."""
     if not (wanted and sys.stderr.isatty()):
         yield (lambda rows: None), (lambda picked: None)
         return
-    from rich.console import Console  # of the whole room only this wants it
+    from rich.console import Console  # only this function of the folder needs it
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True)) as progress:

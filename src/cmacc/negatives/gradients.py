@@ -1,14 +1,14 @@
-r"""Gradient embeddings of candidate keys, in factors that are never multiplied out.
+r"""Gradient embeddings of candidate keys, as factors that are never multiplied out.
 
-A candidate key n = z / |z|, z = W p, is asked which query of the batch it belongs to: P_j = softmax_j(n . q_j / tau),
-with the pseudo-label y = argmax_j P_j (Ma et al., 2021, section 3.2; after BADGE, Ash et al., 2020). The gradient of
-the cross entropy CE(P, y) is
+The pseudo-posterior says which query of the batch a candidate key n = z / |z|, z = W p, belongs to:
+P_j = softmax_j(n . q_j / tau), with the pseudo-label y = argmax_j P_j (Ma et al., 2021, section 3.2; after BADGE, Ash
+et al., 2020). The gradient of the cross entropy CE(P, y) is
 
 * at the key,              s = sum_j (P_j - [j = y]) q_j / tau                    (``key``; the authors' released code)
 * at the layer's output,   r = (s - (s . n) n) / |z|                              (back through the L2 norm)
 * at the layer's weight W, g = r p^T                                              (``last_layer``)
 
-g has d x p numbers a candidate, but <g_i, g_j> = <r_i, r_j> <p_i, p_j>: the pair (r, p) is all that seeding needs.
+g has d x p numbers per candidate, but <g_i, g_j> = <r_i, r_j> <p_i, p_j>, so seeding only needs the pair (r, p).
 """
 
 from dataclasses import dataclass
@@ -45,12 +45,12 @@ def gradient_factors(
     keys
         n candidates of one modality.
     queries
-        ``(M, d)`` queries, of length one: of the other modality for cross-modal pseudo-labels, of the candidates' own
-        for within-modal ones.
+        ``(M, d)``, L2-normalised queries: of the other modality for cross-modal pseudo-labels, of the candidates'
+        modality for within-modal ones.
     temperature
         tau > 0.
     gradient
-        ``last_layer``, ``key``, or ``feature``: no gradient at all but the penultimate feature, for diversity alone.
+        ``last_layer``, ``key``, or ``feature``: the penultimate feature instead of a gradient, for diversity only.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def gradient_factors(
     Raises
     ------
     ValueError
-        ``gradient`` is unknown, or asks for a penultimate feature that the keys do not have; the temperature is not
+        ``gradient`` is unknown, or needs a penultimate feature that the keys do not have; the temperature is not
         positive; there is no query.
     """
     if gradient not in get_args(GradientName):
@@ -88,12 +88,13 @@ def gradient_factors(
 def key_gradients(
     keys: Float[Tensor, "keys dim"], queries: Float[Tensor, "queries dim"], temperature: float
 ) -> Float[Tensor, "keys dim"]:
-    """s_i: gradient of the pseudo-label's cross entropy at each key, taken as a free vector."""
-    # Autocast would leave three digits of what the softmax then takes to the power of 1 / tau.
+    """s_i: gradient of the pseudo-label's cross entropy with respect to each key, ignoring the L2 norm."""
+    # Autocast would keep three digits, and the softmax amplifies the error by 1 / tau.
     with torch.autocast(keys.device.type, enabled=False):
         posterior = (keys @ queries.T / temperature).softmax(dim=1)
         label = posterior.argmax(1, keepdim=True)
-        # P_y - 1 as minus the sum of the others: a confident candidate's P_y rounds to 1, and its order would be lost.
+        # P_y - 1 as minus the sum of the others: P_y of a confident candidate rounds to 1, and the difference to 0,
+        # which would lose the order of the confident ones.
         others = posterior.scatter(1, label, 0.0)
         residual = others.scatter(1, label, -others.sum(1, keepdim=True))
         return residual @ queries / temperature

@@ -1,9 +1,9 @@
-"""A buffer of the samples' compact inputs, so that a chosen key can be re-encoded by the key encoder of the moment.
+"""A buffer of the samples' compact inputs, so that chosen keys can be re-encoded with the current key encoder.
 
-Held are whatever tensors the caller needs for that, as they are: uint8 frames and half-precision waveforms, not the
-float tensors that enter an encoder. What it costs is `InputBuffer.byte_count`; at the paper's size (N = 38,400 clips of
-16 x 112 x 112 frames and 2 s of sound at 16 kHz) 25.6 GB. The buffer is no part of a state dict: its inputs are those
-of the last steps' batches, and a resumed run reads them again.
+It holds the tensors that the caller needs for this: uint8 frames and half-precision waveforms, not the float tensors
+that enter an encoder. `InputBuffer.byte_count` is its size; at the paper's size (N = 38,400 clips of 16 x 112 x 112
+frames and 2 s of audio at 16 kHz) 25.6 GB. The buffer is not part of a state dict: it only holds inputs of the last
+batches, and a resumed run reads them again.
 """
 
 import torch
@@ -17,11 +17,11 @@ class InputBuffer:
     Parameters
     ----------
     capacity
-        Most samples held.
+        Maximum number of samples.
     device
-        Where they are held: the host, or the accelerator.
+        Where they are held: the host or the accelerator.
     first_handle
-        The first sample's handle: above 0 where the buffer goes on after samples that it never saw (a resumed run).
+        Handle of the first sample; above 0 if the buffer continues after samples it never saw (a resumed run).
 
     Raises
     ------
@@ -50,16 +50,16 @@ class InputBuffer:
 
     @property
     def byte_count(self) -> int:
-        """Bytes that the buffer occupies, from the first push on."""
+        """Size of the buffer in bytes; 0 before the first push."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def push(self, inputs: dict[str, Tensor]) -> Int[Tensor, " samples"]:
-        """Take in a batch over the oldest, and hand out a handle for each sample.
+        """Add a batch, overwriting the oldest samples, and return a handle for each sample.
 
         Parameters
         ----------
         inputs
-            Tensors with one row a sample; at every push of the same names, row shapes and types.
+            Tensors with one row per sample; names, row shapes and types are the same at every push.
 
         Raises
         ------
@@ -87,11 +87,11 @@ class InputBuffer:
         return handles
 
     def has(self, handles: Int[Tensor, " samples"]) -> Bool[Tensor, " samples"]:
-        """Which of the handles' inputs are still held."""
+        """Which inputs are still in the buffer."""
         return (handles >= self._first) & (handles < self._next)
 
     def take(self, handles: Int[Tensor, " samples"], name: str) -> Tensor:
-        """The inputs of that name of handles, on the buffer's device.
+        """The inputs of that name for the handles, on the buffer's device.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""A ring buffer of keys: first in, first out, with the sample and the step that each key comes from."""
+"""A ring buffer of keys (first in, first out), with the sample and the step of each key."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Keys:
-    """n keys and what selection needs to know of them.
+    """n keys, with everything that selection needs.
 
     Attributes
     ----------
     embedding
-        ``(n, d)``, of length one.
+        ``(n, d)``, L2-normalised.
     length
-        ``(n,)``: the embedding's length before it was normalised.
+        ``(n,)``: norm of the embedding before normalisation.
     penultimate
-        ``(n, p)``: what entered the encoder's last linear layer; p is 0 where no selector asks for it.
+        ``(n, p)``: input of the encoder's last linear layer; p is 0 if no selector needs it.
     sample_ids
-        ``(n,)`` int64: which sample each key is of.
+        ``(n,)`` int64: the sample of each key.
     steps
-        ``(n,)`` int64: at which training step it was encoded.
+        ``(n,)`` int64: the training step at which it was encoded.
     handles
-        ``(n,)`` int64: what `InputBuffer.push` gave for the key's input; -1 where inputs are not kept.
+        ``(n,)`` int64: handle of the key's input, from `InputBuffer.push`; -1 if inputs are not kept.
 
     Raises
     ------
     ValueError
-        A field has another number of axes, or of rows, than this.
+        A field has the wrong number of axes or rows.
     """
 
     embedding: Float[Tensor, "keys dim"]
@@ -43,7 +43,7 @@ class Keys:
     def __post_init__(self) -> None:
         for field, value in zip(dataclasses.fields(self), self.fields(), strict=True):
             name, axes = field.name, 2 if field.name in ("embedding", "penultimate") else 1
-            # A single row would otherwise be broadcast over the others without a word.
+            # A single row would be broadcast over the others without an error.
             if value.ndim != axes or len(value) != len(self.embedding):
                 raise ValueError(
                     f"Keys: {name} must have {axes} axes and as many rows as embedding, {tuple(self.embedding.shape)}, "
@@ -71,7 +71,7 @@ class Keys:
         penultimate: Tensor | None = None,
         handles: Tensor | None = None,
     ) -> "Keys":
-        """Keys of one step; without ``penultimate`` they serve every gradient but ``last_layer`` and ``feature``."""
+        """Keys of one step. Without ``penultimate``, the gradients ``last_layer`` and ``feature`` are not available."""
         return cls(
             embedding=embedding,
             length=length if length is not None else embedding.new_ones(len(embedding)),
@@ -83,16 +83,16 @@ class Keys:
 
 
 class KeyQueue(nn.Module):
-    """A ring buffer of at most ``capacity`` keys, in persistent buffers, so that a state dict holds the queue.
+    """A ring buffer of at most ``capacity`` keys, in persistent buffers, so that it is part of the state dict.
 
     Parameters
     ----------
     capacity
-        Most keys held.
+        Maximum number of keys.
     key_size
-        d.
+        d, size of the embeddings.
     penultimate_size
-        p, or 0.
+        p, size of the penultimate features, or 0.
 
     Raises
     ------
@@ -105,7 +105,7 @@ class KeyQueue(nn.Module):
     >>> for step in range(2):
     ...     ids = torch.tensor([2 * step, 2 * step + 1])
     ...     queue.push(Keys.from_embedding(torch.ones(2, 2), ids, step))
-    >>> queue.keys().sample_ids  # oldest first; the very first key has made room
+    >>> queue.keys().sample_ids  # oldest first; the first key was overwritten
     tensor([1, 2, 3])
     """
 
@@ -133,7 +133,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("sample_ids", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("steps", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("handles", torch.full((capacity,), -1, dtype=torch.int64))
-        # Keys pushed since the beginning. Reading it waits for a GPU, once a push and once for `keys`.
+        # Keys pushed since the beginning. Reading it synchronises with a GPU: once per push, and once in `keys`.
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def __len__(self) -> int:
@@ -141,12 +141,12 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Keys) -> None:
-        """Write keys over the oldest ones. Of more keys than ``capacity`` the last ``capacity`` stay.
+        """Overwrite the oldest keys. If there are more keys than ``capacity``, only the last ``capacity`` are kept.
 
         Raises
         ------
         ValueError
-            The keys' sizes are not the queue's.
+            The sizes of the keys are not those of the queue.
         """
         self._check_sizes("push", keys)
         start = int(self.pushed)
@@ -158,12 +158,13 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def replace_newest(self, keys: Keys) -> None:
-        """Write keys over the newest ``len(keys)``, the oldest of them first.
+        """Overwrite the newest ``len(keys)`` keys, the oldest of them first.
 
         Raises
         ------
         ValueError
-            The keys' sizes are not the queue's, they are more than it holds, or not of the samples that stand there.
+            The sizes of the keys are not those of the queue, there are more keys than it holds, or they are not of the
+            same samples as the keys that they replace.
         """
         self._check_sizes("replace_newest", keys)
         start = int(self.pushed) - len(keys)
@@ -175,26 +176,26 @@ class KeyQueue(nn.Module):
         self._write(start, keys)
 
     def keys(self) -> Keys:
-        """The held keys, oldest first. Always a copy: a push before the backward must not change the negatives."""
+        """A copy of the keys, oldest first. It is a copy because a push before the backward pass must not change it."""
         pushed = int(self.pushed)
         oldest = max(0, pushed - self.capacity)
         places = self._places(oldest, pushed - oldest)
         return Keys(*(getattr(self, field.name)[places] for field in dataclasses.fields(Keys)))
 
     def held(self) -> tuple[Keys, Int[Tensor, " keys"]]:
-        """The held keys as they lie in the ring, not copied (the next push changes them), and when each was pushed.
+        """A view of the keys in ring order, and when each was pushed. The next push changes the view.
 
         Returns
         -------
         Keys
             ``n`` keys, in no particular order.
         Tensor
-            ``(n,)`` int64: how many keys had been pushed before each, so that a greater number is newer.
+            ``(n,)`` int64: number of keys pushed before each key, so that a larger number is newer.
         """
         pushed = int(self.pushed)
         count = min(pushed, self.capacity)
         places = torch.arange(count, device=self.embedding.device)
-        # The next push would write to place `pushed % capacity`; the places before it hold the newest.
+        # The next push writes to place `pushed % capacity`; the places before it hold the newest keys.
         return (
             Keys(*(getattr(self, field.name)[:count] for field in dataclasses.fields(Keys))),
             pushed - 1 - (pushed - 1 - places) % self.capacity,

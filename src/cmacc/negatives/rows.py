@@ -1,18 +1,18 @@
-"""Rows to choose among: flat, or rank-one in factors; read a part at a time, with distances that do not cancel.
+"""Rows for k-means++: plain, or rank-one as factors; read in parts, with distances that do not suffer cancellation.
 
 A pair of factors (left, right) stands for the rows left_i (outer) right_i, which are never formed:
 
     |g_i - g_c|^2 = |l_i|^2 |r_i|^2 + |l_c|^2 |r_c|^2 - 2 <l_i, l_c> <r_i, r_c>
 
-as matrix products, which is what makes it fast. Their price is cancellation: in float32 a squared distance below about
-1/4096 of the squared lengths has few right digits left. Such pairs are few, are seen in the result, and are done
-again from differences. With lengths s = |l| |r| and unit vectors u, v along the factors,
+These are matrix products, and therefore fast. Their price is cancellation: in float32, a squared distance below about
+1/4096 of the squared lengths has few correct digits. Such pairs are rare and recognisable by their result, and are
+recomputed from differences. With lengths s = |l| |r| and unit vectors u, v along the factors,
 
     |g_i - g_c|^2 = (s_i - s_c)^2 + 2 s_i s_c (a + b - a b),   a = |u_i - u_c|^2 / 2,   b = |v_i - v_c|^2 / 2
 
-where a and b are at most one (a pair with both factors reversed is first turned round), so that nothing is negative.
-Copies of a row are thus at distance zero and near copies at their true small distance. Flat rows are measured from a
-point in their midst, since a large common mean would make all of them near copies.
+where a and b are at most one (a pair with both factors reversed is first flipped), so that no term is negative. Copies
+of a row are then at distance zero, and near copies at their true small distance. Plain rows are centred on a point
+between them, because a large common mean would make all of them near copies.
 """
 
 import math
@@ -31,21 +31,21 @@ from cmacc.negatives.shards import Shards
 
 Array = Tensor | NDArray[np.floating]
 
-# A squared distance below this share of the squared length is computed again: float32 has then lost half of its digits.
+# A squared distance below this share of the squared length is recomputed: float32 has lost half of its digits there.
 _NEAR = 2.0**-12
-# BLAS takes other routes for few rows or columns, which differ in the last bit. With matrix products padded to these a
-# row's distances do not depend on how many rows stand beside it: the picks do not depend on the number of processes.
+# BLAS uses other kernels for few rows or columns, which differ in the last bit. With matrix products padded to these
+# sizes, the distances of a row do not depend on the number of rows beside it, and hence on the number of processes.
 _LEAST_ROWS, _CENTRES_MULTIPLE = 32, 8
-# Rows are scaled unless the longest is between these: else fourth powers would come near the ends of float32's range.
+# Rows are scaled unless the longest is in this range; otherwise fourth powers would approach the limits of float32.
 _SHORT, _LONG = 2.0**-8, 2.0**16
 _NUMPY_FLOATS = (np.float16, np.float32, np.float64)
-# Rows whose median is the point from which flat rows are measured.
+# Number of rows whose median is the point on which plain rows are centred.
 _MIDST_ROWS = 15
 
 
 @dataclass(frozen=True)
 class Centres:
-    """Rows that were taken out to measure others from, on every process: factors, and squared lengths ``(n,)``."""
+    """Rows to measure distances to, on every process: their factors, and squared lengths ``(n,)``."""
 
     factors: tuple[Tensor, ...]
     squared_lengths: Tensor
@@ -63,27 +63,27 @@ class Centres:
 
 
 class Rows:
-    """n rows in one table ``(n, D)`` or two, ``(n, a)`` and ``(n, b)``; nothing of the tables' size is copied.
+    """n rows in one table ``(n, D)`` or two, ``(n, a)`` and ``(n, b)``. Nothing of the tables' size is copied.
 
     Parameters
     ----------
     tables
         Tensors, or numpy arrays such as memory maps; of a float type.
     shards
-        Where the rows lie in the table of all processes.
+        The places of the rows in the table of all processes.
     device
-        Where distances are computed, and to where parts of the tables are brought.
+        Where distances are computed; parts of the tables are moved there.
     part_rows
-        Most rows worked on at a time.
+        Maximum number of rows in a part.
     owner
-        Whose input the rows are, for messages.
+        Name of the calling function, for error messages.
     initial_centers
-        Rows of other tables, the same on every process, that distances shall be measured from.
+        Rows of other tables, the same on every process, that count as centres.
     eligible
-        ``(n,)``: rows that may be picked; all by default. The others may hold NaN or infinity, and are then taken as
-        zeros, so that they touch neither scales nor distances.
+        ``(n,)``: rows that may be picked. Default: all. The others may hold NaN or infinity; such rows are treated as
+        zeros, so that they affect neither scales nor distances.
     on_read
-        Called with the number of rows of each part when it has been worked on.
+        Called after each part, with its number of rows.
 
     Raises
     ------
@@ -115,13 +115,13 @@ class Rows:
             None if initial_centers is None else tuple(_of(table, slice(None)) for table in initial_centers)
         )
         self._owner, self._on_read = owner, on_read
-        # Products of half-precision numbers overflow and lose the small distances: float32 at least.
+        # At least float32: products of half-precision numbers overflow, and lose the small distances.
         self.dtype = working_type(tables)
         self._scales = [1.0] * len(tables)
         self._void: Tensor | None = None
         self._midst = self._find_midst()
         self.squared_lengths, longest = self._measure()
-        # NaN and infinity are out of range too: rows that are looked at closely are rare, and cost one more pass.
+        # NaN and infinity are out of range too. Looking for them costs another pass, which is rarely needed.
         if not _in_range(longest) and self._exclude_void(eligible):
             self._midst = self._find_midst()
             self.squared_lengths, longest = self._measure()
@@ -136,7 +136,7 @@ class Rows:
         return len(self.tables[0])
 
     def parts(self) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-        """Own rows, part by part: where, and their factors (one for flat rows), ready to be multiplied."""
+        """The rows of this process in parts: the slice, and the factors (one for plain rows), ready for products."""
         for part in self._slices():
             yield part, self._read(part)
             self._on_read(part.stop - part.start)
@@ -146,7 +146,7 @@ class Rows:
             yield slice(start, min(start + self.part_rows, len(self)))
 
     def take(self, indices: Int[Tensor, " picks"]) -> Centres:
-        """Rows of the whole table, by their places in it; on every process."""
+        """Rows of the whole table by their places, on every process."""
         widths = [table.shape[1] for table in self.tables]
         factors = self.shards.fetch(indices, lambda own: torch.cat(self._read(own), dim=1)).split(widths, dim=1)
         return Centres.of(tuple(factors))
@@ -162,7 +162,7 @@ class Rows:
         return tuple(table.masked_fill(void.to(table.device)[:, None], 0) for table in tables)
 
     def _exclude_void(self, eligible: Bool[Tensor, " rows"] | None) -> bool:
-        """Note the rows that are neither finite nor eligible; whether any process has one."""
+        """Find rows that are neither finite nor eligible; returns whether any process has one."""
         if eligible is None:
             return False
         finite = [self._finite(part) for part in self._slices()]
@@ -174,7 +174,7 @@ class Rows:
         return torch.stack([torch.isfinite(factor).all(1) for factor in self._raw(part)]).all(0)
 
     def _ready(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """In working type, scaled, and for flat rows measured from the midst."""
+        """The tables in working type, scaled, and (plain rows) centred."""
         factors = tuple(
             factor if scale == 1 else factor * scale
             for factor, scale in zip((t.to(self.device, self.dtype) for t in tables), self._scales, strict=True)
@@ -182,7 +182,7 @@ class Rows:
         return factors if self._midst is None else (factors[0] - self._midst,)
 
     def _find_midst(self) -> Tensor | None:
-        """For flat rows the median, column by column, of some that lie evenly in the table."""
+        """For plain rows: the column-wise median of a few rows spread evenly over the table."""
         if len(self.tables) > 1 or self.shards.count == 0:
             return None
         self._midst = None
@@ -190,9 +190,9 @@ class Rows:
         return self.take(spread).factors[0].sort(dim=0).values[_MIDST_ROWS // 2]
 
     def _measure(self) -> tuple[Float[Tensor, " rows"], list[float]]:
-        """Squared length of every own row; the greatest length of every factor, all processes and initial centers."""
+        """Squared lengths of this process's rows; the largest length of each factor, over processes and centers."""
         squared = torch.empty(len(self), dtype=self.dtype, device=self.device)
-        # In the working type: some devices have no float64 (Apple's MPS), and a maximum needs no more digits.
+        # In the working type: some devices have no float64 (Apple's MPS), and a maximum does not need it.
         longest = torch.zeros(len(self.tables), dtype=self.dtype, device=self.device)
         for part, factors in self.parts():
             lengths = _lengths(factors)
@@ -203,7 +203,7 @@ class Rows:
         return squared, self.shards.each(longest).amax(0).tolist()
 
     def _largest_entries(self) -> list[float]:
-        """The greatest absolute entry of every factor, of all processes and of the initial centers."""
+        """The largest absolute entry of each factor, over all processes and the initial centers."""
         peaks = torch.zeros(len(self.tables), dtype=self.dtype)
         for part in self._slices():
             peaks = torch.maximum(peaks, _peaks(self._raw(part), self.dtype))
@@ -236,12 +236,12 @@ def check_tables(
     like: tuple[Array, ...] | None = None,
     kinds: tuple[type, ...] = (Tensor,),
 ) -> tuple[Array, ...]:
-    """One table of flat rows or two of factors.
+    """Check and return the tables: one of plain rows, or two of factors.
 
     Raises
     ------
     ValueError
-        They are not, are of no float type or none of ``kinds``, or have other columns than ``like``.
+        The shapes, types or columns (compared with ``like``) are wrong, or a table is none of ``kinds``.
     """
     tables = points if isinstance(points, tuple) else (points,)
     if not tables or not all(isinstance(table, kinds) for table in tables):
@@ -265,13 +265,13 @@ def check_tables(
 
 
 def working_type(tables: tuple[Array, ...]) -> torch.dtype:
-    """float64 if a table is of it, else float32."""
+    """float64 if a table has that type, else float32."""
     is_double = any(table.dtype in (torch.float64, np.float64) for table in tables)
     return torch.float64 if is_double else torch.float32
 
 
 def _is_float(table: Array) -> bool:
-    """Whether the table is of a float type that torch has."""
+    """Whether the table has a float type that torch supports."""
     return table.is_floating_point() if isinstance(table, Tensor) else table.dtype in _NUMPY_FLOATS
 
 
@@ -280,27 +280,27 @@ def _in_range(lengths: list[float]) -> bool:
 
 
 def _peaks(tables: tuple[Tensor, ...], dtype: torch.dtype) -> Float[Tensor, " tables"]:
-    """The greatest absolute entry of each, on the CPU; NaN where there is one."""
+    """The largest absolute entry of each table, on the CPU; NaN if it holds one."""
     return torch.stack([torch.stack(torch.aminmax(table.to(dtype))).abs().amax().cpu() for table in tables])
 
 
 def _scale(largest: float, dtype: torch.dtype) -> float:
-    """D^2 sampling does not see a scale; a power of two changes no digit."""
-    most = 126 if dtype == torch.float32 else 1022  # beyond, the power itself is no number of the type
+    """A power of two that brings the largest entry close to one: it changes no digits, and no D^2 probability."""
+    most = 126 if dtype == torch.float32 else 1022  # beyond it, the power itself is out of the type's range
     return 2.0 ** max(-most, min(most, 1 - math.frexp(largest)[1])) if largest > 0 else 1.0
 
 
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
-    """Products in full float32: autocast, TF32 and bf16 would take the small differences that are wanted.
+    """Compute products in full float32: autocast, TF32 and bf16 would lose the small differences that matter here.
 
-    Autocast is switched off for this thread alone. The precision of products can only be set for the whole process: it
-    is touched only where the calling program has lowered it, and put back at the end. Another thread's products are
-    more exact and slower meanwhile.
+    Autocast is disabled for this thread only. The precision of products can only be set for the whole process. It is
+    changed only if the calling program has lowered it, and restored at the end. Meanwhile, products of other threads
+    are more exact and slower.
     """
     lowered: list[tuple[Any, str]] = []
     precision = "highest"
-    # torch has two ways to say so, and refuses the older one once the caller has used the newer.
+    # torch has two interfaces for this, and the older one raises once the caller has used the newer one.
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:
@@ -323,12 +323,12 @@ def exact_products(device: torch.device) -> Iterator[None]:
 def squared_distances(
     factors: tuple[Tensor, ...], squared_lengths: Float[Tensor, " rows"], centres: Centres
 ) -> Float[Tensor, "rows centres"]:
-    """From every row to every centre, none negative, right to a part in a hundred however near."""
+    """Squared distances of every row to every centre: none negative, and accurate to one percent however close."""
     count = len(centres)
     padded = centres[torch.arange(-(-count // _CENTRES_MULTIPLE) * _CENTRES_MULTIPLE) % count]
     squared = _products(factors, padded.factors)[:, :count]
     squared.mul_(-2).add_(centres.squared_lengths).add_(squared_lengths[:, None])
-    # A near pair has nearly equal lengths, so that the row's own length tells which pairs are near.
+    # The two rows of a near pair have nearly equal lengths, so the row's own length is enough to recognise it.
     suspects = (squared.amin(1) <= _NEAR * squared_lengths).nonzero().flatten()
     if len(suspects) > 0:
         near = squared[suspects] <= _NEAR * squared_lengths[suspects, None]
@@ -340,7 +340,7 @@ def squared_distances(
 
 
 def _products(lefts: tuple[Tensor, ...], rights: tuple[Tensor, ...]) -> Float[Tensor, "rows centres"]:
-    """Inner products of rows and centres; of rank-one rows, the product of their factors' ones."""
+    """Inner products of rows and centres; for rank-one rows, the product over the factors."""
     rows = len(lefts[0])
     result: Tensor | None = None
     for left, right in zip(lefts, rights, strict=True):
@@ -355,14 +355,14 @@ def _products(lefts: tuple[Tensor, ...], rights: tuple[Tensor, ...]) -> Float[Te
 def _from_differences(
     factors: tuple[Tensor, ...], others: tuple[Tensor, ...], row: Int[Tensor, " pairs"], other: Int[Tensor, " pairs"]
 ) -> Float[Tensor, " pairs"]:
-    """Squared distances of pairs that are near, without cancellation."""
+    """Squared distances of near pairs, without cancellation."""
     if len(factors) == 1:
         return (factors[0][row] - others[0][other]).square().sum(1)
     own_length = other_length = torch.ones((), device=row.device)
     halves = []
     for factor, table in zip(factors, others, strict=True):
         (u, u_length), (w, w_length) = _unit(factor[row]), _unit(table[other])
-        # The smaller of the two angles between the lines along the factors, as 1 - |cos|: at most one.
+        # The smaller of the two angles between the lines along the factors, as 1 - |cos|, at most one.
         halves.append(torch.minimum((u - w).square().sum(1), (u + w).square().sum(1)) / 2)
         own_length, other_length = own_length * u_length, other_length * w_length
     a, b = halves
@@ -382,5 +382,5 @@ def _of(table: Array, which: slice | Tensor) -> Tensor:
     if isinstance(table, Tensor):
         rows: Tensor = table[which if isinstance(which, slice) else which.to(table.device)]
         return rows
-    # A copy: a memory map may be read-only, which torch would warn of.
+    # A copy, because torch warns about read-only arrays, such as memory maps.
     return torch.from_numpy(np.array(table[which if isinstance(which, slice) else which.numpy()]))

@@ -1,19 +1,19 @@
-"""k-means++ seeding (Arthur and Vassilvitskii, 2007): D^2 sampling of rows, exact, without Lloyd iterations.
+"""k-means++ seeding (Arthur and Vassilvitskii, 2007): exact D^2 sampling of rows, without Lloyd iterations.
 
-A D^2 sampler need not pass over the rows for every pick. A *block* draws T proposals at once from the D^2 distribution
-of its beginning, and goes through them in order: proposal x is accepted with probability
+D^2 sampling does not need a pass over the rows for every pick. Instead, it works in *blocks*:
 
-    D_now^2(x) / D_block^2(x)
+1. Draw T proposals at once from the D^2 distribution at the beginning of the block.
+2. Go through them in order. Accept proposal x with probability D_now^2(x) / D_block^2(x), where D_now includes the
+   centres accepted within the block. This only needs the T x T distances between the proposals.
+3. Update the distances for all accepted centres in one pass over the rows, a matrix product.
 
-where D_now counts the centres accepted within the block, for which only the T x T distances among the proposals are
-needed. This is rejection sampling, so every accepted row is an exact D^2 sample; what is left of the block when it ends
-changes nothing, for the next block draws its own proposals. One pass over the rows, as a matrix product, then counts
-all accepted centres. A block of one proposal is the textbook's form (``one_by_one``).
+This is rejection sampling, so every accepted row is an exact D^2 sample. The proposals that remain when a block ends do
+not matter, because the next block draws its own. A block of one proposal is the textbook algorithm (``one_by_one``).
 
-Rows are drawn by whole numbers: squared distances are taken to the nearest multiple of max D^2 / 2^(61 - log2 N), and
-sums of whole numbers do not depend on their order. So the same seed gives the same picks on every run and, where a
-row's distances do not depend on the rows beside it (see `rows`; seen on CPUs), for every number of processes. The price
-is a bias below the rounding of the distances.
+Rows are drawn with integer weights. Squared distances are rounded to multiples of max D^2 / 2^(61 - log2 N), and
+integer sums do not depend on their order. The same seed therefore gives the same picks on every run, and for every
+number of processes, as long as the distances of a row do not depend on the rows beside it (see `rows`; verified on
+CPUs). The price is a bias below the rounding error of the distances.
 """
 
 import math
@@ -35,10 +35,10 @@ from cmacc.negatives.shards import Shards
 Points = Tensor | tuple[Tensor, Tensor]
 MethodName = Literal["auto", "blocks", "one_by_one"]
 
-# Rows whose weights are summed at a time, and centres measured to at a time: bound the memory of a pass.
+# Number of rows whose weights are summed at a time, and of centres in a tile: they bound the memory of a pass.
 SUMMED_ROWS = 1 << 20
 CENTRES_AT_A_TIME = 512
-# Proposals of a block at most: their distances among themselves are as many squared.
+# Maximum number of proposals of a block, because the number of distances between them is its square.
 MOST_PROPOSALS = 1024
 
 
@@ -53,10 +53,10 @@ def kmeans_plusplus(
     eligible: Bool[Tensor, " rows"] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Int[Tensor, " count"]:
-    """Pick ``count`` distinct rows: the first uniformly, each next with probability proportional to D^2.
+    """Pick ``count`` distinct rows: the first uniformly, each further one with probability proportional to D^2.
 
-    D is the distance to the nearest row picked before. Where every remaining row coincides with a picked one, the rest
-    is drawn uniformly among the rows not yet picked, so that the indices are always distinct.
+    D is the distance to the nearest row picked before. If every remaining row coincides with a picked one, the rest is
+    drawn uniformly among the rows not yet picked, so that the indices are always distinct.
 
     Parameters
     ----------
@@ -65,22 +65,22 @@ def kmeans_plusplus(
     count
         Number of picks, 1 <= count <= N.
     generator
-        Source of randomness on the CPU, whatever the device of ``points``; one number is taken from it. The same state
-        gives the same picks. Of several processes the first one's counts.
+        Source of randomness on the CPU, whatever the device of ``points``; one number is drawn from it. The same state
+        gives the same picks. With several processes, that of the first one is used.
     local_trials
-        Above 1, greedy k-means++: of that many D^2 draws the one that leaves the least sum of D^2 becomes the pick.
-        Two passes over the rows, and a wait for a GPU, each pick.
+        Above 1: greedy k-means++. Each pick is the best of that many D^2 draws, the one with the smallest remaining sum
+        of D^2. Each pick takes two passes over the rows, and synchronises with a GPU.
     method
-        ``blocks`` (few passes over the rows), ``one_by_one`` (one a pick), or ``auto``: blocks, or for
-        ``local_trials`` > 1 the only one there is, one by one. Both give the same distribution, not the same picks.
+        ``blocks`` (few passes over the rows), ``one_by_one`` (one pass per pick), or ``auto``: blocks, or one by one if
+        ``local_trials`` > 1. Both sample the same distribution, but give different picks.
     initial_centers
-        ``(K, D)``, or factors: centres chosen before, which D counts from the beginning. Then no pick is uniform.
+        ``(K, D)``, or factors: centres chosen before, which D includes from the beginning. Then no pick is uniform.
     eligible
-        ``(N,)``: rows that may be picked; all, if not given.
+        ``(N,)``: rows that may be picked. Default: all.
     group
-        Processes of which each calls this with its own part of the rows; parts may differ in size. ``initial_centers``
-        is the same on all. The indices are places in all parts, one after another by rank, and on CPUs of one kind do
-        not depend, for one seed, on the number of processes.
+        Processes that seed together. Each passes its own part of the rows; parts may differ in size.
+        ``initial_centers`` is the same on all. Indices count over all parts in the order of rank. On CPUs of one kind,
+        they do not depend on the number of processes.
 
     Returns
     -------
@@ -138,7 +138,7 @@ def kmeans_plusplus(
 
 @dataclass(frozen=True)
 class Seeding:
-    """Picks ``(count,)`` on the CPU, and what they took: passes over the rows, and proposals drawn."""
+    """Picks ``(count,)`` on the CPU, with the number of passes over the rows and of proposals."""
 
     indices: Int[Tensor, " count"]
     passes: int
@@ -156,9 +156,9 @@ def seed(
     on_picked: Callable[[int], None] = lambda picked: None,
     owner: str,
 ) -> Seeding:
-    """The bare loop of `kmeans_plusplus`, on random numbers seeded by ``number``.
+    """The loop of `kmeans_plusplus` without its checks, with random numbers seeded by ``number``.
 
-    ``most_proposals`` fixes the size of the blocks; None suits it to the rows.
+    ``most_proposals`` fixes the size of the blocks; None adapts it to the rows.
     """
     shards = rows.shards
     uniform = torch.Generator().manual_seed(number)
@@ -177,7 +177,7 @@ def seed(
         missing = count - len(picks)
         total = weights.total()
         if total == 0:
-            # All that is left coincides with what was picked.
+            # All remaining rows coincide with picked ones.
             weights.forget_distances()
             chance = random.Random(int(torch.randint(2**62, (), generator=uniform)))
             picks += weights.locate(torch.tensor(chance.sample(range(weights.total()), missing))).tolist()
@@ -193,7 +193,7 @@ def seed(
             passes += 1
         else:
             own = _accepted(weights.of(indices), centres, indices, chances, missing)
-            # Another kind of processor may differ in a last bit: the first process's word goes.
+            # Another kind of processor may differ in the last bit, so all use the result of the first process.
             accepted = shards.each(own)[0].nonzero().flatten().tolist()
             block.learn(len(accepted), size)
         proposed += size
@@ -213,9 +213,9 @@ def _accepted(
     chances: Float[Tensor, " proposals"],
     most: int,
 ) -> Bool[Tensor, " proposals"]:
-    """Which proposals of a block become centres; the one loop that runs in Python, on the host."""
+    """Which proposals of a block become centres. This is the only loop over rows in Python, on the host."""
     among = squared_distances(centres.factors, centres.squared_lengths, centres)
-    # A row's distance to itself, drawn twice, is zero whatever the rounding.
+    # A row that was drawn twice has distance zero to itself, whatever the rounding.
     rows: NDArray[np.floating[Any]] = (
         among.masked_fill_((indices[:, None] == indices).to(among.device), 0).cpu().numpy()
     )
@@ -233,10 +233,10 @@ def _accepted(
 
 
 class _BlockSize:
-    """How many proposals the next block draws: twice what it should take for all that is missing to be accepted.
+    """The number of proposals of the next block: twice the expected number for all missing picks.
 
-    A block that falls short by one pick costs another pass; proposals too many only their distances among themselves,
-    which are few as long as a block is small beside the rows.
+    A block with one pick too few costs another pass over the rows. Too many proposals only cost the distances between
+    them, which are cheap as long as a block is small compared with the rows.
     """
 
     def __init__(self, rows: int, fixed: int | None) -> None:
@@ -254,7 +254,7 @@ class _BlockSize:
 
 
 class _Weights:
-    """D^2 of every own row, from which rows are drawn by whole numbers."""
+    """D^2 of every row of this process, as integer sampling weights."""
 
     def __init__(self, rows: Rows, eligible: Bool[Tensor, " rows"] | None) -> None:
         self._rows = rows
@@ -262,13 +262,13 @@ class _Weights:
         self._open = everything if eligible is None else eligible.to(rows.device, copy=True)
         self._nearest = torch.where(self._open, torch.inf, torch.zeros((), dtype=rows.dtype, device=rows.device))
         self._bits = 61 - math.ceil(math.log2(max(rows.shards.count, 2)))
-        self._totals: list[int] = []  # of this process's rows, in lots of `SUMMED_ROWS`
+        self._totals: list[int] = []  # of this process's rows, in parts of `SUMMED_ROWS`
         self._each: list[int] = []  # of every process
         self._unit = 1.0
         self.measured = False
 
     def count_in(self, centres: Centres) -> None:
-        """One pass: the distances count these centres too."""
+        """Include these centres in the distances, in one pass."""
         if len(centres) == 0:
             return
         tiles = [centres[slice(i, i + CENTRES_AT_A_TIME)] for i in range(0, len(centres), CENTRES_AT_A_TIME)]
@@ -280,7 +280,7 @@ class _Weights:
         self.measured = True
 
     def best(self, centres: Centres) -> int:
-        """Which of the centres would leave the least sum of D^2; the first of equals."""
+        """Which of the centres would give the smallest sum of D^2; the first one of equals."""
         sums: Tensor | int = 0
         for part, factors in self._rows.parts():
             squared = squared_distances(factors, self._rows.squared_lengths[part], centres)
@@ -290,14 +290,14 @@ class _Weights:
         return int(self._rows.shards.each(sums).sum(0).argmin())
 
     def close(self, picked: Int[Tensor, " picks"]) -> None:
-        """These rows are no longer to be drawn."""
+        """Exclude rows from further draws."""
         shards = self._rows.shards
         own = (picked[(picked >= shards.start) & (picked < shards.stop)] - shards.start).to(self._rows.device)
         self._open[own] = False
         self._nearest[own] = 0
 
     def forget_distances(self) -> None:
-        """From now on all open rows weigh the same."""
+        """Give equal weights to all remaining rows."""
         self.measured = False
 
     def of(self, indices: Int[Tensor, " picks"]) -> Float[Tensor, " picks"]:
@@ -305,10 +305,10 @@ class _Weights:
         return self._rows.shards.fetch(indices, lambda own: self._nearest[own.to(self._rows.device)])
 
     def total(self) -> int:
-        """Sum of all processes' weights, in units that suit the largest."""
+        """Sum of the weights of all processes, in units scaled to the largest one."""
         largest = self._nearest.amax() if len(self._nearest) else self._nearest.new_zeros(())
         largest = self._rows.shards.each(largest).amax()
-        # Beyond -900 the unit itself would overflow; scaled rows are never so near.
+        # Below -900 the unit itself would overflow; scaled rows are never that close.
         exponent = max(math.frexp(float(largest))[1], -900) if self.measured else 0
         self._unit = 2.0 ** (self._bits - exponent)
         own = [int(self._part(start).sum()) for start in self._starts()]
@@ -328,7 +328,7 @@ class _Weights:
                 wanted = (ordinals[here] - before).to(cumulative.device)
                 found[here] = shards.start + start + torch.searchsorted(cumulative, wanted, right=True).cpu()
             before += total
-        # Each ordinal was found by one process; the others hold zero.
+        # Exactly one process found each ordinal; the others hold zero.
         return shards.each(found).sum(0)
 
     def _starts(self) -> range:
@@ -339,18 +339,20 @@ class _Weights:
         return self._whole(self._nearest[part]) if self.measured else self._open[part].long()
 
     def _whole(self, squared: Tensor) -> Tensor:
-        # More bits than a float32 holds: on the CPU where the device has no float64.
+        # The weights have more bits than float32, so devices without float64 compute them on the CPU.
         return (_widened(squared) * self._unit).round().long()
 
 
 def _widened(values: Tensor) -> Tensor:
-    """In float64, on their device if that has it: Apple's MPS has not."""
+    """The values in float64, on the CPU if their device does not support it (Apple's MPS)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _rows_at_a_time(device: torch.device, tables: tuple[Array, ...]) -> int:
-    """Rows of a part, with their distances: what stays in a CPU's cache; on a GPU, where each part costs launches, what
-    is at most half a gigabyte and an eighth of the free memory.
+    """Number of rows in a part.
+
+    On a CPU, a part and its distances fit into the cache. On a GPU, where each part costs kernel launches, they are
+    limited to half a gigabyte and an eighth of the free memory.
     """
     numbers = 1 << 21
     if device.type == "cuda":

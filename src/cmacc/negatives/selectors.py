@@ -1,4 +1,4 @@
-"""Which of the pool's keys become negatives: four ways behind one protocol."""
+"""Selectors: which keys of the pool become negatives. Four selectors behind one protocol."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -18,22 +18,22 @@ InitialCenters = Literal["none", "dictionary"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """The keys to choose from (of several processes, the part of each), and what the choice is about.
+    """The keys to choose from (with several processes, this process's part), and the context of the choice.
 
     Attributes
     ----------
     keys
         n keys of this process's pool, in no particular order.
     order
-        ``(n,)`` int64: the greater, the newer; distinct over all processes.
+        ``(n,)`` int64: larger is newer; distinct over all processes.
     eligible
-        ``(n,)``: those that may be chosen.
+        ``(n,)``: which keys may be chosen.
     shards
-        The places of these n in the table of all processes.
+        The places of these n keys in the table of all processes.
     queries
-        ``(M, d)``: the whole batch's.
+        ``(M, d)``: queries of the whole batch.
     staying
-        What the dictionary will hold beside the chosen.
+        The keys that stay in the dictionary.
     """
 
     keys: Keys
@@ -46,27 +46,27 @@ class Candidates:
 
 @runtime_checkable
 class Selector(Protocol):
-    """Chooses ``count`` distinct eligible candidates; 1 <= count <= the number of them."""
+    """Chooses ``count`` distinct eligible candidates, 1 <= count <= their number."""
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
-        """Places in the candidates' table of all processes, the same on each."""
+        """Places of the chosen keys in the table of all processes, the same on every process."""
         ...
 
 
 class NewestSelector:
-    """The most recent keys: with it the dictionary is MoCo's plain queue (He et al., 2020)."""
+    """The most recent keys. The dictionary is then MoCo's plain queue (He et al., 2020)."""
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
-        """The last ``count``, oldest first."""
+        """The newest ``count`` keys, oldest first."""
         order = candidates.shards.table(torch.where(candidates.eligible, candidates.order, -1))
         return order.topk(count).indices.flip(0)
 
 
 class RandomSelector:
-    """Uniformly without replacement: the baseline that shows what a pool does by itself."""
+    """Uniform sampling without replacement: the baseline that shows the effect of the pool alone."""
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
-        """The first ``count`` of a random permutation."""
+        """The first ``count`` keys of a random permutation."""
         number = candidates.shards.agreed_number(generator)
         eligible = candidates.shards.table(candidates.eligible.long()).nonzero().flatten()
         order = torch.randperm(len(eligible), generator=torch.Generator().manual_seed(number))
@@ -81,10 +81,10 @@ class HardestSelector:
     gradient: GradientName = "last_layer"
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
-        """The ``count`` rows of largest norm, largest first."""
+        """The ``count`` keys with the largest norms, largest first."""
         norms = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient).squared_norms()
         norms = torch.where(candidates.eligible, norms, -1)
-        if not bool(norms.isfinite().all()):  # topk would take NaN for the greatest
+        if not bool(norms.isfinite().all()):  # topk treats NaN as the largest value
             raise ValueError("HardestSelector: keys and queries must be finite, got NaN or infinity")
         return candidates.shards.table(norms).topk(count).indices
 
@@ -93,8 +93,8 @@ class HardestSelector:
 class ActiveSelector:
     """k-means++ seeding over gradient embeddings (Ma et al., 2021, algorithm 1): uncertain and diverse.
 
-    With ``initial_centers="dictionary"`` the dictionary's staying keys count as centers already chosen: diversity is
-    then that of the whole dictionary, not of one step's choice alone (beyond the paper).
+    With ``initial_centers="dictionary"``, the keys that stay in the dictionary count as centers already chosen. The
+    whole dictionary is then diverse, not only the keys of one step (beyond the paper).
     """
 
     temperature: float
@@ -102,7 +102,7 @@ class ActiveSelector:
     initial_centers: InitialCenters = "none"
 
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
-        """``count`` seeds, in the order of picking."""
+        """``count`` k-means++ seeds, in the order of picking."""
         factors = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient)
         centres = None
         if self.initial_centers == "dictionary" and len(candidates.staying) > 0:
@@ -129,7 +129,7 @@ def build_selector(
     Raises
     ------
     ValueError
-        ``name`` or ``gradient`` is unknown, or ``initial_centers`` is asked of another than ``active``.
+        ``name`` or ``gradient`` is unknown, or ``initial_centers`` is set for a selector other than ``active``.
     """
     if gradient not in get_args(GradientName):
         raise ValueError(

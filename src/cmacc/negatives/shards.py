@@ -1,4 +1,4 @@
-"""Rows of one table that lie on several processes, by rank; without a process group all are here."""
+"""A table whose rows are distributed over processes, by rank. Without a process group, all rows are on this one."""
 
 from collections.abc import Callable
 
@@ -9,27 +9,27 @@ from torch import Tensor
 
 
 class Shards:
-    """Which rows of a table this process holds, and the few collectives that selection needs.
+    """Which rows of a table this process holds, and the collectives that selection needs.
 
-    Each method, and the making of a `Shards`, is a collective: all processes of the group must take part.
+    The constructor and each method are collectives: all processes of the group must call them, or they hang.
 
     Parameters
     ----------
     own
-        Rows of this process; other processes may hold other numbers of them, or none.
+        Number of rows on this process; it may differ between processes, or be 0.
     group
-        The processes; None: this one alone.
+        The processes; None: this one only.
     device
-        Where the collectives' tensors live: the process's GPU for NCCL.
+        Device of the collectives' tensors: the process's GPU for NCCL.
 
     Attributes
     ----------
     rank, processes
-        This process's place in the group, and the group's size.
+        Rank of this process, and size of the group.
     start, stop
-        The rows ``start <= row < stop`` of the whole table are this process's.
+        This process holds the rows ``start <= row < stop`` of the whole table.
     count
-        Rows of the whole table.
+        Number of rows of the whole table.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Shards:
         self.count = sum(counts)
 
     def each(self, value: Tensor) -> Tensor:
-        """``(processes, *shape)``, on the CPU: every process's value of one shape and type."""
+        """``(processes, *shape)``, on the CPU: the values of all processes, of one shape and type."""
         if self.group is None:
             return value[None].cpu()
         value = value.to(self.device)
@@ -58,16 +58,16 @@ class Shards:
         return torch.stack(values).cpu()
 
     def agreed_number(self, generator: torch.Generator | None) -> int:
-        """A random number that all processes share: the first one's draw, though all draw."""
+        """A random number that all processes share: that of the first process. All draw, to keep generators in step."""
         return int(self.each(torch.randint(2**62, (), generator=generator))[0])
 
     def table(self, own: Tensor) -> Tensor:
-        """``(count, ...)``: the whole table, from everybody's own rows of it."""
+        """``(count, ...)``: the whole table, from the rows of all processes."""
         if self.group is None:
             return own
         whole = own.new_zeros(self.count, *own.shape[1:])
         whole[self.start : self.stop] = own
-        # A sum of one value and zeros is that value: exact in every type.
+        # A sum of one value and zeros is that value, exactly, in every type.
         dist.all_reduce(whole, group=self.group)
         return whole
 
@@ -79,7 +79,7 @@ class Shards:
         indices
             Places in the whole table, the same on every process, on the CPU.
         read
-            Given places among this process's own rows, those rows.
+            Returns rows of this process by their local places.
         """
         if self.group is None:
             return read(indices)

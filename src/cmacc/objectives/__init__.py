@@ -1,4 +1,4 @@
-"""Embeddings and negatives to loss."""
+"""Losses on embeddings and negatives."""
 
 from cmacc.objectives.bidirectional import BatchKeys, BidirectionalContrast
 from cmacc.objectives.crossmodal import CrossModalContrast, DirectionLoss

@@ -1,4 +1,4 @@
-"""Cross-modal contrast both ways: video against audio keys plus audio against video keys (Ma et al., 2021, eq. 2)."""
+"""Cross-modal contrast in both directions: video to audio plus audio to video (Ma et al., 2021, eq. 2)."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ _DIRECTIONS = (("video", "audio"), ("audio", "video"))
 
 
 class BidirectionalContrast(nn.Module):
-    """The paper's objective, and its relatives by the kind of the batch's keys.
+    """The paper's objective, and variants of it by the kind of the batch's keys.
 
     Parameters
     ----------
@@ -23,17 +23,22 @@ class BidirectionalContrast(nn.Module):
         Whether the other keys of the batch are negatives too.
     batch_keys
         Which encoder the positive and the in-batch keys come from. ``online``: the query encoders, with gradient, as in
-        CLIP. ``momentum``: the key encoders, without, as in the paper. ``both``: the mean of two losses, one among the
-        batch's online keys and one in which positive, in-batch keys and dictionary are all the key encoders'.
+        CLIP. ``momentum``: the key encoders, without gradient, as in the paper. ``both``: the mean of two losses, one
+        over the batch's online keys, and one whose positive, in-batch keys and dictionary come from the key encoders.
+    decoupled
+        Whether to exclude the positive from the denominator (`CrossModalContrast`).
 
     Notes
     -----
-    Metrics, of each direction ``video_to_audio`` and ``audio_to_video``: ``loss`` and ``top1`` against the dictionary
-    (and the batch's keys, where they are negatives), ``batch_loss``, the cross entropy among the batch's keys alone
-    (for ``both`` of the online ones), ``mutual_information``, the InfoNCE estimate in nats; and the mean of what that
-    cannot exceed, ``mutual_information_ceiling`` (`DirectionLoss.ceiling`). The estimate is made of the cross entropy
-    also where the decoupled loss is minimised, which would give none. All but the ceiling are NaN where there is no
-    negative at all, as at the first step of a run without in-batch negatives.
+    Metrics of each direction, ``video_to_audio`` and ``audio_to_video``:
+
+    * ``loss`` and ``top1``: against the dictionary, and the batch's keys if they are negatives;
+    * ``batch_loss``: the cross entropy over the batch's keys only (for ``both``, the online ones);
+    * ``mutual_information``: the InfoNCE estimate in nats. It uses the cross entropy also if the decoupled loss is
+      minimised, which is not an estimate.
+
+    ``mutual_information_ceiling`` is the mean upper bound of the estimates (`DirectionLoss.ceiling`). All metrics
+    except the ceiling are NaN if there is no negative, as at the first step of a run without in-batch negatives.
     """
 
     needs_feature_maps = False
@@ -51,11 +56,11 @@ class BidirectionalContrast(nn.Module):
 
     @property
     def needs_keys(self) -> bool:
-        """Not for ``online`` keys."""
+        """True unless ``batch_keys`` is ``online``."""
         return self.batch_keys != "online"
 
     def forward(self, inputs: ObjectiveInputs) -> ObjectiveResult:
-        """Both directions, added."""
+        """The sum of both directions."""
         losses: list[Tensor] = []
         ceilings: list[Tensor] = []
         metrics: dict[str, Tensor] = {}
@@ -71,7 +76,7 @@ class BidirectionalContrast(nn.Module):
         return ObjectiveResult(loss, metrics)
 
     def _terms(self, inputs: ObjectiveInputs, query: str, key: str) -> list[DirectionLoss]:
-        """The losses of one direction, of which the mean is minimised; the first is the one with the dictionary."""
+        """The losses of one direction, whose mean is minimised. The first is the one with the dictionary."""
 
         def among(keys: Encoded, negatives: Negatives | None) -> DirectionLoss:
             result: DirectionLoss = self.contrast(
@@ -90,7 +95,8 @@ class BidirectionalContrast(nn.Module):
         by_key_encoder = among(inputs.keys[key], dictionary)
         if self.batch_keys == "momentum":
             return [by_key_encoder]
-        # Never the dictionary beside online keys: its negatives would be of another kind than the positive.
+        # Never the dictionary together with online keys: negatives of another kind than the positive made retrieval
+        # worse than no dictionary at all (docs/evidence-dictionary.md).
         return [by_key_encoder, among(inputs.queries[key], None)]
 
 
@@ -106,5 +112,5 @@ def _figures(terms: list[DirectionLoss]) -> dict[str, Tensor]:
 
 
 def _unless_alone(loss: Tensor, ceiling: Tensor) -> Tensor:
-    """NaN where the positive stood among itself alone: its loss of 0 would look like the best of all."""
+    """NaN if the positive had no negatives: a loss of 0 would look like the best possible one."""
     return torch.where(ceiling > 0, loss, torch.nan)

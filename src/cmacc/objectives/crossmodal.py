@@ -1,11 +1,12 @@
 """The contrastive loss between two modalities (Ma et al., 2021, eq. 2; InfoNCE, van den Oord et al., 2018).
 
-Or the decoupled one (DCL; Yeh et al., 2022, arXiv:2110.06848, eq. 6), which leaves the positive out of the denominator:
+Alternatively, the decoupled loss (DCL; Yeh et al., 2022, arXiv:2110.06848, eq. 6) excludes the positive from the
+denominator:
 
     InfoNCE_i = -s_ii + log(exp(s_ii) + sum_j exp(s_ij)),      DCL_i = -s_ii + log(sum_j exp(s_ij)),      s = q.k / tau
 
-Their gradients point the same way: InfoNCE's is DCL's times q_i, the negatives' share of the denominator. With few
-negatives q_i is soon near 0, and the sample teaches nothing more; DCL does without that factor.
+Their gradients have the same direction. InfoNCE's is DCL's times q_i, the negatives' share of the denominator. With few
+negatives, q_i is soon close to 0 and the sample stops contributing. DCL has no such factor.
 """
 
 from dataclasses import dataclass
@@ -18,24 +19,24 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class DirectionLoss:
-    """One direction's outcome, all means over the queries; only the loss has a gradient.
+    """Results of one direction, all means over the queries. Only the loss has a gradient.
 
     Attributes
     ----------
     loss
-        What is minimised, in nats: the cross entropy, or the decoupled loss, which may be below zero.
+        The loss to minimise, in nats: the cross entropy, or the decoupled loss, which can be negative.
     cross_entropy
-        Of the positive among itself and all negatives, whatever is minimised.
+        Cross entropy of the positive against all negatives, whichever loss is minimised.
     top1
-        Share of queries whose positive scores above every negative; NaN where no query has any.
+        Share of queries whose positive scores above every negative; NaN if no query has negatives.
     ceiling
-        log of how many keys a query's positive stands among, itself included; a query's own sample is not counted.
-        ``ceiling - cross_entropy`` is the InfoNCE estimate of the mutual information between the modalities, which can
-        never be above ``ceiling`` (van den Oord et al., 2018, eq. 9; Poole et al., 2019, section 2.2). It is a lower
-        bound only for negatives that are drawn at random: chosen ones are harder than that, and the estimate lower.
+        log of the number of keys that a query is compared with, its positive included and other keys of its own sample
+        excluded. ``ceiling - cross_entropy`` is the InfoNCE estimate of the mutual information between the modalities,
+        which cannot exceed ``ceiling`` (van den Oord et al., 2018, eq. 9; Poole et al., 2019, section 2.2). It is a
+        lower bound only for negatives drawn at random. Selected ones are harder, and the estimate is lower.
     batch_loss
-        The cross entropy among the batch's keys alone; NaN where they are no negatives. At ``log`` of the batch's size
-        nothing within the batch is told apart, whatever the dictionary does to ``loss``.
+        Cross entropy over the batch's keys only; NaN if they are not negatives. At ``log`` of the batch size, nothing
+        within the batch is distinguished yet, whatever the dictionary does to ``loss``.
     """
 
     loss: Float[Tensor, ""]
@@ -46,7 +47,7 @@ class DirectionLoss:
 
 
 class CrossModalContrast(nn.Module):
-    """Every query's positive against its negatives, at a temperature: InfoNCE, or the decoupled loss.
+    """Contrastive loss of every query's positive against its negatives: InfoNCE, or the decoupled loss.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class CrossModalContrast(nn.Module):
     in_batch
         Whether the other keys of the batch are negatives too.
     decoupled
-        Whether to leave the positive out of the denominator (DCL). A query without any negative then has a loss of 0.
+        Whether to exclude the positive from the denominator (DCL). A query without negatives then has a loss of 0.
 
     Examples
     --------
@@ -87,16 +88,16 @@ class CrossModalContrast(nn.Module):
         negatives: Float[Tensor, "negatives dim"] | None = None,
         negative_ids: Int[Tensor, " negatives"] | None = None,
     ) -> DirectionLoss:
-        """Loss of queries of one modality against keys of the other. Call it once a direction and add.
+        """Loss of queries of one modality against keys of the other. Call it once per direction and add the losses.
 
         Parameters
         ----------
         queries
-            ``(M, d)``, of length one. Query ``i``'s positive is ``keys[i]``.
+            ``(M, d)``, L2-normalised. The positive of query ``i`` is ``keys[i]``.
         keys
             ``(M', d)``, M' >= M: the batch's keys (of all processes, this one's first).
         query_ids, key_ids
-            Sample ids. A key or negative of a query's own sample is no negative of that query.
+            Sample ids. Keys and negatives of a query's own sample are not negatives of that query.
         negatives, negative_ids
             ``(K, d)`` and ``(K,)``: the dictionary. None or K = 0: no dictionary.
 
@@ -113,7 +114,7 @@ class CrossModalContrast(nn.Module):
             )
         _check_ids("query_ids", query_ids, queries)
         _check_ids("key_ids", key_ids, keys)
-        # float32 at least, also under autocast: half precision leaves three digits of a score that 1 / tau blows up.
+        # At least float32, also under autocast: half precision has three digits, and 1 / tau amplifies the error.
         dtype = torch.promote_types(queries.dtype, torch.float32)
         with torch.autocast(queries.device.type, enabled=False):
             queries, keys = queries.to(dtype), keys.to(dtype)
@@ -129,30 +130,30 @@ class CrossModalContrast(nn.Module):
         with torch.no_grad():
             top1 = (scores[:, :1] > scores[:, 1:]).all(1).to(dtype).mean()
             ceiling = scores.isfinite().sum(1).to(dtype).log().mean()
-            top1 = torch.where(ceiling > 0, top1, torch.nan)  # alone, every positive would lead
-            # Of the columns the first is the positive, then come the batch's keys.
+            top1 = torch.where(ceiling > 0, top1, torch.nan)  # without negatives every positive is first
+            # The first column is the positive; the batch's keys follow.
             among = scores[:, : 1 + len(keys)] if self.in_batch else scores.new_full((len(queries), 1), torch.nan)
             batch_loss = (among.logsumexp(1) - among[:, 0]).mean()
         return DirectionLoss(loss, cross_entropy.detach(), top1, ceiling, batch_loss)
 
 
 def _decoupled(scores: Float[Tensor, "batch columns"]) -> Float[Tensor, ""]:
-    """Mean over the queries of log sum exp of the negatives less the positive, which is the first column."""
+    """Mean over the queries of logsumexp of the negatives minus the positive, which is the first column."""
     positive, negatives = scores[:, 0], scores[:, 1:]
     alone = negatives.isneginf().all(1)
-    # Filled before, not after: the gradient of logsumexp over nothing but -inf is NaN, and NaN times 0 is NaN.
+    # Filled before logsumexp, not after: its gradient is NaN if all inputs are -inf, and NaN times 0 is NaN.
     negatives = torch.where(alone[:, None], positive[:, None].detach(), negatives)
     total = negatives.logsumexp(1) if negatives.shape[1] > 0 else positive
     return torch.where(alone, 0.0, total - positive).mean()
 
 
 def _masked(scores: Float[Tensor, "batch others"], own: Bool[Tensor, "batch others"]) -> Float[Tensor, "batch others"]:
-    """Scores with a query's own sample taken out; the positive's own column among the batch's keys goes with it."""
+    """Scores without a query's own sample. This also removes the positive's second column, among the batch's keys."""
     return scores.masked_fill(own, float("-inf"))
 
 
 def _check_ids(name: str, ids: Tensor, rows: Tensor) -> None:
-    # A single id would otherwise be broadcast over all rows, and mask all of them or none.
+    # A single id would be broadcast over all rows, and mask all of them or none.
     if ids.shape != rows.shape[:1]:
         raise ValueError(
             f"CrossModalContrast: {name} must have one id for each of the {len(rows)} rows, got {tuple(ids.shape)}"

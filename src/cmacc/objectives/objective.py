@@ -1,8 +1,8 @@
-"""What every objective is told and what it gives: the step calls one, and does not know which.
+"""The interface of objectives: the training step calls one without knowing which.
 
-An objective is told the query encoders' outputs by modality (with gradient), the key encoders' where it asks for them,
-each modality's dictionary, and the sample ids. It gives a loss to minimise and named figures. Several objectives are
-one again: `WeightedObjectives`.
+An objective receives the outputs of the query encoders by modality (with gradient), those of the key encoders on
+request, the dictionary of each modality, and the sample ids. It returns a loss and named metrics. `WeightedObjectives`
+combines several objectives into one.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Encoded(Protocol):
-    """What an encoder gives of M inputs; `cmacc.encoders.Encoding` is one."""
+    """The outputs of an encoder for M inputs; `cmacc.encoders.Encoding` is one."""
 
     @property
     def embedding(self) -> Tensor:
@@ -24,7 +24,7 @@ class Encoded(Protocol):
 
     @property
     def penultimate(self) -> Tensor:
-        """``(M, p)``: what enters the last linear layer."""
+        """``(M, p)``: input of the last linear layer."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class Encoded(Protocol):
 
 @runtime_checkable
 class Negatives(Protocol):
-    """K keys that a dictionary holds; `cmacc.negatives.Keys` is one."""
+    """The K keys of a dictionary; `cmacc.negatives.Keys` is one."""
 
     @property
     def embedding(self) -> Tensor:
@@ -55,19 +55,19 @@ class Negatives(Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What a step knows when the loss is due.
+    """Inputs of an objective at one training step.
 
     Attributes
     ----------
     queries
-        Of the query encoders, by modality (``"video"``, ``"audio"``), with gradient.
+        Outputs of the query encoders by modality (``"video"``, ``"audio"``), with gradient.
     keys
-        Of the key encoders on the same samples, without gradient; empty unless the objective has ``needs_keys`` or
-        there are dictionaries.
+        Outputs of the key encoders for the same samples, without gradient; empty unless the objective has
+        ``needs_keys`` or there are dictionaries.
     negatives
-        The dictionary of each modality; empty where there is none, or before it joins the loss.
+        The dictionary of each modality; empty without dictionaries, or before they join the loss.
     sample_ids
-        ``(M,)``.
+        ``(M,)`` int64.
     """
 
     queries: Mapping[str, Encoded]
@@ -78,15 +78,14 @@ class ObjectiveInputs:
 
 @dataclass(frozen=True)
 class ObjectiveResult:
-    """A loss and named figures.
+    """A loss and named metrics.
 
     Attributes
     ----------
     loss
-        To minimise, with gradient.
+        The loss to minimise, with gradient.
     metrics
-        Scalars without gradient, such as ``video_to_audio/top1``, and ``loss`` among them. NaN: nothing to measure,
-        and nothing is logged.
+        Scalars without gradient, such as ``video_to_audio/top1``; one of them is ``loss``. NaN values are not logged.
     """
 
     loss: Float[Tensor, ""]
@@ -95,16 +94,16 @@ class ObjectiveResult:
 
 @runtime_checkable
 class Objective(Protocol):
-    """Anything that can be trained for; one with weights of its own is an `nn.Module`, and they are trained too."""
+    """A training objective. If it has weights, it is an `nn.Module`, and they are trained too."""
 
     @property
     def needs_keys(self) -> bool:
-        """Whether it wants the key encoders' outputs on the batch."""
+        """Whether it needs the key encoders' outputs for the batch."""
         ...
 
     @property
     def needs_feature_maps(self) -> bool:
-        """Whether it wants the query encoders' feature maps."""
+        """Whether it needs the query encoders' feature maps."""
         ...
 
     def __call__(self, inputs: ObjectiveInputs) -> ObjectiveResult:
@@ -113,12 +112,12 @@ class Objective(Protocol):
 
 
 class WeightedObjectives(nn.Module):
-    """Several objectives, added with weights; their metrics are named ``<name>/<metric>``.
+    """A weighted sum of several objectives. Their metrics are named ``<name>/<metric>``.
 
     Parameters
     ----------
     terms
-        By name, ``(weight, objective)``.
+        ``(weight, objective)`` by name.
 
     Raises
     ------
@@ -131,7 +130,7 @@ class WeightedObjectives(nn.Module):
         if not terms:
             raise ValueError("WeightedObjectives: terms must be at least one, got none")
         self._terms = dict(terms)
-        # Registered, so that weights of an objective's own are trained and saved.
+        # Registered, so that weights of the objectives are trained and saved.
         self.objectives = nn.ModuleDict(
             {name: term for name, (_, term) in terms.items() if isinstance(term, nn.Module)}
         )

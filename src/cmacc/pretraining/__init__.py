@@ -1,4 +1,4 @@
-"""Config, the engine and its step, run folders, checkpoints, provenance."""
+"""Pretraining: settings, the training engine and its step, run folders, checkpoints, provenance."""
 
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder
 from cmacc.pretraining.clip_stream import RunError

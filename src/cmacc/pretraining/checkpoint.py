@@ -1,9 +1,9 @@
-"""Checkpoints: everything that shapes the next step, in safetensors and JSON, written aside and renamed.
+"""Checkpoints: everything that the next step depends on, in safetensors and JSON, written atomically.
 
 A checkpoint is a folder ``checkpoints/step-00000100/`` with ``model.safetensors`` (query encoders, key encoders,
-dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Folders appear by one rename after all of it is
-on disk, so what has the name is whole, and only then older ones are deleted. The order of the files, windows,
-augmentation and selection need no state: they are functions of the seed and the step.
+dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. It is written under a temporary name and renamed
+when everything is on disk, so a folder of that name is complete. Older checkpoints are deleted only after that. The
+order of the files, windows, augmentation and selection need no state: they are functions of the seed and the step.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.step import DivergenceError
 
 _FORMAT = 3
-# Of cmacc 0.1.0, whose checkpoints are read for one more version: part of a tensor's name, and what it is now.
+# Parts of tensor names in cmacc 0.1.0, whose checkpoints are read for one more version, and their current names.
 _FORMER_NAMES = (("twin.", "key_encoder."), (".tickets", ".handles"))
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, broken, or of other encoders; the message names the file and the tensor."""
+    """A checkpoint that is missing, damaged, or of other encoders; the message names the file and the tensor."""
 
 
 def save_checkpoint(
     learner: Learner, run_dir: Path, step: int, keep_every: int, provenance: Provenance | None = None
 ) -> Path:
-    """Save the state before step ``step`` and remove older checkpoints that are not to be kept.
+    """Save the state before step ``step``, and remove older checkpoints unless ``keep_every`` keeps them.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def save_checkpoint(
     Raises
     ------
     DivergenceError
-        A weight is not finite: the last step exploded, and the checkpoint before it is the one to keep.
+        A weight is not finite: the last step diverged. Nothing is saved, so that the previous checkpoint remains.
     """
     if not all(bool(value.isfinite().all()) for value in learner.encoder.state_dict().values()):
         raise DivergenceError("a weight is not finite (NaN or infinity), and is not saved", step - 1)
@@ -72,7 +72,7 @@ def save_checkpoint(
     save_file({**optimizer_tensors, **random_state}, aside / "optimizer.safetensors")
     (aside / "state.json").write_text(json.dumps(state))
     fsync_tree(aside)
-    if folder.exists():  # the same step saved twice: a stop right after a regular save
+    if folder.exists():  # the same step is saved twice if the run is stopped right after a regular save
         shutil.rmtree(folder)
     os.replace(aside, folder)
     fsync_path(folder.parent)  # the name too, before older checkpoints are deleted
@@ -89,21 +89,21 @@ def load_checkpoint(learner: Learner, folder: Path, provenance: Provenance | Non
     Parameters
     ----------
     learner
-        Built by the same settings.
+        A learner with the same settings.
     folder
         The checkpoint.
     provenance
-        Of the run that goes on; a checkpoint that says that it is another run's is refused.
+        Provenance of the resumed run; checkpoints of other runs are refused.
 
     Returns
     -------
     int
-        The step to go on with.
+        The step to continue with.
 
     Raises
     ------
     CheckpointError
-        The folder is not a checkpoint of such a learner, or of another run.
+        The folder is not a checkpoint of such a learner, or is of another run.
     """
     state = _read_state(folder)
     saved_by = (state.get("provenance") or {}).get("run_id")
@@ -122,7 +122,7 @@ def load_checkpoint(learner: Learner, folder: Path, provenance: Provenance | Non
 
 
 def load_encoder(encoder: nn.Module, folder: Path) -> int:
-    """Restore only the online encoders, and return the step that they are from.
+    """Restore only the query encoders, and return the step of the checkpoint.
 
     Raises
     ------
@@ -135,7 +135,7 @@ def load_encoder(encoder: nn.Module, folder: Path) -> int:
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """All whole checkpoints of a run, oldest step first."""
+    """All complete checkpoints of a run, sorted by step."""
     return sorted((run_dir / "checkpoints").glob("step-*"), key=_step_of)
 
 
@@ -198,7 +198,7 @@ def _present_name(name: str) -> str:
 
 
 def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by the name ``state.<parameter>.<name>``, and the parameter groups, which JSON can hold."""
+    """Tensors, named ``state.<parameter>.<name>``, and the parameter groups, which fit into JSON."""
     tensors = {
         f"state.{index}.{name}": value.detach().contiguous()
         for index, entries in state["state"].items()

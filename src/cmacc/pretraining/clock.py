@@ -1,4 +1,4 @@
-"""Seconds per phase of a step."""
+"""Measures the seconds of each phase of a step."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ import torch
 
 
 class PhaseClock:
-    """Seconds per named phase; on a GPU those of its own work, by events, so that nothing waits at the borders.
+    """Seconds per named phase. On a GPU they are measured with events, so that phases do not synchronise.
 
-    Phases on streams of their own may overlap: their seconds then add up to more than the step's.
+    Phases on different streams may overlap. Their seconds then add up to more than the step's.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -20,7 +20,7 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to ``name``; on a GPU, on the stream that is current at the beginning."""
+        """Add the time spent inside to ``name``; on a GPU, on the stream that is current on entry."""
         if self._on_gpu:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             stream = torch.cuda.current_stream()
@@ -34,11 +34,11 @@ class PhaseClock:
             self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured otherwise."""
+        """Add seconds that the caller measured."""
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per phase; waits for the GPU to end what was measured."""
+        """Seconds per phase. Waits until the GPU has finished the measured work."""
         for name, begin, end in self._events:
             end.synchronize()
             self.add(name, begin.elapsed_time(end) / 1000)

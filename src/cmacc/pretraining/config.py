@@ -1,4 +1,4 @@
-"""What a pretraining run is told: frozen, checked dataclasses, written whole into the run folder as ``config.yaml``."""
+"""Settings of a pretraining run: frozen, checked dataclasses, all written to ``config.yaml`` in the run folder."""
 
 import dataclasses
 import warnings
@@ -19,37 +19,37 @@ RefreshName = Literal["none", "selected", "dictionary"]
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be; the message names it, what it must be, and what it is."""
+    """An invalid setting; the message names it, what it must be, and what it is."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which files, and how they become clips.
+    """The data: which files, and how they become clips.
 
     Parameters
     ----------
     manifest
-        Made by ``cmacc scan``.
+        Manifest from ``cmacc scan``.
     split
-        Files of this split, and files that are in no split, are trained on; the others are held out.
+        Split to train on. Files without a split are trained on too; all others are held out.
     clip
         Size of the clips.
     augment
         Augmentation of training views.
     clips_per_video
-        k: clips taken of a file each time that it is opened, one for each of k consecutive steps. Opening is then paid
-        once for k clips, but the dictionaries' pools hold 1/k as many files, and an epoch is k times as many steps.
+        k: clips taken from a file each time it is opened, one for each of k consecutive steps. This saves opening the
+        file k times, but the dictionaries' pools hold 1/k as many files, and an epoch has k times as many steps.
     workers
-        Decoding processes beside the training one.
+        Number of decoding processes.
     start_method
-        How they begin: ``fork`` or ``spawn``; None is the platform's way. Forking takes milliseconds, spawning seconds;
-        spawned ones inherit no locks of other threads.
+        How workers are started: ``fork`` or ``spawn``; None is the platform's default. Forking takes milliseconds,
+        spawning seconds. Spawned workers inherit no locks of other threads.
     max_bad_fraction
-        Greatest share of the files trained on that may turn out not to decode; above it the run stops. Files that the
-        scan found unfit (no audio, no video, silent, black, still, duplicate, too short where those are refused) are
-        excluded before and do not count.
+        Maximum share of the files trained on that turn out not to decode. Above it, the run stops. Files that the scan
+        found unsuitable (no audio, no video, silent, black, still, duplicate, too short where those are refused) are
+        excluded beforehand and do not count.
     shuffle_pairs
-        A control: every picture gets another file's sound, so that there is nothing to learn.
+        A control experiment: every video gets the audio of another file, so that there is nothing to learn.
     """
 
     manifest: Path = Path("manifest.parquet")
@@ -73,22 +73,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BatchesConfig:
-    """Which samples stand in a batch together: they are each other's negatives.
+    """Which samples form a batch. The samples of a batch are each other's negatives.
 
     Parameters
     ----------
     selector
-        ``random``, or ``active``: samples that were hard to tell apart at their last visit (`active_batches`).
+        ``random``, or ``active``: samples that were hard to distinguish at their last visit (`active_batches`).
     group_size
-        g: how many hard ones stand together; a batch holds several groups. None: the whole batch is one.
+        g: number of hard samples in a group; a batch holds several groups. None: the whole batch is one group.
     neighbours
-        How many of those most like a sample may join its group. None: twice ``group_size``.
+        Number of nearest neighbours of a sample that may join its group. None: twice ``group_size``.
     skip_nearest
-        How many of the very nearest may not: likely copies, and false negatives.
+        Number of the very nearest neighbours that are excluded: likely copies and false negatives.
     active_share
-        Share of every batch that is made of groups; the rest are random samples.
+        Share of every batch that consists of groups. The rest are random samples.
     start_epoch
-        The first epoch whose batches are chosen; at least 1, since before there is nothing to choose by.
+        First epoch with active batches; at least 1, because the first epoch has no embeddings to choose by.
     """
 
     selector: Literal["random", "active"] = "random"
@@ -109,12 +109,12 @@ class BatchesConfig:
 
 @dataclass(frozen=True)
 class DictionaryConfig:
-    """Where negatives beyond the batch come from.
+    """The dictionary: negatives from beyond the batch.
 
     Parameters
     ----------
     selector
-        ``none``: no dictionary, in-batch contrast alone; or ``active`` (the paper's), ``newest`` (MoCo's queue),
+        ``none``: no dictionary, in-batch contrast only; or ``active`` (the paper's), ``newest`` (MoCo's queue),
         ``random``, ``hardest``.
     size
         K, keys in each of the two dictionaries.
@@ -127,23 +127,23 @@ class DictionaryConfig:
     initial_centers
         ``dictionary``: the ``active`` selector counts the keys that stay in the dictionary as centers already chosen.
     allow_repeats
-        Whether a sample may be chosen that stands in the dictionary already or is in the batch. If not, the run needs
-        at least ``size + optim.batch_size`` files.
+        Whether a sample may be chosen that is already in the dictionary, or is in the batch. If not, the run needs at
+        least ``size + optim.batch_size`` files.
     select_every
-        Steps between selections; each then chooses the keys for that many steps, ``select_every`` times the batch size.
+        Steps between selections. Each selection chooses ``select_every`` times the batch size.
     refresh
-        Whether keys are re-encoded by the key encoder of the moment: ``none``; ``selected``, the chosen ones as they
-        are chosen; ``dictionary``, all of it. For that the samples' uint8 frames and half-precision sound are kept
-        (0.6 GB for the default sizes). By default ``selected``, since keys as old as the pool is deep cost more than
-        selection gains (docs/evidence-dictionary.md), and ``none`` for ``newest``, whose keys are fresh anyway.
+        Which keys are re-encoded with the current key encoder: ``none``; ``selected``, the chosen keys when they are
+        chosen; ``dictionary``, all keys. The samples' uint8 frames and float16 audio are kept for this (0.6 GB for the
+        default sizes). Default: ``selected``, because stale keys cost more than selection gains
+        (docs/evidence-dictionary.md); ``none`` for ``newest``, whose keys are fresh anyway.
     refresh_every
         Steps between refreshes of the whole ``dictionary``.
     refresh_device
-        Where the inputs are kept: in the ``cpu``'s memory, or on the ``accelerator`` that trains.
+        Where the inputs are kept: in memory of the ``cpu``, or on the ``accelerator`` that trains.
     warmup_steps
-        Steps of plain in-batch contrast before the dictionary's keys join the loss; it fills meanwhile. Cross-batch
-        memory (Wang et al., 2020) waits so, until the encoders change slowly; with ``objective.batch_keys`` other than
-        ``online`` it has not been needed here.
+        Steps with in-batch contrast only, before the dictionary's keys join the loss; the dictionary fills meanwhile.
+        Cross-batch memory (Wang et al., 2020) waits like this until the encoders change slowly. With
+        ``objective.batch_keys`` other than ``online`` it was not needed here.
     """
 
     selector: SelectorName | Literal["none"] = "none"
@@ -161,7 +161,7 @@ class DictionaryConfig:
 
     @property
     def refresh_policy(self) -> RefreshName:
-        """``refresh``, whether it was given or not."""
+        """``refresh``, or its default."""
         if self.refresh is not None:
             return self.refresh
         return "none" if self.selector in ("none", "newest") else "selected"
@@ -191,19 +191,19 @@ class ObjectiveConfig:
     in_batch
         Whether the other keys of the batch are negatives.
     batch_keys
-        Which encoder the positive and the in-batch keys come from. ``online``: with gradient, as in CLIP.
-        ``momentum``: without, as in the paper. ``both``: the mean of two losses, one among the batch's online keys and
-        one in which the positive, the in-batch keys and the dictionary are all the momentum encoder's. By default
-        ``both`` with a dictionary and ``online`` without one. A dictionary is always the momentum encoder's: with
-        ``online`` its positives would be of another kind than its negatives (newer weights), and pairs are then matched
-        worse than without any dictionary (docs/evidence-dictionary.md).
+        Which encoder the positive and the in-batch keys come from. ``online``: the query encoder, with gradient, as in
+        CLIP. ``momentum``: the key encoder, without gradient, as in the paper. ``both``: the mean of two losses, one
+        over the batch's online keys, and one whose positive, in-batch keys and dictionary all come from the momentum
+        encoder. Default: ``both`` with a dictionary, ``online`` without. The keys of a dictionary always come from the
+        momentum encoder. With ``online``, positives and negatives are of different kinds (the positives have newer
+        weights), and retrieval is worse than without any dictionary (docs/evidence-dictionary.md).
     decoupled
-        Whether to leave the positive out of the denominator (DCL, Yeh et al., 2022): the gradient then does not fade
-        once a small batch has become easy. The loss may be below zero, and is no InfoNCE estimate; the metrics'
+        Whether to exclude the positive from the denominator (DCL, Yeh et al., 2022). The gradient then does not vanish
+        once a small batch has become easy. The loss can be negative, and is not an InfoNCE estimate; the metric
         ``mutual_information`` still is one.
     momentum
-        m of the key encoders, in [0, 1]. It is approached from below as (1 + t) / (10 + t), so that the first keys are
-        not those of an untrained copy.
+        m of the key encoders, in [0, 1]. It starts lower, as (1 + t) / (10 + t), so that the first keys are not those
+        of an untrained copy.
     """
 
     temperature: float = 0.1
@@ -219,20 +219,20 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine down to zero.
+    """The optimizer: AdamW with linear warm-up and cosine decay to zero.
 
     Parameters
     ----------
     batch_size
-        M, clips a step.
+        M, clips per step.
     steps
-        Steps of the whole run.
+        Number of training steps.
     learning_rate
-        At its height.
+        Peak learning rate.
     warmup_steps
-        Steps until then, fewer than ``steps``. By default 50, or a quarter of the steps of a shorter run.
+        Steps of the warm-up, fewer than ``steps``. Default: 50, or a quarter of the steps of a run of fewer than 200.
     weight_decay
-        On matrices and kernels; norms and biases have none.
+        Weight decay of matrices and kernels; norms and biases have none.
     """
 
     batch_size: int = 32
@@ -256,28 +256,28 @@ class OptimConfig:
 
     @property
     def warmup(self) -> int:
-        """Steps of the warm-up, whether they were given or not."""
+        """``warmup_steps``, or its default."""
         return min(50, self.steps // 4) if self.warmup_steps is None else self.warmup_steps
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that shapes a run.
+    """All settings of a run.
 
     Parameters
     ----------
     data, encoder, batches, dictionary, objective, optim
-        See there.
+        Settings of the components.
     seed
-        Of weights, order, windows, augmentation and selection.
+        Seed of weights, order, windows, augmentation and selection.
     precision
-        ``auto`` takes bf16 autocast where the device has units for it, ``bf16`` and ``fp32`` insist.
+        ``auto`` uses bf16 autocast if the device has hardware for it; ``bf16`` and ``fp32`` force one.
     save_every
-        Steps between checkpoints; the last one is kept, and the run's end is one.
+        Steps between checkpoints. The last one is kept, and the end of the run is always one.
     keep_every
-        Checkpoints at multiples of this step are kept as well; 0 keeps none but the last.
+        Also keep the checkpoints at multiples of this step; 0 keeps the last one only.
     health_every
-        Steps between measurements of the dictionaries.
+        Steps between health measurements of the dictionaries.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -294,7 +294,7 @@ class PretrainConfig:
 
     @property
     def batch_keys(self) -> BatchKeys:
-        """``objective.batch_keys``, whether it was given or not."""
+        """``objective.batch_keys``, or its default."""
         if self.objective.batch_keys is not None:
             return self.objective.batch_keys
         return "online" if self.dictionary.selector == "none" else "both"
@@ -347,19 +347,19 @@ def _require(holds: bool, name: str, wanted: str, got: object) -> None:
 
 
 def to_plain(config: Any) -> Any:
-    """A config as nested dicts of plain values, ready for YAML or JSON."""
+    """The config as nested dicts of plain values, for YAML or JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
     return str(config) if isinstance(config, Path) else config
 
 
 def write_config(config: PretrainConfig, path: Path) -> None:
-    """Write as YAML, with the manifest's absolute path so that the run can be resumed from anywhere."""
+    """Write the config as YAML, with the manifest's absolute path, so that the run can be resumed from any folder."""
     data = dataclasses.replace(config.data, manifest=config.data.manifest.absolute())
     path.write_text(yaml.safe_dump(to_plain(dataclasses.replace(config, data=data)), sort_keys=False))
 
 
-# Settings as cmacc 0.1.0 named them: read for one more version, with a warning.
+# Names of settings in cmacc 0.1.0. They are read for one more version, with a warning.
 _FORMER_NAMES = {
     "data.max_bad": "data.max_bad_fraction",
     "dictionary.given": "dictionary.initial_centers",
@@ -369,7 +369,7 @@ _FORMER_VALUES = {"dictionary.refresh_store": {"host": "cpu", "device": "acceler
 
 
 def present_name(name: str, value: Any) -> tuple[str, Any]:
-    """A setting's dotted name and value as they are now, with a warning where they were others before."""
+    """The current dotted name and value of a setting; warns if a former name is used."""
     if name not in _FORMER_NAMES:
         return name, value
     present = _FORMER_NAMES[name]
@@ -380,7 +380,7 @@ def present_name(name: str, value: Any) -> tuple[str, Any]:
 
 
 def with_present_names(plain: Any) -> Any:
-    """Nested settings with the present names instead of former ones."""
+    """Nested settings with current names instead of former ones."""
     if not isinstance(plain, dict):
         return plain
     renamed: dict[str, Any] = {}
@@ -393,17 +393,17 @@ def with_present_names(plain: Any) -> Any:
     return renamed
 
 
-# What runs before active batches did without naming it.
+# Older runs do not name these settings: they were made before the settings existed, with this behaviour.
 SETTINGS_BEFORE: dict[str, dict[str, Any]] = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
 
 
 def read_config(path: Path) -> PretrainConfig:
-    """Read what `write_config` wrote.
+    """Read a config that `write_config` wrote.
 
     Raises
     ------
     ConfigError
-        The file is missing, not YAML, or holds a setting that is unknown or cannot be.
+        The file is missing or not YAML, or a setting is unknown or invalid.
     """
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file; a run folder holds one")
@@ -418,12 +418,12 @@ def read_config(path: Path) -> PretrainConfig:
 
 
 def config_from_plain(plain: Any) -> PretrainConfig:
-    """A config from nested dicts, as `to_plain` makes them; what they do not name is as by default.
+    """A config from nested dicts, as `to_plain` returns them. Missing settings have their defaults.
 
     Raises
     ------
     ConfigError
-        A setting is unknown or cannot be.
+        A setting is unknown or invalid.
     """
     try:
         return dataclass_of(PretrainConfig, with_present_names({} if plain is None else plain), "", with_defaults=True)

@@ -1,4 +1,4 @@
-"""How healthy a dictionary is: age, redundancy, spread, and how many of its negatives are none."""
+"""Health metrics of a dictionary: age, redundancy, spread, and the share of false negatives."""
 
 import torch
 from jaxtyping import Int
@@ -11,7 +11,7 @@ from cmacc.pretraining.learner import Learner
 def dictionaries_health(
     learner: Learner, query_labels: Int[Tensor, " batch"], labels_by_id: Int[Tensor, " samples"], step: int
 ) -> dict[str, float]:
-    """`dictionary_health` of every dictionary, named ``<modality>_dictionary/<figure>``."""
+    """`dictionary_health` of every dictionary, with names ``<modality>_dictionary/<metric>``."""
     health: dict[str, float] = {}
     for modality, dictionary in learner.dictionaries.items():
         measured = dictionary_health(dictionary.negatives(), query_labels, labels_by_id, step)
@@ -30,19 +30,19 @@ def dictionary_health(
     negatives
         K keys.
     query_labels
-        ``(M,)`` class of every query, -1 where unknown.
+        ``(M,)`` class of every query, -1 if unknown.
     labels_by_id
-        Class of every sample id, -1 where unknown.
+        Class of every sample id, -1 if unknown.
     step
-        Now.
+        The current step.
 
     Returns
     -------
     dict
         ``key_age`` (mean, in steps), ``pairwise_cosine`` (mean over distinct pairs), ``effective_rank`` (exponential
         of the entropy of the normalised singular values; Roy and Vetterli, 2007), ``distinct_samples`` (share of the
-        keys); where labels are known also ``distinct_labels`` (count) and ``false_negative_share`` (of query and
-        negative pairs with one label among those with two known labels). Empty while there are fewer than two keys.
+        keys). If labels are known, also ``distinct_labels`` (count) and ``false_negative_share`` (share of equal labels
+        among pairs of query and negative whose labels are known). Empty while there are fewer than two keys.
     """
     count = len(negatives)
     if count < 2:
@@ -51,7 +51,7 @@ def dictionary_health(
     singular = torch.linalg.svdvals(keys)
     shares = singular / singular.sum().clamp_min(1e-12)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
-    # The sum of all pairwise products is |sum of keys|^2, of which `count` are each key with itself.
+    # The sum of all pairwise products is |sum of keys|^2. It includes the `count` products of a key with itself.
     cosine = (keys.sum(0).square().sum() - keys.square().sum()) / (count * (count - 1))
     health = {
         "key_age": float((step - negatives.steps).float().mean()),

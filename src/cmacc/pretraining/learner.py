@@ -1,4 +1,4 @@
-"""What a step works on: query encoders, key encoders, dictionaries, the objective, the optimizer."""
+"""The state that a step changes: query encoders, key encoders, dictionaries, the objective, the optimizer."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,10 @@ from cmacc.pretraining.problem import Views
 
 @dataclass
 class Learner:
-    """Everything that a step changes, and the settings by which it does.
+    """Everything that a step changes, and its settings.
 
-    No dictionaries for ``selector: none``, no input buffer without ``refresh``, no memory where batches are random.
+    There are no dictionaries with ``selector: none``, no input buffer without ``refresh``, and no memory with random
+    batches.
     """
 
     config: PretrainConfig
@@ -45,24 +46,24 @@ class Learner:
         objective: Objective | None = None,
         memory: SampleMemory | None = None,
     ) -> "Learner":
-        """A learner at step 0, of encoders and inputs of any kind.
+        """A learner at step 0, for encoders and inputs of any kind.
 
         Parameters
         ----------
         encoder
-            Untrained, or trained before.
+            Query encoders, untrained or pretrained.
         views
-            How batches become the encoders' inputs.
+            How batches become inputs of the encoders.
         config
             All settings.
         device
-            Where to train.
+            Device to train on.
         autocast_dtype
-            Lower precision of the encoders; None: float32.
+            Autocast type of the encoders; None: float32.
         objective
-            What to train for; by default what ``config.objective`` says.
+            Objective. Default: the one in ``config.objective``.
         memory
-            What the problem puts batches together by.
+            Embeddings for active batches; None if batches are random.
         """
         encoder = encoder.to(device)
         contrast = config.objective
@@ -88,22 +89,22 @@ class Learner:
         )
 
     def autocast(self) -> torch.autocast:
-        """Autocast to the learner's lower precision, or none."""
+        """Autocast context; disabled if the learner uses float32."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     @property
     def needs_keys(self) -> bool:
-        """Whether a step asks the key encoders for the batch's keys."""
+        """Whether a step needs the batch's keys from the key encoders."""
         return bool(self.dictionaries) or self.objective.needs_keys
 
     def negatives(self, step: int) -> dict[str, Keys]:
-        """What joins the loss of a step: every dictionary's keys; none during ``dictionary.warmup_steps``."""
+        """Keys of every dictionary, for the loss of a step; empty during ``dictionary.warmup_steps``."""
         if step < self.config.dictionary.warmup_steps:
             return {}
         return {modality: dictionary.negatives() for modality, dictionary in self.dictionaries.items()}
 
     def modules(self) -> dict[str, nn.Module]:
-        """All that has a state, by the name that checkpoints give it."""
+        """All modules with state, by their names in checkpoints."""
         modules: dict[str, nn.Module] = {"encoder": self.encoder, "key_encoder": self.key_encoder}
         modules |= {f"{modality}_dictionary": dictionary for modality, dictionary in self.dictionaries.items()}
         if isinstance(self.objective, nn.Module):
@@ -114,9 +115,10 @@ class Learner:
 
 
 def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int = 0) -> InputBuffer | None:
-    """A buffer deep enough for every key that may be re-encoded; None if none is.
+    """A buffer deep enough for every key that may be re-encoded; None if none may.
 
-    A key is chosen while it is among the last N pushed, and stays while about K others are chosen, one for each pushed.
+    A key is chosen while it is among the last N pushed. It then stays until about K others have been chosen, and one is
+    chosen for each key pushed. So the buffer needs N samples, or N + K to re-encode the whole dictionary.
     """
     if config.dictionary.selector == "none" or config.dictionary.refresh_policy == "none":
         return None
@@ -126,9 +128,9 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
 
 
 def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:
-    """The run's encoders as they were before the first step."""
+    """The run's encoders before the first step."""
     with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would also seed the GPUs of the calling program, which are not put back.
+        # Not torch.manual_seed: it would also seed the caller's GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(config.seed)
         encoder = AudioVisualEncoder(config.encoder)
         encoder.video.to(memory_format=torch.channels_last_3d)
@@ -136,7 +138,7 @@ def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:
 
 
 def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
-    """bf16 where asked for, or where ``auto`` finds units for it; else None."""
+    """bf16 if requested, or if ``auto`` finds hardware for it; else None."""
     if config.precision == "auto":
         if device.type == "cuda":
             has_units = torch.cuda.is_bf16_supported(including_emulation=False)

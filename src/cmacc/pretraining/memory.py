@@ -1,7 +1,8 @@
-"""What every sample looked like at its last visit, and the order of the epoch that is made of it.
+"""Embeddings of every sample at its last visit, and the order of the epoch that is computed from them.
 
-The embeddings are a by-product of the step. The order of an epoch is a function of (seed, epoch, memory at its
-beginning) alone. It is kept beside the memory, and saved with it: by the middle of an epoch the memory is another.
+The embeddings are a by-product of the step. The order of an epoch only depends on (seed, epoch, memory at its
+beginning). It is kept and saved together with the memory, because the memory changes during the epoch and the order
+could not be computed again.
 """
 
 import numpy as np
@@ -19,20 +20,20 @@ from cmacc.pretraining.config import BatchesConfig
 
 
 class SampleMemory(nn.Module):
-    """Both embeddings of every sample, in half precision on the host: 512 bytes a sample of 128 numbers each.
+    """Both embeddings of every sample, in half precision on the host: 512 bytes per sample for d = 128.
 
     Parameters
     ----------
     count
-        Samples, with ids 0..count-1.
+        Number of samples, with ids 0..count-1.
     size
-        d of the embeddings.
+        d, size of the embeddings.
     config
-        How batches are put together.
+        Settings of the batches.
     batch_size
         M.
     seed
-        Of the orders.
+        Seed of the orders.
     """
 
     video: Tensor
@@ -48,19 +49,20 @@ class SampleMemory(nn.Module):
         self.register_buffer("audio", torch.zeros(count, size, dtype=torch.float16))
         self.register_buffer("known", torch.zeros(count, dtype=torch.bool))
         self.register_buffer("order", torch.zeros(count // batch_size * batch_size, dtype=torch.int64))
-        self.register_buffer("epoch", torch.tensor(-1))  # the one that `order` is of
+        self.register_buffer("epoch", torch.tensor(-1))  # the epoch of `order`
 
     def store(self, sample_ids: Int[Tensor, " batch"], encodings: dict[Modality, Encoding]) -> None:
-        """Take in what a batch's samples look like now."""
+        """Store the current embeddings of a batch."""
         rows = sample_ids.to(self.video.device)
         self.video[rows] = encodings["video"].embedding.detach().to(self.video)
         self.audio[rows] = encodings["audio"].embedding.detach().to(self.audio)
         self.known[rows] = True
 
     def order_of(self, epoch: int) -> NDArray[np.int64]:
-        """Sample ids in the order of an epoch, batch after batch; asked for anew, the same until the next is asked for.
+        """Sample ids in the order of an epoch, batch after batch.
 
-        Random for the epochs before ``batches.start_epoch``.
+        The order is computed when an epoch is first requested, and kept until another one is. Epochs before
+        ``batches.start_epoch`` are random.
         """
         if int(self.epoch) != epoch:
             self.order.copy_(self._planned(epoch))

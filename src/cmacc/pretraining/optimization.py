@@ -1,4 +1,4 @@
-"""AdamW, and its learning rate by step."""
+"""AdamW and its learning-rate schedule."""
 
 import math
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ def build_optimizer(modules: Iterable[nn.Module], config: OptimConfig) -> torch.
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    # Not the fused one: a resumed run went another way than an uninterrupted one (its state comes back in plain order,
-    # while kernels lie channels-last).
+    # Not fused AdamW: with it, a resumed run differed from an uninterrupted one, because the loaded state is contiguous
+    # while the kernels are channels-last.
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """Linear warm-up over `OptimConfig.warmup` steps, then half a cosine down to zero at ``steps``.
+    """Linear warm-up over `OptimConfig.warmup` steps, then cosine decay to zero at ``steps``.
 
     Examples
     --------

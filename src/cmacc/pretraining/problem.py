@@ -1,7 +1,7 @@
-"""What is learnt, as the engine sees it: batches by step, and how they become the encoders' inputs.
+"""The interface between the training engine and the data: batches by step, and how they become inputs of the encoders.
 
-`Trainer` and `training_step` know of clips no more than these protocols. `ClipStream` is the problem of ``cmacc
-pretrain``; an ablation has vectors and decoded clips; one's own is some forty lines (examples/04_own_problem.py).
+`Trainer` and `training_step` only use these protocols. `ClipStream` is the problem of ``cmacc pretrain``; ablations use
+vectors and decoded clips; your own problem takes about forty lines (examples/04_own_problem.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from cmacc.pretraining.memory import SampleMemory
 
 @runtime_checkable
 class Batch(Protocol):
-    """M samples, of a kind that the problem's `Views` know: clips, or pairs of anything."""
+    """M samples of any kind that the problem's `Views` can handle, such as clips."""
 
     @property
     def sample_ids(self) -> Tensor:
@@ -25,58 +25,58 @@ class Batch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """``(M,)`` int64, -1 where unknown; for figures only."""
+        """``(M,)`` int64, -1 if unknown; only used for metrics."""
         ...
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """The batch on another device."""
         ...
 
 
 @runtime_checkable
 class Views(Protocol):
-    """The inputs of the encoders, from batches of some kind; all randomness is by sample."""
+    """Turns batches into inputs of the encoders. All randomness is seeded per sample."""
 
     def of(self, batch: Any, visit: int) -> dict[Modality, Tensor]:
-        """The encoders' inputs by modality; ``visit``, how often the samples were due before, seeds them."""
+        """Inputs of the encoders by modality, seeded by ``visit``, the number of earlier visits of the samples."""
         ...
 
     def kept(self, batch: Any, visit: int) -> dict[str, Tensor]:
-        """What it takes to make the same views again, compact, a row a sample."""
+        """Compact tensors, one row per sample, from which `again` makes the same views."""
         ...
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
-        """One encoder's inputs, from what was kept by name."""
+        """Inputs of one encoder, from kept tensors by their names."""
         ...
 
 
 @runtime_checkable
 class Problem(Protocol):
-    """Samples with ids from 0 on, their order, and the encoders that fit them."""
+    """Samples with ids from 0, their order, and the encoders for them."""
 
     @property
     def views(self) -> Views:
-        """How a batch becomes the encoders' inputs."""
+        """How a batch becomes inputs of the encoders."""
         ...
 
     @property
     def labels(self) -> Tensor:
-        """``(samples,)`` int64 class of every sample id, -1 where unknown; for figures only."""
+        """``(samples,)`` int64 class of every sample id, -1 if unknown; only used for metrics."""
         ...
 
     @property
     def memory(self) -> SampleMemory | None:
-        """What the problem puts batches together by, which the step keeps up to date; None where it does not choose."""
+        """Embeddings for active batches, which the step keeps up to date; None if batches are random."""
         ...
 
     def encoder(self) -> EncoderPair:
-        """Untrained encoders; their weights depend on the run's seed alone."""
+        """Untrained encoders, whose weights only depend on the run's seed."""
         ...
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of the steps ``first_step <= step < last_step``, the same wherever one begins."""
+        """The batches of the steps ``first_step <= step < last_step``. A batch must not depend on ``first_step``."""
         ...
 
     def visit(self, step: int) -> int:
-        """How often the samples of a step's batch were due before."""
+        """Number of earlier visits of the samples in the batch of a step."""
         ...

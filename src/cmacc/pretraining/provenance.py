@@ -1,11 +1,11 @@
-"""Where a result comes from: which run, code, data and settings made it, with which versions, on what.
+"""Provenance of a result: the run, code, data, settings, versions and hardware that made it.
 
-One type goes into run folders, checkpoints, cards, exports and ablation results. Who reads one compares the parts that
-matter to it and refuses a mismatch with a message that names both values.
+The same type is stored in run folders, checkpoints, cards, exports and ablation results. Readers compare the parts that
+matter to them, and refuse a mismatch with a message that names both values.
 
-The version number alone does not tell two states of a checkout apart, and a git commit does not see edits. So caches
-ask for `code_version`, a hash of the sources: an edit of a comment there costs a second computation, a forgotten edit
-of code would cost a wrong result.
+A version number does not distinguish two states of a checkout, and a git commit does not include edits. Caches
+therefore use `code_version`, a hash of the sources. An edited comment then costs a recomputation, but a missed edit of
+code would cost a wrong result.
 """
 
 import dataclasses
@@ -37,30 +37,30 @@ _GIT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Provenance:
-    """With what, from what and when something was made.
+    """How a result was made.
 
     Attributes
     ----------
     run_id
-        Of the training run: twelve hex digits drawn when its folder was made. Empty where there is no run.
+        Id of the training run: twelve hex digits drawn when its folder was created. Empty if there is no run.
     versions
-        Of Python, cmacc, torch, torchvision, av, NumPy and scikit-learn.
+        Versions of Python, cmacc, torch, torchvision, av, NumPy and scikit-learn.
     code
         `code_version` of the whole package.
     commit
-        Git commit of the checkout that the package runs from, with ``+`` where files differ from it; empty elsewhere.
+        Git commit of the checkout with the package, with ``+`` if files were edited; empty outside a checkout.
     data
-        `Manifest.fingerprint` of what was trained on or measured; empty where that is no manifest.
+        `Manifest.fingerprint` of the data that was trained on or measured; empty if it has no manifest.
     config
-        `config_hash` of the settings; empty where there are none.
+        `config_hash` of the settings; empty if there are none.
     hardware
         ``machine``, ``cores`` and ``device``.
     created
-        UTC, in ISO 8601.
+        Time in UTC, in ISO 8601.
     seed
-        Of the run or the measurement.
+        Seed of the run or the measurement.
     command
-        As it was typed.
+        The command line.
     """
 
     versions: dict[str, str]
@@ -78,7 +78,7 @@ class Provenance:
     def now(
         cls, device: torch.device, seed: int, *, run_id: str = "", data: str = "", config: str = ""
     ) -> "Provenance":
-        """Provenance of what is being made by this process."""
+        """Provenance of a result of this process."""
         return cls(
             versions=library_versions(),
             hardware={
@@ -106,7 +106,7 @@ class Provenance:
         )
 
     def differences(self, other: "Provenance", names: tuple[str, ...]) -> list[str]:
-        """``name: this value, other value`` of the named fields that are known of both and differ."""
+        """Descriptions of the named fields that both know and that differ, with both values."""
         found = []
         for name in names:
             own, others = getattr(self, name), getattr(other, name)
@@ -116,17 +116,17 @@ class Provenance:
 
 
 class ProvenanceError(ValueError):
-    """A ``provenance.json`` that cannot be read, or that says another thing than what it is compared with."""
+    """A ``provenance.json`` that cannot be read, or does not match what it is compared with."""
 
 
 def write_provenance(provenance: Provenance, folder: Path) -> None:
-    """Write ``provenance.json`` into a run folder."""
+    """Write ``provenance.json`` to a run folder."""
     with written_aside(folder / PROVENANCE_FILE) as aside:
         aside.write_text(json.dumps(dataclasses.asdict(provenance), indent=2) + "\n", encoding="utf-8")
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """What `write_provenance` wrote; None where there is none, as in folders of cmacc 0.1.0.
+    """Read ``provenance.json``; None if there is none, as in folders of cmacc 0.1.0.
 
     Raises
     ------
@@ -144,12 +144,12 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 
 def new_run_id() -> str:
-    """Twelve hex digits that no other run has; no part of a run's randomness."""
+    """Twelve random hex digits. They are independent of the run's seed."""
     return uuid.uuid4().hex[:12]
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of cmacc and of the libraries that shape its numbers; of those that are installed."""
+    """Versions of Python, cmacc, and the installed libraries that affect results."""
     found = {"python": platform.python_version()}
     for name in ("cmacc", *_LIBRARIES):
         try:
@@ -161,12 +161,12 @@ def library_versions() -> dict[str, str]:
 
 @cache
 def code_version(*folders: str) -> str:
-    """Twelve hex digits of the package's sources as they lie on disk.
+    """Hash of the package's source files: twelve hex digits.
 
     Parameters
     ----------
     *folders
-        Folders of the package that shape the result, such as ``negatives``; all of it by default.
+        Folders of the package that affect the result, such as ``negatives``. Default: all of it.
 
     Examples
     --------
@@ -182,9 +182,9 @@ def code_version(*folders: str) -> str:
 
 @cache
 def git_commit() -> str:
-    """Commit of the checkout that holds this package, with ``+`` where its files were edited; empty elsewhere."""
+    """Git commit of the checkout with this package, with ``+`` if files were edited; empty outside a checkout."""
     top = _git("rev-parse", "--show-toplevel")
-    # An environment may lie within the checkout of another project.
+    # The environment may be inside the checkout of another project.
     if top is None or Path(top) / "src" / "cmacc" != _PACKAGE:
         return ""
     commit = _git("rev-parse", "HEAD") or ""
@@ -192,7 +192,7 @@ def git_commit() -> str:
 
 
 def config_hash(config: Any) -> str:
-    """Twelve hex digits of settings as plain values (`to_plain`)."""
+    """Hash of settings as plain values (`to_plain`): twelve hex digits."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

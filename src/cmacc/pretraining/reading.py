@@ -1,6 +1,6 @@
-"""Plain values that JSON or YAML gave, made into dataclasses with their types checked: files may come from anyone.
+"""Convert plain values from JSON or YAML into dataclasses, with all types checked, because files may come from anyone.
 
-Configs, cards, exports, plans and provenance are all read by it.
+Used to read configs, cards, exports, plans and provenance.
 """
 
 import dataclasses
@@ -11,34 +11,32 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _Kind = TypeVar("_Kind")
-# YAML 1.1 reads 1e-3 as text, for want of a point.
+# YAML 1.1 reads 1e-3 as text, because it has no decimal point.
 _YAML_EXPONENT = re.compile(r"[+-]?[0-9]+[eE][+-]?[0-9]+")
 
 
 class UnfitError(ValueError):
-    """A value that is missing, unknown, or of another type; the message says which, and what it must be."""
+    """A value that is missing, unknown, or of the wrong type; the message says which, and what it must be."""
 
 
 def dataclass_of(kind: type[_Kind], plain: object, what: str, *, with_defaults: bool = False) -> _Kind:
-    """A dataclass of a JSON object that has exactly its fields.
+    """A dataclass from a JSON object that has exactly its fields.
 
     Parameters
     ----------
     kind
         The dataclass; its fields are of str, int, float, bool, None, Literal, Path, dataclasses, and dicts and tuples.
     plain
-        What JSON gave.
+        The parsed JSON.
     what
-        What the object is, for the message; the fields of nothing in particular where it is empty.
-
+        Name of the object, for error messages; may be empty.
     with_defaults
-        Whether fields that have a default may be missing.
+        Whether fields with a default may be missing.
 
     Raises
     ------
     UnfitError
-        A field is missing, there is one more, or a value is of another type, or refused by the
-        dataclass.
+        A field is missing or unknown, or a value is of the wrong type or refused by the dataclass.
     """
     if not isinstance(plain, Mapping):
         raise UnfitError(f"{what or kind.__name__} must be an object, got {plain!r:.60}")
@@ -67,7 +65,7 @@ def value_of(hint: Any, plain: Mapping[str, Any], name: str, prefix: str = "", *
     Raises
     ------
     UnfitError
-        It is missing, or of another type.
+        The value is missing or of the wrong type.
     """
     if name not in plain:
         raise UnfitError(f"{prefix}{name} is missing")
@@ -82,7 +80,7 @@ def value_of(hint: Any, plain: Mapping[str, Any], name: str, prefix: str = "", *
         return tuple(value)
     if hint is Path:
         return Path(value)
-    return float(value) if hint is float else value  # JSON writers other than Python's write 16.0 as 16
+    return float(value) if hint is float else value  # other JSON writers than Python's write 16.0 as 16
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -99,7 +97,7 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
     if hint is Path:
         return isinstance(value, str)
-    # Not isinstance: to it True is an int.
+    # Not isinstance, for which True is an int.
     return type(value) in ((float, int) if hint is float else (hint,))
 
 

@@ -1,4 +1,4 @@
-"""Keys re-encoded: a pool's key is as old as the pool is deep, unless the sample's input was kept."""
+"""Re-encode keys: a key is as old as the pool is deep, unless it is encoded again from the sample's kept input."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,17 +12,17 @@ from cmacc.pretraining.learner import Learner
 
 
 def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) -> int:
-    """Re-encode what ``dictionary.refresh`` says: nothing, the keys just chosen, or all of the dictionaries.
+    """Re-encode the keys that ``dictionary.refresh`` selects: none, those just chosen, or all keys.
 
     Parameters
     ----------
     chosen
-        By modality, how many of its dictionary's newest keys were chosen at this step.
+        By modality, the number of keys chosen at this step: the newest ones of its dictionary.
 
     Returns
     -------
     int
-        Keys re-encoded.
+        Number of re-encoded keys.
     """
     config = learner.config.dictionary
     if config.refresh_policy == "selected":
@@ -37,14 +37,14 @@ def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) ->
 
 @torch.no_grad()
 def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) -> int:
-    """Encode the newest ``count`` keys of a dictionary with the key encoder of now.
+    """Re-encode the newest ``count`` keys of a dictionary with the current key encoder.
 
-    The view is that of the key's first encoding. A key whose input is no longer kept stays as it is.
+    The augmented view is the one of the key's first encoding. A key whose input is no longer kept is not changed.
 
     Returns
     -------
     int
-        Keys re-encoded.
+        Number of re-encoded keys.
     """
     assert learner.input_buffer is not None
     dictionary = learner.dictionaries[modality]
@@ -54,7 +54,7 @@ def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) 
     kept = learner.input_buffer.has(handles).nonzero().flatten()
     if len(kept) == 0:
         return 0
-    # In batches of the training's own size, which is known to fit into memory.
+    # In batches of the training batch size, which is known to fit into memory.
     encodings = [_encode(learner, modality, handles[part]) for part in kept.split(learner.config.optim.batch_size)]
     fresh = Keys(
         embedding=torch.cat([e.embedding for e in encodings]),

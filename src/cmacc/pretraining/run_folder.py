@@ -1,8 +1,8 @@
-"""A run folder: made whole, taken up again only where nothing shifted under it, replaced only as a whole.
+"""Run folders: create them, resume them only if data and settings are unchanged, replace them as a whole.
 
-It holds ``config.yaml``, ``provenance.json``, ``metrics.jsonl``, ``run.log``, ``tensorboard/`` and ``checkpoints/``;
-other commands add results (``card.json``, ``report.html`` ...). All of that is of one run: where a run is replaced, all
-of it goes, or a report or a model card would mix two.
+A run folder holds ``config.yaml``, ``provenance.json``, ``metrics.jsonl``, ``run.log``, ``tensorboard/`` and
+``checkpoints/``. Other commands add results (``card.json``, ``report.html`` ...). When a run is replaced, all of these
+are deleted; otherwise a report or a model card would mix two runs.
 """
 
 import logging
@@ -29,13 +29,13 @@ from cmacc.pretraining.provenance import (
 
 log = logging.getLogger("cmacc")
 
-# Of training, and of the commands that measure or show a run.
+# Files of training; and all files of a run, including those of the commands that measure or show it.
 _TRAINED = ("metrics.jsonl", "checkpoints")
 _OF_A_RUN = (
     "config.yaml", PROVENANCE_FILE, *_TRAINED, "tensorboard", "run.log", "card.json", "card.md",
     "embeddings.safetensors", "report.html", "inspect.html",
 )  # fmt: skip
-# What may change when a run is resumed: nothing of the numbers depends on it.
+# Settings that may change when a run is resumed, because no number depends on them.
 RESUMABLE = (
     "data.manifest", "data.workers", "data.start_method", "data.max_bad_fraction", "save_every", "keep_every",
     "health_every",
@@ -48,9 +48,9 @@ def require_free(run_dir: Path, *, overwrite: bool) -> None:
     Raises
     ------
     RunError
-        It does, and ``overwrite`` is not set.
+        The folder holds a run, and ``overwrite`` is not set.
     """
-    # A config alone is what a start that failed on its input leaves: nothing is lost with it.
+    # A config alone is left by a start that failed on its input. Replacing it loses nothing.
     if not overwrite and any((run_dir / name).exists() for name in _TRAINED):
         raise RunError(
             f"run folder {run_dir} already contains a run; resume it with --resume {run_dir} or pass --overwrite to "
@@ -59,7 +59,7 @@ def require_free(run_dir: Path, *, overwrite: bool) -> None:
 
 
 def require_one_process() -> None:
-    """Refuse to be one of several processes, which would all train the same run into one folder.
+    """Refuse to run in several processes: all of them would train the same run in the same folder.
 
     Raises
     ------
@@ -75,9 +75,9 @@ def require_one_process() -> None:
 
 
 def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> str:
-    """Make a run folder that holds the config, the provenance and nothing else of a run.
+    """Create a run folder with the config and the provenance only.
 
-    The manifest is read first, and a run that is there is removed only after that: a typo costs nothing.
+    The manifest is read first, and an existing run is removed only after that, so that a typo loses nothing.
 
     Returns
     -------
@@ -119,26 +119,26 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
 
 
 def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
-    """Apply settings that were given along with ``--resume``, and write them into the run's config.
+    """Apply settings that were given with ``--resume``, and write them to the run's config.
 
     Parameters
     ----------
     run_dir
-        Made by `start_run`.
+        Run folder, from `start_run`.
     changes
-        Value by dotted name, such as ``{"data.workers": 4}``.
+        Values by dotted name, such as ``{"data.workers": 4}``.
 
     Returns
     -------
     list of str
-        ``name=value`` of those that changed.
+        ``name=value`` of the settings that changed.
 
     Raises
     ------
     RunError
-        A setting would change that shapes the run's numbers.
+        A setting that the run's results depend on would change.
     ConfigError
-        The run's config cannot be read, or the outcome is none.
+        The run's config cannot be read, or the resulting one is invalid.
     """
     config = read_config(run_dir / "config.yaml")
     plain = to_plain(config)
@@ -164,23 +164,23 @@ def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
 
 
 def check_provenance(run_dir: Path, config: PretrainConfig, manifest: Manifest) -> Provenance | None:
-    """Whether a run may go on: with the data and settings that it began with.
+    """Check that a run resumes with the data and settings that it began with.
 
-    Other versions of the code or of libraries are logged: they may shift numbers, but corrupt nothing.
+    Other versions of the code or of libraries are only logged: they may change numbers, but corrupt nothing.
 
     Returns
     -------
     Provenance or None
-        The run's; None for one of cmacc 0.1.0, which did not keep it.
+        The provenance of the run; None for runs of cmacc 0.1.0, which did not record it.
 
     Raises
     ------
     RunError
-        The manifest, or a setting that shapes the run, is another one.
+        The manifest has changed, or a setting that the run's results depend on.
     """
     begun = read_provenance(run_dir)
     if begun is None:
-        log.warning("run %s does not say which data it began with: the manifest is taken to be the same", run_dir)
+        log.warning("run %s does not record which data it began with: assuming that the manifest is the same", run_dir)
         return None
     now = Provenance.now(torch.device("cpu"), config.seed, data=manifest.fingerprint(), config=_shaping_hash(run_dir))
     if begun.data != now.data:
@@ -200,9 +200,9 @@ def check_provenance(run_dir: Path, config: PretrainConfig, manifest: Manifest) 
 
 
 def _shaping_hash(run_dir: Path) -> str:
-    """Hash of the settings that the run's numbers depend on, as ``config.yaml`` spells them.
+    """Hash of the settings that the run's results depend on, as written in ``config.yaml``.
 
-    Of the file, not of the config that is read from it: a later version's new settings, with their defaults, would
+    The file is hashed, not the config that is read from it: new settings of a later version, with their defaults, would
     look like an edit.
     """
     plain: dict[str, Any] = yaml.safe_load((run_dir / "config.yaml").read_text())

@@ -1,4 +1,4 @@
-"""One training step of cross-modal active contrastive coding: the algorithm on one page (`training_step`)."""
+"""One training step of cross-modal active contrastive coding: the algorithm on one page, in `training_step`."""
 
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.problem import Batch
 from cmacc.pretraining.refresh import refresh_keys
 
-# Each dictionary draws from a generator of its own, by (seed, step, number).
+# Each dictionary has its own generator, seeded by (seed, step, number).
 _SELECTION_NUMBER: dict[Modality, int] = {"audio": 0, "video": 1}
 _OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 
 
 class DivergenceError(ValueError):
-    """Embeddings or a loss that are no longer finite; the message says at which step, and what helps."""
+    """Embeddings or a loss are no longer finite; the message names the step and the remedy."""
 
     def __init__(self, what: str, step: int) -> None:
         super().__init__(f"step {step}: {what}; start again with a lower optim.learning_rate or precision=fp32")
@@ -30,16 +30,16 @@ class DivergenceError(ValueError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """The outcome of a step, still on the device.
+    """Results of a step, still on the device.
 
     Attributes
     ----------
     loss
-        What was minimised.
+        The minimised loss.
     metrics
-        The objective's, as scalars; NaN where there was nothing to measure.
+        Metrics of the objective, as scalars; NaN if there was nothing to measure.
     refreshed
-        Keys that were re-encoded.
+        Number of re-encoded keys.
     """
 
     loss: Float[Tensor, ""]
@@ -47,20 +47,20 @@ class StepResult:
     refreshed: int
 
     def row(self) -> dict[str, float]:
-        """What is logged of the metrics: those that are no NaN. Waits for the device, once."""
+        """The metrics to log: those that are not NaN. Synchronises with the device once."""
         values = torch.stack([value.float() for value in self.metrics.values()]).tolist()
         return {name: value for name, value in zip(self.metrics, values, strict=True) if value == value}
 
 
 def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: PhaseClock) -> StepResult:
-    """Encode a batch, renew both dictionaries, contrast, update, and let the pools take the batch's keys in.
+    """Encode a batch, update both dictionaries, compute the loss, update the weights, push the keys into the pools.
 
-    ``visit``, how often the batch's samples were due before, seeds their augmentation.
+    ``visit`` is the number of earlier visits of the batch's samples. It seeds their augmentation.
 
     Raises
     ------
     DivergenceError
-        The embeddings that are to be selected by are not finite.
+        The query embeddings are not finite.
     """
     with clock.phase("transform"):
         inputs = learner.views.of(batch, visit)
@@ -68,7 +68,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("encode"), learner.autocast():
         queries = learner.encoder(**inputs, with_feature_maps=learner.objective.needs_feature_maps)
 
-    # Selection needs the queries alone, and on a GPU runs beside the key encoders, on a stream of its own.
+    # Selection only needs the queries. On a GPU it runs on its own stream, in parallel with the key encoders.
     selecting = _behind_the_rest(learner)
     with clock.phase("keys"), learner.autocast(), torch.no_grad():
         keys = learner.key_encoder(**inputs) if learner.needs_keys else {}
@@ -112,17 +112,17 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
 def select_negatives(
     learner: Learner, queries: dict[Modality, Encoding], sample_ids: Tensor, step: int
 ) -> dict[Modality, int]:
-    """Renew the dictionaries if that is due at this step; the choice depends on the arguments and the seed alone.
+    """Update the dictionaries if that is due at this step. The choice only depends on the arguments and the seed.
 
     Returns
     -------
     dict
-        By modality, how many keys its dictionary took in: its newest. Empty where none is due.
+        Number of chosen keys by modality: the newest keys of its dictionary. Empty if no selection is due.
 
     Raises
     ------
     DivergenceError
-        A query is not finite: what was chosen by it would say nothing.
+        A query is not finite, so that a selection would be meaningless.
     """
     config = learner.config
     if not learner.dictionaries or step % config.dictionary.select_every:
@@ -143,7 +143,7 @@ def select_negatives(
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:
-    """The stream for selection, which begins when all that was asked for so far is done; None without streams."""
+    """The stream for selection, which waits for all work queued so far; None without streams."""
     if learner.selection_stream is not None:
         learner.selection_stream.wait_stream(torch.cuda.current_stream(learner.device))
     return learner.selection_stream

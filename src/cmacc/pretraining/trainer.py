@@ -1,11 +1,11 @@
-"""The engine: a problem's batches, one step after the other. ``cmacc pretrain`` and ``cmacc ablate`` both drive it.
+"""The training engine: runs the steps of a problem. ``cmacc pretrain`` and ``cmacc ablate`` both use it.
 
     trainer = Trainer(problem, config, device)
     for done in trainer.steps():
         print(done.step, done.metrics["loss"])
 
-What else is to be done between two steps (logging, checkpoints, measurements, stopping) the caller does in the loop's
-body; its time is not counted. There are no callbacks.
+There are no callbacks. Logging, checkpoints, measurements and stopping are done by the caller in the body of the loop;
+their time is not counted.
 """
 
 import math
@@ -26,19 +26,19 @@ from cmacc.pretraining.step import DivergenceError, training_step
 
 @dataclass(frozen=True)
 class TrainedStep:
-    """A step that was made.
+    """A finished training step.
 
     Attributes
     ----------
     step
         Its number, from 0.
     batch
-        What it was made on, on the trainer's device.
+        The batch, on the trainer's device.
     metrics
-        Of the objective (``loss``, ``video_to_audio/loss``...), ``learning_rate``, ``refreshed_keys`` and
-        ``refresh_bytes`` where keys are re-encoded, ``seconds/<phase>``, ``seconds/step`` and ``clips_per_second``.
+        Metrics of the objective (``loss``, ``video_to_audio/loss``...), ``learning_rate``, ``seconds/<phase>``,
+        ``seconds/step`` and ``clips_per_second``; with re-encoding also ``refreshed_keys`` and ``refresh_bytes``.
     seconds
-        From the asking for the batch until the device was done with the step.
+        Time from requesting the batch until the device finished the step.
     """
 
     step: int
@@ -53,20 +53,20 @@ class Trainer:
     Parameters
     ----------
     problem
-        What is learnt.
+        The samples, their order, and the encoders for them.
     config
         All settings.
     device
-        Where to train; the CPU by default.
+        Device to train on. Default: the CPU.
     objective
-        What to train for, instead of what ``config.objective`` says.
+        Objective to use instead of the one in ``config.objective``.
 
     Attributes
     ----------
     learner
-        Encoders, dictionaries and optimizer, as they are before ``next_step``.
+        Encoders, dictionaries and optimizer, in their state before ``next_step``.
     next_step
-        The step that is due. After a checkpoint was loaded into ``learner``, the caller sets it.
+        The next step to run. The caller sets it after loading a checkpoint into ``learner``.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Trainer:
         self.next_step = 0
 
     def steps(self, last_step: int | None = None) -> Iterator[TrainedStep]:
-        """Make the steps ``next_step <= step < last_step``; by default to the end, ``config.optim.steps``.
+        """Run the steps ``next_step <= step < last_step``. Default: until the end, ``config.optim.steps``.
 
         Raises
         ------
         DivergenceError
-            The loss or the embeddings are no longer finite. The learner is then of no use any more.
+            The loss or the embeddings are no longer finite. The learner cannot be used any more.
         """
         learner, device = self.learner, self.learner.device
         last_step = self.config.optim.steps if last_step is None else last_step
@@ -109,7 +109,7 @@ class Trainer:
             metrics = result.row() | {"learning_rate": rate}
             if learner.input_buffer is not None:
                 metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.input_buffer.byte_count}
-            # Waits for a GPU to finish the step: without that, seconds would be those of handing the work over.
+            # Synchronises with a GPU. Otherwise `seconds` would only measure how long it takes to queue the work.
             phases = clock.seconds()
             seconds = time.perf_counter() - started
             metrics |= {f"seconds/{name}": value for name, value in phases.items()}

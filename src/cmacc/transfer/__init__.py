@@ -1,4 +1,4 @@
-"""Checkpoint to results: encoders, features, tasks, protocols, result cards, exports."""
+"""Transfer: encoders, features, tasks, protocols, result cards, exports."""
 
 from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result

@@ -1,4 +1,4 @@
-"""Encoders behind the one contract: cmacc's own, torchvision's video models, and log-mel statistics."""
+"""Adapters to the encoder interface: cmacc's encoders, torchvision's video models, and log-mel statistics."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -9,7 +9,7 @@ from cmacc.encoders import AudioVisualEncoder
 from cmacc.pretraining import PretrainConfig
 from cmacc.transfer.encoder import EncoderError, Modality
 
-# Frames a clip and their rate, by which each one's Kinetics weights were evaluated (`weights.meta["_docs"]`).
+# Frames per clip and frame rate with which the Kinetics weights were evaluated (`weights.meta["_docs"]`).
 TORCHVISION_MODELS = {
     "r3d_18": (16, 15.0),
     "mc3_18": (16, 15.0),
@@ -19,22 +19,22 @@ TORCHVISION_MODELS = {
     "mvit_v2_s": (16, 7.5),
     "swin3d_t": (32, 15.0),
 }
-# librosa's. With the encoders' own of 1e-6, which hides how silent a silence is, ESC-10 comes out 1.3 points lower.
+# librosa's floor. The encoders' floor of 1e-6 hides how quiet a silence is; with it, ESC-10 is 1.3 points lower.
 _STATISTICS_FLOOR = 1e-10
 _CLASSIFIERS = ("fc", "classifier", "head")
 
 
 class CmaccEncoder(nn.Module):
-    """cmacc's encoders with what stands before them: pixels normalised, sound as log-mel.
+    """cmacc's encoders with their preprocessing: normalised pixels and log-mel spectrograms.
 
     Parameters
     ----------
     pair
-        In evaluation mode.
+        The encoders, in evaluation mode.
     clip
-        Size of the clips it was trained on.
+        Size of the clips they were trained on.
     is_grey
-        Whether it was trained on pictures without colour.
+        Whether they were trained on video without colour.
     """
 
     modalities: tuple[Modality, ...] = ("video", "audio")
@@ -48,7 +48,7 @@ class CmaccEncoder(nn.Module):
 
     @classmethod
     def of_run(cls, config: PretrainConfig, pair: AudioVisualEncoder) -> "CmaccEncoder":
-        """Encoders with the clips and colours that a run of ``config`` trains on."""
+        """Encoders with the clip size and colour setting of ``config``."""
         return cls(pair, config.data.clip, config.data.augment.grey_probability == 1)
 
     @property
@@ -68,11 +68,11 @@ class CmaccEncoder(nn.Module):
         return features
 
     def match_video(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """The projection head: queries of length one."""
+        """Output of the projection head, L2-normalised."""
         return self.pair.video.project(features).embedding
 
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """The projection head: queries of length one."""
+        """Output of the projection head, L2-normalised."""
         return self.pair.audio.project(features).embedding
 
 
@@ -84,12 +84,12 @@ class TorchvisionVideo(nn.Module):
     name
         One of `TORCHVISION_MODELS`.
     weights
-        State dict with the classifier's weights or without; None for an untrained model.
+        State dict, with or without the classifier's weights; None for an untrained model.
 
     Raises
     ------
     EncoderError
-        The name is unknown, or the weights are not of that model.
+        The name is unknown, or the weights are not those of that model.
     """
 
     modalities: tuple[Modality, ...] = ("video",)
@@ -98,7 +98,7 @@ class TorchvisionVideo(nn.Module):
 
     def __init__(self, name: str, weights: dict[str, Tensor] | None = None) -> None:
         super().__init__()
-        import torchvision.models  # takes seconds: only those who use it wait
+        import torchvision.models  # importing takes seconds, so only this class does it
 
         if name not in TORCHVISION_MODELS:
             raise EncoderError(f"encoder torchvision:{name}: must be one of {', '.join(TORCHVISION_MODELS)}")
@@ -118,21 +118,22 @@ class TorchvisionVideo(nn.Module):
         return next(self.parameters()).device
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """What enters the classifier's linear layer."""
+        """Input of the classifier's linear layer."""
         video = frames.permute(0, 4, 1, 2, 3).float() / 255
         features: Tensor = self.network((video - self.mean) / self.deviation)
         return features.flatten(1)
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """It has none."""
-        raise EncoderError("encoder torchvision: it encodes no sound")
+        """Not supported."""
+        raise EncoderError("encoder torchvision: it does not encode audio")
 
 
 class LogMelStatistics(nn.Module):
-    """The baseline to beat on sounds: statistics of an 80-band log-mel spectrogram, 320 numbers.
+    """The baseline for audio: statistics of an 80-band log-mel spectrogram, 320 numbers.
 
-    Mean, deviation and maximum of every band over time, and the deviation of its change from step to step (16 kHz, hop
-    of 10 ms, 5 s as in ESC-50; shorter files are looped, since silence around them would be part of the statistics).
+    Mean, standard deviation and maximum of every band over time, and the standard deviation of its change from step to
+    step (16 kHz, hop of 10 ms, 5 s as in ESC-50). Shorter files are looped, because padding with silence would change
+    the statistics.
     """
 
     modalities: tuple[Modality, ...] = ("audio",)
@@ -144,12 +145,12 @@ class LogMelStatistics(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the filters are."""
+        """Device of the filters."""
         return self.log_mel.window.device
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """It has none."""
-        raise EncoderError("encoder statistics: it encodes no pictures")
+        """Not supported."""
+        raise EncoderError("encoder statistics: it does not encode video")
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 320"]:
         """The statistics."""
@@ -159,7 +160,7 @@ class LogMelStatistics(nn.Module):
 
 
 def _drop_last_layer(network: nn.Module) -> None:
-    """Let what enters the last linear (in S3D a 1x1x1 convolution) layer be the output."""
+    """Remove the last linear layer (in S3D, a 1x1x1 convolution), so that its input is the output."""
     name = next(name for name in _CLASSIFIERS if hasattr(network, name))
     classifier = getattr(network, name)
     if isinstance(classifier, nn.Sequential):
@@ -173,7 +174,7 @@ def _load(network: nn.Module, weights: dict[str, Tensor], name: str) -> None:
     for key in sorted(own.keys() | weights.keys()):
         is_classifier = key.split(".")[0] in _CLASSIFIERS
         if is_classifier and (key not in weights or key not in own or weights[key].shape != own[key].shape):
-            weights.pop(key, None)  # of another number of classes, or missing: it is not used
+            weights.pop(key, None)  # missing, or for another number of classes; the classifier is not used
             continue
         if key not in weights:
             raise EncoderError(f"encoder torchvision:{name}: the weights lack {key}")

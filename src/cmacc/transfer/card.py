@@ -1,4 +1,4 @@
-"""The result card, ``card.json``: what was measured, of which encoder, on which data, by which protocol, with what."""
+"""The result card, ``card.json``: results with their encoder, data, protocols and provenance."""
 
 import dataclasses
 import json
@@ -21,32 +21,32 @@ class CardError(ValueError):
 
 @dataclass(frozen=True)
 class Result:
-    """One row: a metric of an encoder beside the same encoder untrained, and chance.
+    """One row: a metric of an encoder, compared with the same encoder untrained and with chance.
 
     Attributes
     ----------
     task, protocol, modality, metric
-        What was measured; ``protocol`` is the recipe's name, ``version`` its version.
+        What was measured; ``protocol`` is the name of the recipe.
     value
         Mean over the splits (folds).
     untrained
-        The same of the untrained encoder; None where it was not measured or there is no such thing.
+        The same for the untrained encoder; None if it was not measured or does not exist.
     chance
-        What guessing would give.
+        Expected value of random guessing.
     count
-        Held-out items, of all splits together.
+        Number of held-out items, over all splits.
     version
-        Of the protocol: results of different versions are not comparable.
+        Version of the protocol. Results of different versions are not comparable.
     windows, crops
-        Windows of a file and crops of each window that were averaged.
+        Number of windows per file, and of crops per window, that were averaged.
     low, high
-        95 % confidence interval of ``value``: bootstrap over items, or over groups of items where those are known.
+        95 % confidence interval of ``value``: bootstrap over items, or over groups of items if they are known.
     by_split
         Value of every split, by its name.
     settings
-        What departs from the recipe, as ``name=value``; empty where it was followed.
+        Departures from the recipe, as ``name=value``; empty if there are none.
     seconds
-        Time that the measurement of the encoder took; short where its features had been kept.
+        Time of the measurement of the encoder; short if its features were cached.
     """
 
     task: str
@@ -78,18 +78,18 @@ class Result:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The data of one task: which, and how much of it was there.
+    """The data of one task, and how much of it was present.
 
     Attributes
     ----------
     path
         Folder or manifest.
     fingerprint
-        Changes with the content, label or split of any file used (`Manifest.fingerprint`).
+        Hash that depends on the content, label and split of every used file (`Manifest.fingerprint`).
     files, files_listed
-        Files used, and files that the official list holds (the same where there is none).
+        Number of used files, and of files in the official list (the same if there is no list).
     classes, classes_listed
-        Of them.
+        Number of their classes.
     """
 
     path: str
@@ -101,32 +101,32 @@ class DataFacts:
 
     @property
     def is_partial(self) -> bool:
-        """Whether anything of the official data set is missing."""
+        """Whether files or classes of the official data set are missing."""
         return self.files < self.files_listed or self.classes < self.classes_listed
 
 
 @dataclass(frozen=True)
 class EncoderFacts:
-    """What was measured.
+    """The measured encoder.
 
     Attributes
     ----------
     name
-        As it was asked for: a path, ``random``, ``statistics``, ``torchvision:...``.
+        The ENCODER argument: a path, ``random``, ``statistics``, ``torchvision:...``.
     kind
-        Of encoder, in words: backbones and, for a run, how it was trained.
+        Description of the encoder: backbones and, for a run, how it was trained.
     weights
         Hash of all weights and settings, sixteen hex digits.
     checkpoint_step
-        Training steps, 0 where that says nothing.
+        Number of training steps; 0 if not applicable.
     seed
-        Of the weights.
+        Seed of the weights.
     clip
         Size of its clips: the fields of `ClipSpec`.
     pretraining_data
-        Fingerprint of the manifest that it was trained on; None where that is not known.
+        Fingerprint of the manifest that it was trained on; None if unknown.
     run_id
-        Of the training run; empty where there is none, or it is not known.
+        Id of the training run; empty if there is none or it is unknown.
     """
 
     name: str
@@ -141,7 +141,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True)
 class Card:
-    """Results of one encoder; by task, its data, and ``{file: reason}`` of skipped files (or modalities)."""
+    """Results of one encoder, with the data of each task, and ``{file: reason}`` of skipped files (or modalities)."""
 
     encoder: EncoderFacts
     data: dict[str, DataFacts]
@@ -156,7 +156,7 @@ class Card:
         Raises
         ------
         CardError
-            The file is missing or not a card of this format.
+            The file is missing, or is not a card of this format.
         """
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
@@ -179,14 +179,14 @@ class Card:
             raise CardError(f"card {path}: cannot be read ({error})") from error
 
     def write(self, path: Path) -> None:
-        """Write aside, then rename into place."""
+        """Write the card atomically."""
         with written_aside(path) as aside:
             plain = {"format": _FORMAT, **dataclasses.asdict(self)}
             aside.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_present_direction(result: Result) -> Result:
-    """Cards of cmacc 0.1.0 say ``video->audio``."""
+    """The result with the current name of its direction: cards of cmacc 0.1.0 have ``video->audio``."""
     return dataclasses.replace(result, modality=result.modality.replace("->", "_to_"))
 
 
@@ -196,19 +196,19 @@ def joined(older: Card | None, new: Card, replaces: Collection[tuple[str, str]],
     Parameters
     ----------
     older
-        The card that stands where the new one will; None if there is none.
+        The existing card at the same path; None if there is none.
     new
-        Its results may still be to come: then this only asks whether they can be joined.
+        The new card. Its results may be missing, to only check whether they can be joined.
     replaces
-        The pairs of task and protocol that ``new`` is about.
+        The pairs of task and protocol that ``new`` measures.
     overwrite
         Whether results may be lost.
 
     Raises
     ------
     CardError
-        Without ``overwrite``: the older card is of another encoder, of other data, or made in other conditions; or it
-        holds such results already.
+        Without ``overwrite``: the older card is of another encoder, of other data, or made under other conditions, or
+        already holds such results.
     """
     if older is None:
         return new

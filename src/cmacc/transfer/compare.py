@@ -1,10 +1,9 @@
-"""Markdown out of result cards: one card, cards side by side, cards beside published numbers.
+"""Markdown from result cards: one card, a comparison of cards, a comparison with published numbers.
 
-Numbers stand side by side only where they were measured alike on the same data; `compared` refuses anything else and
-says why. Cards come from files that others wrote: every text of theirs goes through `_plain` before it enters a table.
+Numbers are only compared if they were measured in the same way on the same data; `compared` refuses anything else and
+says why. Cards are files that others may have written, so all of their text goes through `_plain`.
 """
 
-import html
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 
@@ -16,6 +15,7 @@ from cmacc.transfer.tasks import TaskName
 _ROW = ("task", "protocol", "modality", "metric")
 _RANKS = ("median_rank",)
 _SKIPPED_SHOWN = 20
+_DIRECTIONS = {"video_to_audio": "video -> audio", "audio_to_video": "audio -> video"}
 _NONE = "—"
 _OVERLAPS = "≈"
 _NOT_STATED = "not stated"
@@ -24,19 +24,19 @@ _Row = tuple[str, str, str, str]
 
 
 def markdown(card: Card) -> str:
-    """Text of ``card.md``: everything that the card holds, for people.
+    """Text of ``card.md``: the contents of a card for people.
 
     Parameters
     ----------
     card
-        Its accuracies and recalls are shown in percent, median ranks as they are.
+        The card. Accuracies and recalls are shown in percent, median ranks as numbers.
     """
     encoder, made = card.encoder, card.provenance
     recipes = {
         (
             _plain(r.task),
             _plain(f"{r.protocol}@{r.version}"),
-            _plain(r.modality),
+            _modality(r),
             f"{r.windows} x {r.crops}",
             _plain(", ".join(r.settings)) or "none",
             f"{r.seconds:.1f}",
@@ -90,7 +90,7 @@ def markdown(card: Card) -> str:
 
 
 def results_table(card: Card) -> str:
-    """The results of a card alone, as a table."""
+    """The results of a card as a table."""
     return _table(
         [*_ROW, "value [95 %]", "spread over splits", "untrained", "chance", "items"],
         [
@@ -108,23 +108,23 @@ def results_table(card: Card) -> str:
 
 
 def compared(cards: Sequence[Card], names: Sequence[str]) -> str:
-    """Table with a row for every task, protocol, modality and metric, and a column for every card.
+    """A table with a row for every task, protocol, modality and metric, and a column for every card.
 
-    The best value of a row is bold: the smallest median rank, the largest of anything else. ``≈`` marks values whose
-    interval overlaps that of the best one.
+    The best value of a row is bold: the smallest median rank, or the largest of any other metric. ``≈`` marks values
+    whose interval overlaps that of the best one.
 
     Parameters
     ----------
     cards
         At least two.
     names
-        Heading of each card's column, all different.
+        Heading of each card's column, all distinct.
 
     Raises
     ------
     CardError
-        A row was measured in another way or on other data in one card than in another, no row is in two cards, or there
-        are fewer than two cards or not one name for each.
+        Two cards measured a row in different ways or on different data, no row is in two cards, there are fewer than
+        two cards, or not one name for each.
     """
     if len(cards) < 2:
         raise CardError(f"cards: must be at least 2 to be compared, got {len(cards)}")
@@ -160,15 +160,14 @@ def compared(cards: Sequence[Card], names: Sequence[str]) -> str:
 
 
 def beside_published(cards: Sequence[Card], published: Sequence[PublishedResult]) -> str:
-    """Accuracies of cards on UCF101, HMDB51 and ESC-50, above what was published, with what differs between them.
+    """Accuracies of cards on UCF101, HMDB51 and ESC-50, above published results, with the differences between them.
 
     Parameters
     ----------
     cards
         Their accuracies on those tasks are shown, numbered within each task.
     published
-        Of `cmacc.transfer.published.published_results`. A difference that holds against some numbered rows only names
-        them.
+        From `cmacc.transfer.published.published_results`. A difference to only some of the numbered rows names them.
 
     Raises
     ------
@@ -213,10 +212,10 @@ def beside_published(cards: Sequence[Card], published: Sequence[PublishedResult]
             f"got {', '.join(held) or 'no results'}"
         )
     sections.append(
-        "Numbered rows are measured, with their 95 % interval; the others are published, by other code. By custom, "
-        "published UCF101 and HMDB51 results are fine-tuned and averaged over three splits, and ESC-50 results are of "
-        "a linear classifier, averaged over five folds; a row says where it is otherwise or its source does not say. "
-        "More may differ than the last column knows: these numbers are for orientation and are not a comparison."
+        "Numbered rows are measured, with their 95 % interval; the others are published results of other code. "
+        "Usually, published UCF101 and HMDB51 results are fine-tuned and averaged over three splits, and ESC-50 "
+        "results are from a linear classifier, averaged over five folds; a row says if this is different or not "
+        "stated. There may be further differences: these numbers are for orientation and are not a comparison."
     )
     return "\n\n".join(sections) + "\n"
 
@@ -234,7 +233,7 @@ def _by_row(card: Card, name: str) -> dict[_Row, Result]:
 
 
 def _refuse_unlike(row: _Row, cards: Sequence[Card], names: Sequence[str], found: Sequence[dict[_Row, Result]]) -> None:
-    """Compare every card that has the row with the first that has it: being alike is transitive."""
+    """Compare every card that has the row with the first one that has it."""
     holders = [
         (name, _conditions(card.data[row[0]], results[row]))
         for name, card, results in zip(names, cards, found, strict=True)
@@ -251,7 +250,7 @@ def _refuse_unlike(row: _Row, cards: Sequence[Card], names: Sequence[str], found
 
 
 def _conditions(facts: DataFacts, result: Result) -> dict[str, Hashable]:
-    """What forbids a comparison where it differs, by its name in messages."""
+    """Conditions that must be equal in a comparison, by their names in messages."""
     return {
         "protocol version": result.version,
         "windows": result.windows,
@@ -266,7 +265,7 @@ def _conditions(facts: DataFacts, result: Result) -> dict[str, Hashable]:
 
 
 def _cells(results: Sequence[Result | None]) -> list[str]:
-    """Values of one row, marked where there is something to choose between."""
+    """Values of one row, with marks if there is more than one."""
     present = [r for r in results if r is not None]
     choose = min if present[0].metric in _RANKS else max
     best = choose(r.value for r in present)
@@ -286,7 +285,7 @@ def _cells(results: Sequence[Result | None]) -> list[str]:
 
 
 def _differing_notes(cards: Sequence[Card], names: Sequence[str]) -> str:
-    """A line for everything that does not forbid a comparison and yet is not the same in all cards."""
+    """A line for every difference between the cards that does not forbid a comparison."""
     facts = [
         {
             **{f"clip {key}": str(value) for key, value in card.encoder.clip.items()},
@@ -332,7 +331,7 @@ def _all_differences(task: TaskName, row: PublishedResult, own: Sequence[tuple[C
 
 
 def _differences(task: TaskName, row: PublishedResult, card: Card, result: Result) -> list[str]:
-    """What is known to differ between a published number and one's own."""
+    """The known differences between a published number and a measured one."""
     facts = card.data.get(task)
     here = card.encoder
     found = []
@@ -384,11 +383,16 @@ def _list(items: Iterable[tuple[str, str]]) -> str:
 
 def _row_cells(result: Result) -> tuple[str, str, str, str]:
     protocol = f"{result.protocol}@{result.version}"
-    return _plain(result.task), _plain(protocol), _plain(result.modality), _plain(result.metric)
+    return _plain(result.task), _plain(protocol), _modality(result), _plain(result.metric)
+
+
+def _modality(result: Result) -> str:
+    """``video -> audio`` for people; ``card.json`` has ``video_to_audio``."""
+    return _plain(_DIRECTIONS.get(result.modality, result.modality))
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown; what comes from a card must have been through `_plain`."""
+    """A table in GitHub's Markdown. Text from cards must have gone through `_plain`."""
     if not rows:
         return "None."
     lines = [heading, ["---"] * len(heading), *rows]
@@ -396,9 +400,15 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that Markdown shows as it is: no line ends or control characters, and no markup, HTML or cell ends."""
+    """The text on one line that Markdown shows as it is.
+
+    Line ends and control characters become spaces; Markdown, HTML and cell separators are escaped.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     # Underscores within words are no markup, and names are full of them.
-    escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(line, quote=False))
+    escaped = re.sub(r"([\\`*~\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", line.replace("&", "&amp;").replace("<", "&lt;"))
+    # `>` stays, because "video -> audio" is also read in the file itself. Without `<` it ends no tag; only at the
+    # beginning of a line is it markup, a quotation.
+    escaped = re.sub(r"^>", "&gt;", escaped)
     # Not a backslash before it: whether that escapes a pipe depends on what stands before the backslash.
     return escaped.replace("|", "&#124;")

@@ -1,7 +1,7 @@
-"""What can be evaluated: anything that turns pictures or sounds of a stated size into vectors.
+"""The interface of encoders for evaluation: anything that turns video or audio of a given size into vectors.
 
-`ClipEncoder` is the whole contract; cmacc's own encoders, torchvision's and the baselines stand behind it in
-`cmacc.transfer.adapters`, and one's own object will do in `cmacc.transfer.evaluate`.
+`ClipEncoder` is the whole interface. `cmacc.transfer.adapters` implements it for cmacc's encoders, torchvision's models
+and the baselines; `cmacc.transfer.evaluate` also accepts your own object.
 """
 
 from typing import Protocol, runtime_checkable
@@ -17,27 +17,27 @@ __all__ = ["ClipEncoder", "EncoderError", "MatchingEncoder", "Modality"]
 
 
 class EncoderError(ValueError):
-    """An encoder that is unknown, cannot be opened, or gives what it must not; the message says which and what."""
+    """An encoder that is unknown, cannot be opened, or returns invalid values; the message says which and what."""
 
 
 @runtime_checkable
 class ClipEncoder(Protocol):
-    """Frozen encoders of one or both modalities, with the size of the clips that they want.
+    """Frozen encoders of one or both modalities, with the size of their clips.
 
-    Both functions are called under `torch.inference_mode`, with batches on ``device``. An encoder that is also a
-    `torch.nn.Module`, and whose functions are differentiable in its parameters, can be fine-tuned.
+    Both methods are called under `torch.inference_mode`, with batches on ``device``. An encoder can be fine-tuned if it
+    is a `torch.nn.Module` and its methods are differentiable in its parameters.
 
     Attributes
     ----------
     modalities
-        What it encodes; the function of the other modality is never called.
+        Modalities that it encodes. The method of the other modality is never called.
     spec
-        Frames a clip, their rate and size, length of the sound and its rate.
+        Size of its clips: number, rate and size of the frames, length and sample rate of the audio.
     device
-        Where its batches must lie.
+        Device of its batches.
     """
 
-    # Properties here, so that plain attributes and properties both will do.
+    # Properties in the protocol accept both plain attributes and properties.
     @property
     def modalities(self) -> tuple[Modality, ...]: ...
     @property
@@ -46,25 +46,25 @@ class ClipEncoder(Protocol):
     def device(self) -> torch.device: ...
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """Features of pictures, RGB in 0..255, of ``spec``'s size."""
+        """Features of video: RGB frames in 0..255, of the size in ``spec``."""
         ...
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """Features of sounds, mono in [-1, 1], of ``spec``'s length and rate."""
+        """Features of audio: mono waveforms in [-1, 1], of the length and rate in ``spec``."""
         ...
 
 
 @runtime_checkable
 class MatchingEncoder(ClipEncoder, Protocol):
-    """An encoder whose pictures and sounds can be compared: from features into one common space.
+    """An encoder whose video and audio features can be projected into a common space.
 
-    Rows are compared by inner product, after they are made of length one.
+    Rows are L2-normalised and compared by inner product.
     """
 
     def match_video(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """What `embed_video` gave, in the common space."""
+        """Features from `embed_video`, projected into the common space."""
         ...
 
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """What `embed_audio` gave, in the common space."""
+        """Features from `embed_audio`, projected into the common space."""
         ...

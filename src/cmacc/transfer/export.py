@@ -1,8 +1,8 @@
-"""A run as a folder to hand on: weights, settings, a model card, and if wanted ONNX graphs.
+"""Export a run as a folder: weights, settings, a model card and, on request, ONNX graphs.
 
-The folder holds the query encoders alone, a fraction of a checkpoint: without optimiser, key encoders and dictionaries
-it cannot be trained on, and knows nothing of the files that it was trained on but a fingerprint. It can be uploaded to
-the Hugging Face hub as it is. Nothing in it is unpickled: safetensors, JSON, Markdown, ONNX.
+The folder only holds the query encoders, a fraction of a checkpoint. Without optimizer, key encoders and dictionaries,
+training cannot be resumed from it. The only trace of the training files is a fingerprint. The folder can be uploaded to
+the Hugging Face hub as it is. It contains no pickles: safetensors, JSON, Markdown, ONNX.
 """
 
 import hashlib
@@ -50,24 +50,25 @@ __all__ = [
 
 _LIBRARY, _FORMAT = "cmacc", 1
 _GRAPHS: dict[Modality, str] = {"video": "video.onnx", "audio": "audio.onnx"}
-# Nothing else is ever written, read, replaced or uploaded.
+# No other file is ever written, read, replaced or uploaded.
 _NAMES = ("config.json", "model.safetensors", "README.md", *_GRAPHS.values())
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A written export.
 
     Attributes
     ----------
     folder
-        The export.
+        The folder.
     step
-        Training steps behind the weights.
+        Number of training steps of the weights.
     weights
-        SHA-256 of ``model.safetensors``, 64 hex digits: equal weights give equal files.
+        SHA-256 of ``model.safetensors``, 64 hex digits. Equal weights give equal files.
     differences
-        By modality, how far ONNX is from torch (`cmacc.transfer.onnx.largest_difference`); empty without graphs.
+        By modality, the difference between ONNX and torch (`cmacc.transfer.onnx.largest_difference`); empty without
+        graphs.
     """
 
     folder: Path
@@ -78,26 +79,26 @@ class Exported:
 
 @dataclass(frozen=True)
 class ExportedEncoder:
-    """What was read; `CmaccEncoder` takes the first three.
+    """A loaded export. The first three attributes are the arguments of `CmaccEncoder`.
 
     Attributes
     ----------
     pair
-        In evaluation mode, on the CPU.
+        The encoders, in evaluation mode, on the CPU.
     clip
-        Size of the clips it was trained on.
+        Size of the clips they were trained on.
     is_grey
-        Whether it was trained on pictures without colour.
+        Whether they were trained on video without colour.
     step
-        Training steps behind the weights.
+        Number of training steps of the weights.
     seed
-        Of the run.
+        Seed of the run.
     weights
         SHA-256 of ``model.safetensors``.
     pretraining_data
-        Fingerprint of the manifest it was trained on, None where unknown.
+        Fingerprint of the manifest they were trained on; None if unknown.
     run_id
-        Of the training run, empty where unknown.
+        Id of the training run; empty if unknown.
     """
 
     pair: AudioVisualEncoder
@@ -113,34 +114,34 @@ class ExportedEncoder:
 def export_run(
     run_dir: Path, out: Path, *, with_onnx: bool = False, overwrite: bool = False, results_markdown: str = ""
 ) -> Exported:
-    """Write the encoders of a run's last checkpoint into a folder, which appears whole or not at all.
+    """Export the encoders of a run's last checkpoint to a folder, which appears complete or not at all.
 
     Parameters
     ----------
     run_dir
         Run folder with a checkpoint.
     out
-        Folder that is not there yet, or is empty.
+        Folder that does not exist or is empty.
     with_onnx
-        Whether to add ``video.onnx`` and ``audio.onnx``, checked against torch. Takes the extra ``export`` and half a
-        minute to a minute on two cores.
+        Whether to add ``video.onnx`` and ``audio.onnx``, checked against torch. This needs the extra ``export``, and
+        takes half a minute to a minute on two cores.
     overwrite
-        Whether an export that is at ``out`` may be replaced.
+        Whether to replace an existing export at ``out``.
     results_markdown
-        Results for the model card; the card says that there are none where it is empty.
+        Results for the model card. If empty, the card says that there are none.
 
     Returns
     -------
     Exported
-        What was written.
+        The written export.
 
     Raises
     ------
     ExportError
-        ``out`` holds something that would be lost, the weights are not finite, the extra is not installed, or an ONNX
-        graph does not give what torch gives.
+        ``out`` holds other files, the weights are not finite, the extra is not installed, or an ONNX graph differs from
+        torch.
     ConfigError, CheckpointError
-        The run folder has no such config or checkpoint.
+        The run folder has no valid config or checkpoint.
     """
     config = read_config(run_dir / "config.yaml")
     provenance = read_provenance(run_dir)
@@ -165,7 +166,7 @@ def export_run(
             "weights": weights,
             "onnx": {"tolerance": TOLERANCE, "differences": differences} if with_onnx else None,
             "pretraining": {
-                # Of the training itself: what lies under the manifest's name now may be another data set.
+                # From the training itself: the manifest's path may hold another data set by now.
                 "data": provenance.data if provenance is not None else None,
                 "run_id": provenance.run_id if provenance is not None else "",
                 "settings": _settings(config),
@@ -178,7 +179,7 @@ def export_run(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder says that it is an export, of whatever format; `read_export` tells whether it is a sound one."""
+    """Whether a folder claims to be an export, of any format. `read_export` checks that it is valid."""
     try:
         return _read_json(folder / "config.json").get("library") == _LIBRARY
     except ExportError:
@@ -186,17 +187,17 @@ def is_export(folder: Path) -> bool:
 
 
 def read_export(folder: Path) -> ExportedEncoder:
-    """Read what `export_run` wrote.
+    """Read an export.
 
     Parameters
     ----------
     folder
-        An export, or the copy of one that the hub's ``snapshot_download`` made.
+        An export from `export_run`, or its copy from the hub's ``snapshot_download``.
 
     Returns
     -------
     ExportedEncoder
-        Everything that `CmaccEncoder` takes.
+        The encoders and their description.
 
     Raises
     ------
@@ -225,10 +226,10 @@ def read_export(folder: Path) -> ExportedEncoder:
 
 
 def push(folder: Path, repo_id: str) -> str:
-    """Upload an export to the Hugging Face hub, into a repository that is made, private, where it is not there yet.
+    """Upload an export to the Hugging Face hub. A repository that does not exist is created as private.
 
-    Only an export's own files are uploaded. Graphs of an earlier upload go where this one has none: they would be of
-    other weights.
+    Only the files of an export are uploaded. Graphs of an earlier upload are deleted if this export has none, because
+    they would have other weights.
 
     Parameters
     ----------
@@ -240,17 +241,17 @@ def push(folder: Path, repo_id: str) -> str:
     Returns
     -------
     str
-        The repository's address.
+        URL of the repository.
 
     Raises
     ------
     ExportError
-        The folder is no sound export, or ``huggingface_hub`` is not installed.
+        The folder is not a valid export, or ``huggingface_hub`` is not installed.
     """
     hub = from_extra("huggingface_hub")
     read_export(folder)
     for name in _NAMES:
-        # What a link points to could be any file of this machine.
+        # A link could point to any file of this machine, which must not be uploaded.
         if (folder / name).is_symlink():
             raise ExportError(f"export {folder / name}: must be a file to be uploaded, got a symbolic link")
     api = hub.HfApi()
@@ -267,7 +268,7 @@ def push(folder: Path, repo_id: str) -> str:
 
 @contextmanager
 def _folder_aside(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its place when the ``with`` ends well, and is gone if it does not."""
+    """A temporary folder that replaces ``out`` when the ``with`` block succeeds, and is deleted if it fails."""
     out = out.absolute()
     _require_free(out, overwrite)
     try:
@@ -279,7 +280,7 @@ def _folder_aside(out: Path, overwrite: bool) -> Iterator[Path]:
         yield aside
         aside.chmod(0o755)
         fsync_tree(aside)
-        _require_free(out, overwrite)  # writing took a while
+        _require_free(out, overwrite)  # again, because writing took a while
         if out.is_dir() and any(out.iterdir()):
             older = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
             out.replace(older)
@@ -331,7 +332,7 @@ def _read_weights(path: Path, config: EncoderConfig, digest: str) -> AudioVisual
     except (SafetensorError, KeyError, ValueError) as error:
         raise ExportError(f"export {path}: cannot be read ({error})") from error
     try:
-        # Without memory at first: a config of absurd sizes must end here, not take the machine's.
+        # On the meta device first, without memory: a config with absurd sizes must fail here, not exhaust the memory.
         with torch.device("meta"):
             own = AudioVisualEncoder(config).state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:
@@ -369,7 +370,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:
-    """All that shaped the run, without where its files lay."""
+    """All settings of the run except the path of its manifest."""
     settings: dict[str, Any] = to_plain(config)
     del settings["data"]["manifest"]
     return settings

@@ -1,4 +1,4 @@
-"""Metrics of one split, and what they come to over all splits, with a bootstrap interval."""
+"""Metrics of one split, and their summary over all splits with a bootstrap interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ class ProtocolError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """One metric of one split, kept item by item so that an interval can be drawn from it (`summarised`).
+    """One metric of one split, with the value of each item, from which `summarised` computes an interval.
 
     Attributes
     ----------
     name
         ``accuracy``, ``R@1``, ... or ``median_rank``.
     per_item
-        Shape (n,): 1 where right and 0 where wrong; for ``median_rank`` the rank, from 1.
+        Shape (n,): 1 if correct, else 0; for ``median_rank``, the rank, from 1.
     chance
-        What guessing would give.
+        Expected value of random guessing.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Summary:
     Attributes
     ----------
     value
-        Mean over the splits of the split's value.
+        Mean over the splits.
     by_split
         Value of every split.
     low, high
         95 % interval of ``value`` (`summarised`).
     chance
-        Mean over the splits of what guessing would give.
+        Expected value of random guessing, averaged over the splits.
     count
-        Held-out items of all splits together.
+        Number of held-out items over all splits.
     """
 
     value: float
@@ -67,27 +67,27 @@ class Summary:
 def summarised(metrics: Sequence[Metric], groups: Sequence[NDArray[np.int64]]) -> Summary:
     """Mean over splits of one metric, with a 95 % percentile bootstrap interval.
 
-    In each of 2,000 resamples, as many groups as a split has are drawn from it with replacement, and all their items
-    enter; the split's value is computed again and averaged over the splits. Whole groups are drawn because clips cut
-    from one scene are not independent: they succeed and fail together, and drawing them one by one would give too
-    narrow an interval. The price is that a few groups (fewer than about 20) give a coarse interval, mostly too narrow.
-    With groups all unlike this is the bootstrap over items. A split with one group is the same in every resample: if
-    all are such, ``low`` and ``high`` equal ``value``, which says that nothing is known and not that all is.
+    In each of 2,000 resamples, as many groups as a split has are drawn with replacement, with all of their items. The
+    value of the split is computed again, and averaged over the splits. Whole groups are drawn because clips cut from
+    one scene are not independent: they succeed and fail together, and drawing single clips would give too narrow an
+    interval. With few groups (fewer than about 20), the interval is coarse and usually too narrow. If every item is its
+    own group, this is the bootstrap over items. A split with one group is the same in every resample. If all splits are
+    like that, ``low`` and ``high`` equal ``value``, which means that the uncertainty is unknown, not zero.
 
-    The interval is over held-out items only: neither the training part nor the encoder's seed is varied. Splits are
-    resampled apart from each other; where their held-out parts share items, the interval is too narrow.
+    The interval only covers the choice of held-out items: neither the training part nor the encoder's seed is varied.
+    Splits are resampled independently. If their held-out parts share items, the interval is too narrow.
 
     Parameters
     ----------
     metrics
         The same metric of each split.
     groups
-        Of each split, shape (n,): group of each item.
+        For each split, shape (n,): group of each item.
 
     Raises
     ------
     ProtocolError
-        If there is no split or an empty one, the metrics differ in name, or groups do not fit the items.
+        There is no split or an empty one, the metrics differ in name, or groups do not fit the items.
 
     References
     ----------

@@ -7,16 +7,16 @@ from cmacc.pretraining import PretrainConfig
 
 
 def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str, Any], results: str) -> str:
-    """Text of an export's ``README.md``: what its ``config.json`` (``plain``) says, for people and for the hub.
+    """Text of an export's ``README.md``: the contents of its ``config.json`` (``plain``) for people and for the hub.
 
     Parameters
     ----------
     config, pair
-        Of the run.
+        Config and encoders of the run.
     plain
         Contents of ``config.json``.
     results
-        A Markdown table; empty where nothing was measured.
+        A Markdown table; empty if nothing was measured.
     """
     clip, encoder, dictionary = config.data.clip, config.encoder, config.dictionary
     negatives = ["the other clips of the batch"] if config.objective.in_batch else []
@@ -36,15 +36,15 @@ def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str
         size=encoder.embedding_size,
         clip=clip,
         frames=frames,
-        colour=" (made grey inside: it was trained without colour)" if plain["is_grey"] else "",
+        colour=" (converted to grey inside: trained without colour)" if plain["is_grey"] else "",
         onnx=_CARD_ONNX.format(frames=frames, clip=clip, **plain["onnx"]) if plain["onnx"] else "",
         step=plain["step"],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
         negatives=" and ".join(negatives),
         seed=config.seed,
-        data=f"of fingerprint `{data}`" if data else "of unknown fingerprint",
-        results=results.strip() or "None were measured before the export.",
+        data=f"the manifest with fingerprint `{data}`" if data else "a manifest with unknown fingerprint",
+        results=results.strip() or "No results were measured before the export.",
     )
 
 
@@ -54,18 +54,18 @@ _CARD = """\
 ---
 library_name: cmacc
 pipeline_tag: feature-extraction
-# license: which one is for the owner of the weights and of the videos to say
+# license: to be chosen by the owner of the weights and of the videos
 tags:
 {tags}---
 
 # Video and audio encoders of cmacc
 
-A video encoder (`{video}`) and an audio encoder (`{audio}`) that learned from unlabelled video with sound to recognise
-each other's half of the same clip, by cross-modal active contrastive coding
-([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021). Each gives a `feature`, for probes and fine-tuning,
-and an `embedding` of length one, in a space that pictures and sounds share.
+A video encoder (`{video}`) and an audio encoder (`{audio}`), trained on unlabelled video to match the two halves of a
+clip, with cross-modal active contrastive coding ([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021).
+Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding` in a common space of video and
+audio.
 
-| | picture | sound |
+| | video | audio |
 |---|---|---|
 | input | `frames`, uint8 RGB 0..255{colour} | `waveforms`, float32 mono in [-1, 1] |
 | shape | `(B, {frames})` | `(B, {clip.sample_count})` |
@@ -74,7 +74,7 @@ and an `embedding` of length one, in a space that pictures and sounds share.
 | `feature` | `(B, {video_size})` | `(B, {audio_size})` |
 | `embedding` | `(B, {size})` | `(B, {size})` |
 
-Picture and sound of a clip share their middle. Pixels are normalised, and the log-mel spectrogram is made, inside.
+Video and audio of a clip have the same centre. The encoders normalise the pixels and compute the log-mel spectrogram.
 
 ## Use
 
@@ -87,7 +87,7 @@ import torch
 from cmacc.transfer import CmaccEncoder
 from cmacc.transfer.export import read_export
 
-export = read_export(Path("."))  # this folder, or what huggingface_hub.snapshot_download gives
+export = read_export(Path("."))  # this folder, or the result of huggingface_hub.snapshot_download
 encoder = CmaccEncoder(export.pair, export.clip, export.is_grey)
 with torch.inference_mode():
     video_feature = encoder.embed_video(torch.zeros(2, {frames}, dtype=torch.uint8))
@@ -97,8 +97,12 @@ with torch.inference_mode():
 {onnx}
 ## Training
 
-{step} of {steps} steps of {batch_size} clips; negatives were {negatives}. Seed {seed}; a manifest {data}.
-Every setting is in `config.json`. The data is not part of this folder.
+- Steps: {step} of {steps}, with batches of {batch_size} clips
+- Negatives: {negatives}
+- Seed: {seed}
+- Data: {data}
+
+All settings are in `config.json`. The data is not part of this folder.
 
 ## Results
 
@@ -106,7 +110,7 @@ Every setting is in `config.json`. The data is not part of this folder.
 """
 
 _CARD_ONNX = """
-With onnxruntime alone, for batches of any size:
+With onnxruntime only, for batches of any size:
 
 ```python
 import numpy as np
@@ -117,6 +121,6 @@ video_feature, video_embedding = video.run(None, {{"frames": np.zeros((2, {frame
 audio_feature, audio_embedding = audio.run(None, {{"waveforms": np.zeros((2, {clip.sample_count}), np.float32)}})
 ```
 
-On random inputs the results differ from torch's by {differences[video]:.1e} (video) and {differences[audio]:.1e}
-(audio) at most, features in relation to the largest; above {tolerance:g} there would be no export.
+On random inputs, the results differ from torch by at most {differences[video]:.1e} (video) and
+{differences[audio]:.1e} (audio), relative to the largest feature. A difference above {tolerance:g} is refused.
 """

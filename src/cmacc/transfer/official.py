@@ -1,7 +1,7 @@
-"""UCF101, HMDB51, ESC-50 and ESC-10 by their official lists: every split or fold, and how much of the set is there.
+"""UCF101, HMDB51, ESC-50 and ESC-10 with their official lists: splits or folds, and completeness.
 
-A copy with files or classes missing gives another figure, which must not pass for that of the data set: it is refused
-unless it is asked for, and the card then says what share was there.
+An incomplete copy gives another result, which must not be mistaken for that of the data set. It is refused unless
+requested, and the card then states the share of files and classes.
 """
 
 import hashlib
@@ -23,22 +23,23 @@ _SIDES = ("train", "test")
 
 @dataclass(frozen=True)
 class OfficialSet:
-    """What is official about a data set.
+    """Official facts about a data set.
 
     Attributes
     ----------
     modality
-        What it is about. UCF101 and HMDB51 are for pictures alone: which of their clips have sound tells the class.
+        Modality of the task. UCF101 and HMDB51 are video only, because which of their clips have audio reveals the
+        class.
     part
-        What its divisions are called, split or fold.
+        Name of its divisions: split or fold.
     parts
-        Their number.
+        Number of divisions.
     files
-        Training and held-out files of one division.
+        Number of training and held-out files of one division.
     classes
-        Their number.
+        Number of classes.
     marker
-        A file by which its lists are found beneath the data's folder.
+        Name of a file by which its lists are found within the data's folder.
     """
 
     modality: Modality
@@ -77,19 +78,19 @@ def official_task(
     task
         A key of `OFFICIAL`.
     root
-        Folder of its files, in any layout beneath it; they are matched by name without the ending.
+        Folder of its files, in any layout; they are matched by name without the extension.
     lists
-        Folder of the official lists (for ESC ``esc50.csv``); by default looked for beneath ``root``.
+        Folder of the official lists (for ESC, ``esc50.csv``). Default: searched within ``root``.
     parts
-        Numbers of the splits or folds that are evaluated, from 1; all by default.
+        Numbers of the splits or folds to evaluate, from 1. Default: all.
     allow_partial
         Whether files or classes may be missing.
     workers
-        Files examined at a time.
+        Number of files examined at a time.
     journal
-        Folder in which the scan notes what it found, so that the next need not look again.
+        Folder for the journal of the scan, so that later calls need not examine the files again.
     progress
-        Called with (files done, files in all).
+        Called with (examined files, all files).
 
     Raises
     ------
@@ -104,7 +105,7 @@ def official_task(
         raise TaskError(f"task {task}: --splits must be of 1 to {what.parts}, got {', '.join(map(str, numbers))}")
     place = _lists(task, root, lists)
     listings = {number: _listing(task, root, place, number) for number in numbers}
-    if not allow_partial:  # asked before hours of looking files over, and again after
+    if not allow_partial:  # checked before examining files, which may take hours, and again afterwards
         _require_whole(task, root, listings, lambda path: True)
     if journal is not None:
         journal = journal / hashlib.sha256(f"{task} {root.resolve()}".encode()).hexdigest()[:16]
@@ -160,13 +161,13 @@ def _require_whole(
             why = f" ({damaged[0].name} is damaged: {damaged[1]})" if damaged is not None else ""
             raise TaskError(
                 f"task {task}, {what.part} {number}: {root} must hold all {what.files:,} files of {what.classes} "
-                f"classes, got {len(used):,} files of {classes}{why}; --allow-partial evaluates what is there, and the "
-                "card then says what share that is"
+                f"classes, got {len(used):,} files of {classes}{why}; --allow-partial evaluates the present files, and "
+                "the card then states their share"
             )
 
 
 def _listed_count(listings: dict[int, Listing]) -> int:
-    """Different files that the divisions train on or hold out: those of HMDB51 leave some clips unused."""
+    """Number of distinct files that the divisions train on or hold out. Those of HMDB51 leave some clips unused."""
     names: set[str] = set()
     for listing in listings.values():
         names |= {str(file.path) for file in listing.files if file.split in _SIDES}
@@ -184,7 +185,7 @@ def _listing(task: TaskName, root: Path, lists: Path, number: int) -> Listing:
 
 
 def _lists(task: TaskName, root: Path, given: Path | None) -> Path:
-    """The folder (for ESC the file) of the official lists: within the given one, or somewhere beneath ``root``."""
+    """The folder (for ESC, the file) of the official lists: within the given one, or anywhere within ``root``."""
     marker = OFFICIAL[task].marker
     if given is not None and given.is_file():
         return given
@@ -192,8 +193,8 @@ def _lists(task: TaskName, root: Path, given: Path | None) -> Path:
     found = sorted(searched.glob(f"**/{marker}"))
     if not found:
         raise TaskError(
-            f"task {task}: the official lists, with {marker}, must lie beneath {searched}, got nothing there; name "
-            "their folder with --list"
+            f"task {task}: the official lists, with {marker}, must be in {searched}, got none; name their folder with "
+            "--annotations"
         )
     return found[0] if marker.endswith(".csv") else found[0].parent
 
@@ -202,6 +203,6 @@ def _require_stream(task: TaskName, manifest: Manifest, modality: Modality) -> N
     without = manifest.ids_where(lambda r: not (r.has_picture if modality == "video" else r.has_audio))
     if without:
         raise TaskError(
-            f"task {task}: every file must have {'a picture' if modality == 'video' else 'sound'}, got "
+            f"task {task}: every file must have {modality}, got "
             f"{len(without)} without, such as {manifest.records[without[0]].name}"
         )

@@ -1,7 +1,7 @@
-"""Trained encoders as ONNX graphs that take what users have, uint8 frames or float32 sound, and were checked.
+"""Export encoders as ONNX graphs from uint8 frames or float32 waveforms, checked against torch.
 
-What stands before the encoders (normalised pixels, log-mel) is inside the graph, so that nobody has to write it in
-another language and get it slightly wrong. The packages for it are heavy and wanted by few: the extra ``export``.
+The preprocessing (normalised pixels, log-mel) is inside the graph, so that nobody has to reimplement it in another
+language and get it slightly wrong. The required packages are heavy and few users need them: the extra ``export``.
 """
 
 import importlib
@@ -17,22 +17,22 @@ from cmacc.transfer.encoder import Modality
 
 INPUT_NAMES: dict[Modality, str] = {"video": "frames", "audio": "waveforms"}
 OUTPUT_NAMES = ("feature", "embedding")
-# Float32 in another order of summation: about 1e-7 is seen, and a graph that is wrong differs by 1e-2 and more.
+# Float32 sums in another order differ by about 1e-7. A wrong graph differs by 1e-2 and more.
 TOLERANCE = 1e-4
 _CHECKED_BATCH_SIZES = (1, 3)
 
 
 class ExportError(ValueError):
-    """An export that cannot be written, or is broken; the message names the file, and the tensor or setting."""
+    """An export that cannot be written, or is damaged; the message names the file, and the tensor or setting."""
 
 
 def from_extra(name: str) -> Any:
-    """A module of the extra ``export``.
+    """Import a module of the extra ``export``.
 
     Raises
     ------
     ExportError
-        It is not installed.
+        The module is not installed.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -47,9 +47,9 @@ class EncoderGraph(nn.Module):
     Parameters
     ----------
     encoder
-        In evaluation mode, on the CPU.
+        The encoder, in evaluation mode, on the CPU.
     modality
-        Which half.
+        The modality.
     """
 
     def __init__(self, encoder: CmaccEncoder, modality: Modality) -> None:
@@ -67,7 +67,7 @@ class EncoderGraph(nn.Module):
         return feature, self.encoder.match_audio(feature)
 
     def random_inputs(self, batch_size: int, seed: int = 0) -> Tensor:
-        """Noise, every next clip a tenth as strong: the logarithm of quiet sound shows errors that loud sound hides."""
+        """Noise, each clip a tenth as strong as the one before: the logarithm of quiet audio reveals more errors."""
         generator = torch.Generator().manual_seed(seed)
         clip = self.encoder.spec
         strengths = 0.1 ** torch.arange(batch_size)
@@ -78,28 +78,28 @@ class EncoderGraph(nn.Module):
 
 
 def write_graph(graph: EncoderGraph, path: Path) -> float:
-    """Write an ONNX file and run it beside torch, on random inputs of several batch sizes.
+    """Write an ONNX file and compare it with torch, on random inputs of several batch sizes.
 
     Parameters
     ----------
     graph
-        Of one modality.
+        The encoder of one modality.
     path
-        New file.
+        File to write.
 
     Returns
     -------
     float
-        The largest difference of `largest_difference`; at most `TOLERANCE`.
+        The largest `largest_difference`; at most `TOLERANCE`.
 
     Raises
     ------
     ExportError
-        The extra ``export`` is not installed, or the graph does not give what torch gives. The file may then be there.
+        The extra ``export`` is not installed, or the graph differs from torch. The file may exist then.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         from_extra(name)
-    # The exporter warns about its own inner workings; whether the graph is right is measured below.
+    # The exporter warns about its own internals. Whether the graph is correct is measured below.
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
             graph,
@@ -121,13 +121,12 @@ def write_graph(graph: EncoderGraph, path: Path) -> float:
 
 
 def largest_difference(graph: EncoderGraph, path: Path, inputs: Tensor) -> float:
-    """How far onnxruntime's results are from torch's.
+    """The largest difference between the results of onnxruntime and torch.
 
     Returns
     -------
     float
-        Largest absolute difference of the embeddings, or, where that is larger, of the features; the features' is taken
-        relative to the largest of them where that is above one.
+        Largest absolute difference of features and embeddings; each relative to its largest value if that is above one.
 
     Raises
     ------
@@ -147,7 +146,7 @@ def largest_difference(graph: EncoderGraph, path: Path, inputs: Tensor) -> float
 
 
 def _forget_source_lines(model: Any) -> None:
-    # The exporter notes the source line of every operation, with the path on the machine that it ran on.
+    # The exporter records the source line of every operation, with its path on this machine.
     for graph in (model.graph, *model.functions):
         for part in (*graph.node, *graph.value_info):
             part.ClearField("metadata_props")

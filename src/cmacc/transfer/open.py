@@ -1,4 +1,4 @@
-"""The ENCODER argument made into an encoder that is ready to be used, the same untrained beside it."""
+"""Open the ENCODER argument: a ready encoder, and the same encoder untrained."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,17 +30,17 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True)
 class OpenedEncoder:
-    """An encoder, and what the card says of it.
+    """An encoder with its description for the card.
 
     Attributes
     ----------
     encoder
-        In evaluation mode.
+        The encoder, in evaluation mode.
     untrained
-        Of the same kind with its first weights; None where nothing in it is trained, or where it was handed over as an
-        object of the caller's own. The very same object where ``encoder`` is untrained itself.
+        The same kind of encoder with its initial weights; None if nothing in it is trained, or if it is the caller's
+        own object. The same object if ``encoder`` is itself untrained.
     facts
-        For the card.
+        Description for the card.
     """
 
     encoder: ClipEncoder
@@ -49,23 +49,23 @@ class OpenedEncoder:
 
 
 def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0) -> OpenedEncoder:
-    """An encoder by its name.
+    """Open an encoder by name.
 
     Parameters
     ----------
     name
-        A run or export folder; ``random``, cmacc's default encoders untrained; ``statistics``, of log-mel spectrograms;
+        A run or export folder; ``random``, cmacc's untrained default encoders; ``statistics``, of log-mel spectrograms;
         or ``torchvision:r3d_18[=WEIGHTS]`` with a local file of weights (.safetensors, or a state dict in .pth, read
-        with ``weights_only``), untrained without.
+        with ``weights_only``); without WEIGHTS it is untrained.
     device
-        Where it is to work; the CPU by default.
+        Device of the encoder. Default: the CPU.
     seed
-        Of untrained weights, but for a run's, which come from the run's own seed.
+        Seed of untrained weights. For a run, the run's own seed is used instead.
 
     Raises
     ------
     EncoderError, ConfigError, CheckpointError, ExportError
-        The name stands for nothing, or what it names is broken.
+        The name is unknown, or the folder or file is damaged.
     """
     device = device or torch.device("cpu")
     if name == "random":
@@ -108,12 +108,12 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
 
 
 def card_of_run(run_dir: Path) -> Card | None:
-    """The results in a run folder; None where there are none.
+    """The results in a run folder; None if there are none.
 
     Raises
     ------
     CardError
-        They are of other weights than the run's last checkpoint, or cannot be read.
+        The results are not of the run's last checkpoint, or cannot be read.
     """
     path = run_dir / "card.json"
     if not path.exists():
@@ -135,7 +135,7 @@ def load_pair(folder: Path) -> AudioVisualEncoder:
     Raises
     ------
     ConfigError, CheckpointError, ExportError
-        The folder holds neither, or something broken.
+        The folder holds neither, or is damaged.
     """
     if is_export(folder):
         return read_export(folder).pair
@@ -165,12 +165,12 @@ def _opened(
 
 
 def opened_object(encoder: ClipEncoder) -> OpenedEncoder:
-    """An encoder of the caller's own, under the name of its class.
+    """The caller's own encoder, under the name of its class.
 
     Raises
     ------
     EncoderError
-        It lacks a part of `ClipEncoder`, or is in training mode: batch norm would learn from what is held out.
+        The object lacks a part of `ClipEncoder`, or is in training mode: batch norm would learn from held-out data.
     """
     name = type(encoder).__name__
     if not isinstance(encoder, ClipEncoder):
@@ -198,7 +198,7 @@ def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncod
 
 def _seeded(seed: int, make: Callable[[], _Made]) -> _Made:
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the GPUs' generators are the calling program's
+        torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves the caller's GPU generators alone
         return make()
 
 
@@ -208,9 +208,9 @@ def _read_weights(name: str, file: Path) -> dict[str, Tensor]:
             f"encoder {name}: {str(file) if file.name else 'WEIGHTS'} must be a file of weights, got nothing there"
         )
     try:
-        # weights_only: a .pth is a pickle, and may otherwise run whatever its maker liked.
+        # weights_only: a .pth file is a pickle, and could otherwise execute arbitrary code.
         plain = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a broken file
+    except Exception as error:  # torch raises a dozen kinds of errors for a damaged file
         raise EncoderError(f"encoder {name}: {file} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(plain, dict) or not all(isinstance(value, Tensor) for value in plain.values()):
         raise EncoderError(f"encoder {name}: {file} must hold a state dict of tensors alone")

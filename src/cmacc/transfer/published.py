@@ -1,7 +1,7 @@
 """Published results on UCF101, HMDB51 and ESC-50, read from ``docs/published.csv``.
 
-They are for orientation. Each row says where its numbers were seen; what the source does not say, the row does not say
-either. Whether a number may stand beside one's own is for `cmacc.transfer.compare.beside_published` to tell.
+They are for orientation. Each row names its source and only states what the source states.
+`cmacc.transfer.compare.beside_published` lists how a number differs from measured ones.
 """
 
 import csv
@@ -21,24 +21,24 @@ _COLUMNS = ["method", "backbone", "pretraining", *PUBLISHED_TASKS, "protocol", "
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """What one source says of one encoder; accuracies in percent, None where it says nothing.
+    """Published accuracies of one encoder in percent; None if the source does not state one.
 
     Parameters
     ----------
     method, backbone, pretraining
-        In the words of the source; ``not stated`` where it has none.
+        In the words of the source, or ``not stated``.
     ucf101, hmdb51, esc50
         Accuracy on that task.
     protocol
-        One of ``linear``, ``svm``, ``knn``, ``finetune``, ``other``, then after a semicolon what else is known of it:
-        splits, and the clip as ``30 frames of 112 px``.
+        One of ``linear``, ``svm``, ``knn``, ``finetune``, ``other``; after a semicolon, what else is known: splits, and
+        the clip as ``30 frames of 112 px``.
     source
-        Where the numbers were seen.
+        Source of the numbers.
 
     Raises
     ------
     CardError
-        Method or source is empty, the protocol is none of those, or there is no number in [0, 100].
+        Method or source is empty, the protocol is unknown, or there is no number in [0, 100].
     """
 
     method: str
@@ -75,18 +75,18 @@ class PublishedResult:
 
     @property
     def clip(self) -> tuple[int, int] | None:
-        """Frames, and their height and width in pixels; None where the source does not say."""
+        """Number of frames, and their height and width in pixels; None if the source does not state it."""
         found = re.search(r"(\d+) frames of (\d+) px", self.protocol)
         return (int(found[1]), int(found[2])) if found else None
 
 
 def published_results() -> tuple[PublishedResult, ...]:
-    """All rows of the file, in its order.
+    """All rows of the file, in order.
 
     Raises
     ------
     CardError
-        The file is missing or not as `parse_published` wants it.
+        The file is missing, or `parse_published` refuses it.
     """
     in_wheel = files("cmacc.transfer").joinpath("published.csv")
     in_checkout = Path(__file__).parents[3] / "docs" / "published.csv"
@@ -97,12 +97,12 @@ def published_results() -> tuple[PublishedResult, ...]:
 
 
 def parse_published(text: str) -> tuple[PublishedResult, ...]:
-    """Rows of a CSV file with a column for every field of `PublishedResult`, empty where a number is not known.
+    """Rows of a CSV file with a column for every field of `PublishedResult`. Unknown numbers are empty.
 
     Raises
     ------
     CardError
-        Naming the line that is wrong.
+        A line is invalid; the message names it.
     """
     reader = csv.DictReader(io.StringIO(text), strict=True)
     rows = []

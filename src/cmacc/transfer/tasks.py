@@ -1,6 +1,6 @@
-"""Tasks: which files of which data take part, with which labels, and what is held out when.
+"""Tasks: files, labels and splits of an evaluation.
 
-The official data sets are made into the same thing from their own lists in `cmacc.transfer.official`.
+`cmacc.transfer.official` creates the tasks of official data sets from their lists.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs"]
 
 
 class TaskError(ValueError):
-    """Data on which a task cannot be done; the message says what they lack."""
+    """Data on which a task cannot be done; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """One division into training and held-out files, both as rows of the manifest."""
+    """A split into training and held-out files, as rows of the manifest."""
 
     name: str
     train: tuple[int, ...]
@@ -34,24 +34,24 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task is done on.
+    """The data of a task.
 
     Attributes
     ----------
     task
-        Its name.
+        Name of the task.
     manifest
         The files.
     class_of
         ``(N,)`` class index of every row, -1 without a label.
     splits
-        Over which results are averaged.
+        The splits over which results are averaged.
     modalities
-        Which parts of the files the task is about.
+        Modalities that the task uses.
     facts
-        For the card.
+        Description for the card.
     skipped
-        ``{file: reason}`` of files that the data should hold, but that cannot be used.
+        ``{file: reason}`` of files that belong to the data but cannot be used.
     """
 
     task: TaskName
@@ -64,11 +64,11 @@ class TaskData:
 
     @property
     def sample_ids(self) -> list[int]:
-        """The files of all splits, each once, in the manifest's order."""
+        """The files of all splits, each once, in the order of the manifest."""
         return sorted({i for split in self.splits for i in (*split.train, *split.test)})
 
     def groups(self, sample_ids: Sequence[int]) -> NDArray[np.int64]:
-        """``(n,)`` number of each file's group: what was cut from one scene; a file without one is its own."""
+        """``(n,)`` number of each file's group (clips cut from one scene). A file without a group is its own group."""
         names = self.manifest.column("group")
         keys = [names[i] if names[i] is not None else i for i in sample_ids]
         number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
@@ -76,20 +76,20 @@ class TaskData:
 
 
 def pairs_task(path: Path, *, all_files: bool = False) -> TaskData:
-    """Retrieval between the pictures and sounds of a manifest's split ``test``.
+    """Retrieval between the video and audio of the files in a manifest's split ``test``.
 
     Parameters
     ----------
     path
         Manifest.
     all_files
-        Use every file instead, whatever its split: for data that the encoder was not trained on. The result's split is
+        Use every file, whatever its split: for data that the encoder was not trained on. The split of the result is
         then called ``all``.
 
     Raises
     ------
     TaskError
-        There are fewer than two such files with picture and sound.
+        There are fewer than two such files with video and audio.
     """
     manifest = Manifest.read(path)
     ids = manifest.ids_where(lambda r: r.has_audio and r.has_picture and (all_files or r.split == "test"))
@@ -100,7 +100,7 @@ def pairs_task(path: Path, *, all_files: bool = False) -> TaskData:
             "every file of data that the encoder was not trained on"
         )
         raise TaskError(
-            f"task pairs: manifest {path} must hold at least 2 files with picture and sound{held_out}, got {len(ids)}"
+            f"task pairs: manifest {path} must hold at least 2 files with video and audio{held_out}, got {len(ids)}"
             f"{'' if all_files else way_out}"
         )
     facts = DataFacts(str(path.absolute()), manifest.fingerprint(), len(ids), len(ids), 0, 0)
@@ -116,7 +116,7 @@ def pairs_task(path: Path, *, all_files: bool = False) -> TaskData:
 
 
 def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_partial: bool = False) -> TaskData:
-    """The labels of any manifest, by its splits ``train`` and ``test`` or in k folds.
+    """Classification on the labels of any manifest, by its splits ``train`` and ``test`` or in k folds.
 
     Parameters
     ----------
@@ -124,11 +124,11 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
         Manifest.
     folds
         k: every labelled file is held out once, whatever its split, and files of a group together
-        (`sklearn.model_selection.StratifiedGroupKFold`). None takes the manifest's splits.
+        (`sklearn.model_selection.StratifiedGroupKFold`). None: the manifest's splits.
     seed
-        Of the folds.
+        Seed of the folds.
     allow_partial
-        Whether held-out files of a class without training files are skipped instead of being an error.
+        Whether to skip held-out files of a class without training files, instead of raising an error.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
 
 
 def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:
-    """Sixteen hex digits of the files, their labels and how they are divided."""
+    """Hash of the files, their labels and their splits: sixteen hex digits."""
     digest = hashlib.sha256(manifest.fingerprint().encode())
     names = [
         content or Path(path).name
@@ -188,12 +188,12 @@ def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:
 def with_trained_classes(
     task: str, split: Split, class_of: NDArray[np.int64], manifest: Manifest, allow_partial: bool
 ) -> Split:
-    """The split with only such held-out files as can be named at all: those of classes that have training files.
+    """The split without held-out files of classes that have no training files, which no classifier could predict.
 
     Raises
     ------
     TaskError
-        There are others and ``allow_partial`` is not set; or fewer than two classes, or no held-out file, are left.
+        There are such files and ``allow_partial`` is not set, or fewer than two classes or no held-out file remain.
     """
     trained = {class_of[i] for i in split.train}
     if len(trained) < 2:
@@ -218,7 +218,7 @@ def _folds(manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: in
     from sklearn.model_selection import StratifiedGroupKFold
 
     ids = np.flatnonzero(class_of >= 0)
-    # Copies of one file are one thing, whatever they are called.
+    # Copies of a file form a group, so that none is held out while another one is trained on.
     keys = zip(manifest.column("group"), manifest.column("content_hash"), range(len(manifest)), strict=True)
     key_of = [group or content or f"row {row}" for group, content, row in keys]
     groups = np.asarray([key_of[i] for i in ids])

@@ -1,4 +1,4 @@
-"""Results to look at: pages on a run, its negatives, a scan and an ablation, as one HTML file each."""
+"""HTML pages of results: a run, its negatives, a scan, an ablation. Each page is one self-contained file."""
 
 from cmacc.viewer.ablation_page import render_ablation_page, write_ablation_page
 from cmacc.viewer.inspect import write_inspection

@@ -1,4 +1,4 @@
-"""What happened along the runs of an ablation: curves, dictionaries, the bound of mutual information, the plateau."""
+"""Figures of an ablation's runs over time: learning curves, dictionaries, mutual information, the plateau."""
 
 import math
 from collections import defaultdict
@@ -15,9 +15,9 @@ from cmacc.viewer.run_folder import Series
 from cmacc.viewer.training import HEALTH, SHARES
 
 Blocks = list[tuple[str, list[Figure]]]
-"""A regime's name and its figures, each."""
+"""Name and figures of each regime."""
 Tables = list[tuple[str, list[tuple[str, ...]]]]
-"""A regime's name and its rows of text, each."""
+"""Name and table rows of each regime."""
 
 _DICTIONARY = (
     "distinct_labels",
@@ -27,11 +27,11 @@ _DICTIONARY = (
     "effective_rank",
     "distinct_samples",
 )
-_FREE = ("pairwise_cosine", "effective_rank", "key_age")  # their height above zero says little
+_FREE = ("pairwise_cosine", "effective_rank", "key_age")  # the axis need not include zero
 
 
 def curve_of(rows: Sequence[Row], pen: Pen, *, seconds: bool = False, dotted: bool = False) -> Line | None:
-    """Mean and range over the seeds at every step that all of them were measured at; None without any row."""
+    """Mean and range over seeds, at every step at which all seeds were measured; None without rows."""
     by_step: dict[int, list[Row]] = defaultdict(list)
     for row in rows:
         by_step[row.step].append(row)
@@ -50,7 +50,7 @@ def curve_of(rows: Sequence[Row], pen: Pen, *, seconds: bool = False, dotted: bo
 
 
 def progress(found: Found, metrics: Sequence[str]) -> Blocks:
-    """The results while the runs went on, over steps and over seconds."""
+    """Learning curves over steps and over seconds."""
     plan = found.plan
     in_time = "time" if "time" in plan.budgets else plan.budgets[0]
     blocks: Blocks = []
@@ -66,12 +66,12 @@ def progress(found: Found, metrics: Sequence[str]) -> Blocks:
 
 
 def dictionary_metrics(found: Found) -> list[str]:
-    """What was measured of dictionaries."""
+    """The measured health metrics of dictionaries."""
     return [metric for metric in _DICTIONARY if metric in found.metrics]
 
 
 def dictionaries(found: Found) -> Blocks:
-    """What the dictionaries of negatives held."""
+    """Health of the dictionaries over steps."""
     budget = shared_budget(found.plan)
     blocks: Blocks = []
     for regime in found.plan.regimes:
@@ -86,7 +86,7 @@ def dictionaries(found: Found) -> Blocks:
 
 
 def bounds(found: Found) -> tuple[list[Figure], Tables]:
-    """The InfoNCE estimate beside what it cannot exceed: a figure a regime, and (variant, estimate, ceiling, share)."""
+    """The InfoNCE estimate and its ceiling: one figure per regime, and rows (variant, estimate, ceiling, share)."""
     budget = shared_budget(found.plan)
     figures: list[Figure] = []
     tables: Tables = []
@@ -106,7 +106,7 @@ def bounds(found: Found) -> tuple[list[Figure], Tables]:
 
 
 def plateaus(found: Found) -> tuple[list[Figure], Tables]:
-    """Whether and when the runs began to learn: a figure a regime, and (variant, steps, runs that left it)."""
+    """When the runs left the plateau: one figure per regime, and rows (variant, steps, runs that left it)."""
     plan, budget = found.plan, shared_budget(found.plan)
     figures: list[Figure] = []
     tables: Tables = []
@@ -130,7 +130,7 @@ def plateaus(found: Found) -> tuple[list[Figure], Tables]:
 def _lines(
     found: Found, regime: str, budget: str, metric: str, seconds: bool = False, dotted: bool = False
 ) -> list[Line]:
-    """Of all variants, the reference's last: it lies on top."""
+    """Lines of all variants, the reference last, so that it is on top."""
     plan = found.plan
     drawn = pens(plan.variants, plan.reference)
     order = sorted(plan.variants, key=lambda variant: variant == plan.reference)

@@ -1,7 +1,7 @@
-"""How variants are drawn everywhere, and the scale that the intervals of a metric share.
+"""Line styles of variants, and the common scale of the intervals of a metric.
 
-Differences are drawn by the template in rows of their own, lengths in percent of whatever width there is, so that names
-stand beside them as HTML: they wrap, and none of them enters an SVG.
+The template draws differences itself, with lengths in percent of the available width and names as HTML. Names can then
+wrap, and none of them enters an SVG.
 """
 
 import math
@@ -19,25 +19,25 @@ _HUES = 8
 
 @dataclass(frozen=True)
 class Pen:
-    """How a variant is drawn everywhere: a colour's name, and how many times the colours have been gone through."""
+    """Line style of a variant: a colour name, and the number of complete rounds through the colours."""
 
     colour: str
     round: int = 0
 
     @property
     def dash(self) -> int:
-        """Place among `DASHES`."""
+        """Index into `DASHES`."""
         return self.round % len(DASHES)
 
 
 def pens(variants: Sequence[str], reference: str) -> dict[str, Pen]:
-    """The reference in the colour of the text, the others in eight colours; dashed from the ninth on."""
+    """The reference has the text colour, the others have eight colours; from the ninth on they are dashed."""
     others = [name for name in variants if name != reference]
     return {reference: Pen("ink")} | {n: Pen(f"c{i % _HUES + 1}", i // _HUES) for i, n in enumerate(others)}
 
 
 def legend_of(variants: Sequence[str], reference: str, shown: Sequence[str]) -> Legend:
-    """Which line is whose."""
+    """Legend entries of the shown variants."""
     drawn = pens(variants, reference)
     return [
         (drawn[name].colour, name + (" (reference)" if name == reference else ""), f"line dash{drawn[name].dash}")
@@ -47,25 +47,25 @@ def legend_of(variants: Sequence[str], reference: str, shown: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class Scale:
-    """What all intervals of a metric share, so that they can be compared: ends and ticks."""
+    """The common scale of all intervals of a metric: limits and ticks."""
 
     low: float
     high: float
     ticks: tuple[float, ...]
 
     def place(self, value: float) -> str:
-        """Of a value on a lane, in percent."""
+        """Position of a value, in percent of the width."""
         return f"{100 * (value - self.low) / (self.high - self.low):.2f}%"
 
     @property
     def labels(self) -> list[tuple[str, str]]:
-        """Place and text of every tick."""
+        """Position and text of every tick."""
         digits = max(len(f"{tick:.9f}".rstrip("0").partition(".")[2]) for tick in self.ticks)
         return [(self.place(tick), signed(tick, digits)) for tick in self.ticks]
 
 
 def scale_over(values: Sequence[float]) -> Scale:
-    """A scale that holds zero and all finite values, with a few round ticks.
+    """A scale that includes zero and all finite values, with a few round ticks.
 
     Examples
     --------

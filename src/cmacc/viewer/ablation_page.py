@@ -1,4 +1,4 @@
-"""The page of an ablation: which variant is better than the reference, by how much, how surely, and at what cost."""
+"""The page of an ablation: which variants are better than the reference, by how much, how certainly, at what cost."""
 
 import math
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ from cmacc.viewer.ablation_words import (
 from cmacc.viewer.page import check_out, counted, listed, render, write_page
 
 _KINDS = {
-    "vectors": "generated pairs of vectors that share a hidden cause, a small stand-in for picture and sound",
-    "rendered": "rendered clips of a synthetic world, with picture and sound",
+    "vectors": "generated pairs of vectors that share a latent cause, a small substitute for video and audio",
+    "rendered": "rendered clips of a synthetic world, with video and audio",
     "clips": "clips of real files, listed in a manifest",
 }
 _FEW_NAMES = 4
@@ -39,7 +39,7 @@ _FEW_NAMES = 4
 
 @dataclass(frozen=True)
 class Lane:
-    """A row of intervals, one for each budget; None where there is no pair of runs."""
+    """A row of intervals, one per budget; None if there is no pair of runs."""
 
     name: str
     intervals: list[Difference | None]
@@ -58,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A metric at the end of all runs: rows by regime and budget, of which ``blocks`` hold the name."""
+    """A metric at the end of all runs. ``blocks``: a heading (regime and budget) with its rows."""
 
     metric: str
     better: int
@@ -67,16 +67,16 @@ class ResultTable:
 
 
 def write_ablation_page(results: AblationResults, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the page of an ablation. The same results give the same page, byte for byte.
+    """Write the page of an ablation. The same results give a byte-identical page.
 
     Parameters
     ----------
     results
-        What `results_of_runs` gave; runs may be missing.
+        From `results_of_runs`; runs may be missing.
     out
         The page.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether to replace an existing file.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def write_ablation_page(results: AblationResults, out: Path, *, overwrite: bool 
     Raises
     ------
     ReportError
-        ``out`` is a folder, or there already.
+        ``out`` is a folder, or exists already.
     """
     check_out("ablation", out, overwrite)
     return write_page(out, render_ablation_page(results))
@@ -141,9 +141,9 @@ def render_ablation_page(results: AblationResults) -> str:
 def _summary(plan: AblationPlan) -> str:
     others = [name for name in plan.variants if name != plan.reference]
     kind = str(plan.cells[0].problem.get("kind"))
-    text = f"Learning to match picture and sound on {_KINDS.get(kind, kind)}. "
+    text = f"Learning to match video and audio on {_KINDS.get(kind, kind)}. "
     text += f"{quoted(others)} compared with {quoted([plan.reference])}, the reference" if others else "One variant"
-    if plan.regimes != [""]:  # many names would bury the sentence; they stand beside the figures
+    if plan.regimes != [""]:  # many names would make the sentence too long; the figures have them too
         names = f" ({quoted(plan.regimes)})" if len(plan.regimes) <= _FEW_NAMES else ""
         text += f", in {counted(len(plan.regimes), 'regime')}{names}"
     text += f". Every variant is trained with {counted(len(plan.seeds), 'seed')}, "
@@ -165,14 +165,14 @@ def _tiles(found: Found) -> list[tuple[str, str, str]]:
     there = _planned(plan) - found.results.missing_runs
     return [
         (f"{len(plan.variants):,}", "variants", f"reference: {plan.reference}"),
-        (f"{len(plan.regimes):,}", "regimes" if len(plan.regimes) > 1 else "regime", "each compared by itself"),
+        (f"{len(plan.regimes):,}", "regimes" if len(plan.regimes) > 1 else "regime", "each compared separately"),
         (f"{len(plan.seeds):,}", "seeds" if len(plan.seeds) > 1 else "seed", ", ".join(map(str, plan.seeds))),
         (f"{there:,}", "runs" if there != 1 else "run", f"of {_planned(plan):,} planned"),
     ]
 
 
 def _comparison(found: Found, metric: str, others: Sequence[str]) -> Comparison:
-    """A panel a variant with regimes as rows; with one regime a single panel with variants as rows."""
+    """One panel per variant, with regimes as rows; with one regime, a single panel with variants as rows."""
     plan = found.plan
 
     def lane(name: str, regime: str, variant: str) -> Lane:
@@ -190,7 +190,7 @@ def _comparison(found: Found, metric: str, others: Sequence[str]) -> Comparison:
 
 
 def _verdict(found: Found, metric: str) -> str:
-    """How many comparisons are on which side of zero with their whole interval."""
+    """The number of comparisons whose whole interval is on one side of zero."""
     sentences = []
     better = direction(metric) or 1
     up, down = ("better", "worse") if direction(metric) else ("higher", "lower")
@@ -204,10 +204,10 @@ def _verdict(found: Found, metric: str) -> str:
             above = sum(min(better * one.low, better * one.high) > 0 for one in known)
             below = sum(max(better * one.low, better * one.high) < 0 for one in known)
             sentences.append(
-                f"For the {BUDGETS[budget]}: of {counted(len(known), 'comparison')} {above} {up}, {below} {down}, "
+                f"With the {BUDGETS[budget]}: of {counted(len(known), 'comparison')}, {above} {up}, {below} {down}, "
                 f"{len(known) - above - below} undecided."
             )
-    return " ".join(sentences) or "One seed only: no intervals."
+    return " ".join(sentences) or "There is only one seed, so there are no intervals."
 
 
 def _result_table(found: Found, metric: str) -> ResultTable:
@@ -234,12 +234,12 @@ def _cells(plan: AblationPlan, one: Difference, count: str) -> list[tuple[str, s
         ("difference", difference_text(one) or ("reference" if one.variant == plan.reference else "no pair")),
         (count, f"{better} : {worse}" if paired else "–"),
         ("p", f"{one.p_value:.3g}" if paired else "–"),
-        ("ms a step", f"{1000 * one.step_seconds:,.1f}"),
+        ("ms per step", f"{1000 * one.step_seconds:,.1f}"),
     ]
 
 
 def _unlike_settings(plan: AblationPlan) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What sets variants and regimes apart: a heading, and (name, settings) each."""
+    """Differences between the settings of variants and regimes: a heading, and (name, settings) of each."""
     first = next(cell for cell in plan.cells if cell.variant == plan.reference)
     parts = []
     variants = [
@@ -248,10 +248,10 @@ def _unlike_settings(plan: AblationPlan) -> list[tuple[str, list[tuple[str, str]
         if name != plan.reference and (beside := plan.cell(first.regime, plan.reference))
     ]
     if variants:
-        parts.append((f"Variants: settings unlike those of {quoted([plan.reference])}", variants))
+        parts.append((f"Variants: settings that differ from {quoted([plan.reference])}", variants))
     regimes = [(name, _unlike(first, plan.cell(name, plan.reference))) for name in plan.regimes if name != first.regime]
     if regimes:
-        parts.append((f"Regimes: settings unlike those of {quoted([first.regime])}", regimes))
+        parts.append((f"Regimes: settings that differ from {quoted([first.regime])}", regimes))
     return parts
 
 
@@ -269,7 +269,7 @@ def _leaves(cell: Cell) -> dict[str, Any]:
 
 
 def _unlike(one: Cell, other: Cell | None) -> str:
-    """Settings of ``other`` that ``one`` has not, as text."""
+    """Settings of ``other`` that differ from those of ``one``, as text."""
     if other is None:
         return "not in this regime, or the same run as another variant"
     before, after = (flat({"problem": cell.problem, **_leaves(cell)}) for cell in (one, other))

@@ -1,4 +1,4 @@
-"""Plain words, signs and formats of an ablation's metrics; each row of results found by its place."""
+"""Names, signs and formats of an ablation's metrics, and lookup of its results."""
 
 import math
 from collections import defaultdict
@@ -8,22 +8,22 @@ from typing import Any
 from cmacc.ablation import AblationPlan, AblationResults, Difference, Row
 from cmacc.viewer.page import listed
 
-# Name of a metric: words that need no knowledge of the project, and whether more is better (1), less (-1), neither (0).
+# Name of each metric in plain words, and whether higher is better (1), lower (-1), or neither (0).
 _METRICS = {
     "R@1": ("Recall@1", 1),
     "R@10": ("Recall@10", 1),
-    "R@1_in_class": ("recall at 1 among the clips of the own class", 1),
+    "R@1_in_class": ("Recall@1 among clips of the same class", 1),
     "median_rank": ("median rank", -1),
-    "probe_video": ("linear probe, picture", 1),
-    "probe_audio": ("linear probe, sound", 1),
-    "balanced_video": ("linear probe, picture, mean over classes", 1),
-    "balanced_audio": ("linear probe, sound, mean over classes", 1),
-    "plateau_steps": ("steps until the plateau was left", -1),
+    "probe_video": ("linear probe, video", 1),
+    "probe_audio": ("linear probe, audio", 1),
+    "balanced_video": ("linear probe, video, mean over classes", 1),
+    "balanced_audio": ("linear probe, audio, mean over classes", 1),
+    "plateau_steps": ("steps on the plateau", -1),
     "left_plateau": ("share of runs that left the plateau", 1),
     "mutual_information": ("estimate of mutual information, in nats", 0),
     "mutual_information_ceiling": ("ceiling of that estimate, in nats", 0),
-    "loss": ("loss", 0),  # among unlike numbers of negatives it cannot be compared
-    "batch_loss": ("loss among the keys of the batch", -1),
+    "loss": ("loss", 0),  # not comparable between different numbers of negatives
+    "batch_loss": ("in-batch loss", -1),
     "top1": ("top-1 accuracy in training", 0),
     "false_negative_share": ("share of false negatives", -1),
 }
@@ -32,17 +32,17 @@ MINUS = "−"
 
 
 def words(metric: str) -> str:
-    """What a metric is, as plain text; an unknown one is its own name."""
+    """The plain-text name of a metric; an unknown metric keeps its name."""
     return _METRICS.get(metric, (metric, 0))[0]
 
 
 def direction(metric: str) -> int:
-    """1 where more is better, -1 where less is, 0 where neither or not known."""
+    """1 if higher is better, -1 if lower is, 0 if neither or unknown."""
     return _METRICS.get(metric, (metric, 0))[1]
 
 
 def digits_for(value: float) -> int:
-    """Digits after the point that a value of this size is shown with.
+    """Number of decimals for a value of this size.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def digits_for(value: float) -> int:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A difference with its sign; zero, also a rounded one, has none.
+    """A difference with its sign; zero, also after rounding, has none.
 
     Examples
     --------
@@ -65,14 +65,14 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def mean_text(one: Difference) -> str:
-    """Mean and, of several seeds, deviation."""
+    """Mean and, with several seeds, standard deviation."""
     digits = digits_for(one.mean)
     deviation = "" if math.isnan(one.deviation) else f" ± {one.deviation:,.{digits}f}"
     return f"{one.mean:,.{digits}f}{deviation}"
 
 
 def difference_text(one: Difference) -> str:
-    """Difference and, of several pairs, its interval; empty where there is no pair."""
+    """Difference and, with several pairs, its interval; empty if there is no pair."""
     if math.isnan(one.difference):
         return ""
     digits = digits_for(one.mean)
@@ -81,12 +81,12 @@ def difference_text(one: Difference) -> str:
 
 
 def tally(one: Difference) -> tuple[int, int]:
-    """Pairs in which the variant did better, worse; where less is better, that is below, above the reference."""
+    """Numbers of pairs in which the variant did better and worse. If lower is better, below counts as better."""
     return (one.losses, one.wins) if direction(one.metric) < 0 else (one.wins, one.losses)
 
 
 def quoted(names: Sequence[str]) -> str:
-    """Names that may hold commas, or be words of the sentence.
+    """Names in quotation marks, because they may contain commas or be ordinary words.
 
     Examples
     --------
@@ -97,12 +97,12 @@ def quoted(names: Sequence[str]) -> str:
 
 
 def shared_budget(plan: AblationPlan) -> str:
-    """The budget that is shown where one must do: as many steps, or else the plan's first."""
+    """The budget for figures that show only one: equal steps, or else the plan's first."""
     return "steps" if "steps" in plan.budgets else plan.budgets[0]
 
 
 class Found:
-    """Rows and differences of an ablation by their place."""
+    """Rows and differences of an ablation by regime, variant, budget and metric."""
 
     def __init__(self, results: AblationResults) -> None:
         self.results, self.plan = results, results.plan
@@ -114,11 +114,11 @@ class Found:
         self.metrics = {d.metric for d in results.differences if not math.isnan(d.mean)}
 
     def rows(self, regime: str, variant: str, budget: str, metric: str) -> list[Row]:
-        """All points of all seeds."""
+        """All measurements of all seeds."""
         return self._rows.get((regime, variant, budget, metric), [])
 
     def end(self, regime: str, variant: str, budget: str, metric: str) -> Difference | None:
-        """The end of the runs, if there are any with this metric."""
+        """The result at the end of the runs; None if no run has this metric."""
         found = self._ends.get((regime, variant, budget, metric))
         return None if found is None or math.isnan(found.mean) else found
 
@@ -135,5 +135,5 @@ def flat(plain: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def capital(text: str) -> str:
-    """The text with a capital first."""
+    """The text with its first letter capitalised."""
     return text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""What all figures are drawn with: matplotlib's settings, a sheet with axes, and the sheet as SVG for the page."""
+"""Common parts of all figures: matplotlib's settings, a figure with axes, and its conversion to SVG."""
 
 import io
 import re
@@ -12,14 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Colours by their names in style.css, as stand-ins that matplotlib accepts; the finished SVG has the page's CSS
-# variables in their place, so that one figure serves light and dark.
+# Placeholder colours that matplotlib accepts, by their names in style.css. The SVG gets the CSS variables of the page
+# instead, so that one figure works with the light and the dark theme.
 COLOURS = ("ink", "muted", "rule", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")
 INK = {name: f"#0b{i:02x}fe" for i, name in enumerate(COLOURS)}
 
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "cmacc",  # else ids are random and no two reports are equal
+    "svg.hashsalt": "cmacc",  # otherwise ids are random, and reports are not reproducible
     "font.size": 8.5,
     "axes.edgecolor": INK["rule"],
     "axes.linewidth": 0.8,
@@ -40,14 +40,14 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def sheet_of(width_inches: float, height_inches: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of that size with one set of axes; to be drawn, and made SVG, within the ``with``."""
+    """A figure of that size with one set of axes. Draw and convert it within the ``with`` block."""
     with matplotlib.rc_context(_SETTINGS):
         sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
         yield sheet, sheet.add_subplot()
 
 
 def number_axis(axes: Axes, label: str, *, whole: bool = False) -> None:
-    """A horizontal axis of numbers, whole ones only on demand, and few ticks on both axes."""
+    """A horizontal axis of numbers (``whole``: integers only), with few ticks on both axes."""
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole))
     axes.xaxis.set_major_formatter(FuncFormatter(short_number))
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -55,7 +55,7 @@ def number_axis(axes: Axes, label: str, *, whole: bool = False) -> None:
 
 
 def short_number(value: float, _: object = None) -> str:
-    """A number in as few characters as serve; the second argument is for matplotlib's formatters.
+    """A number in few characters; the second argument is for matplotlib's formatters.
 
     Examples
     --------
@@ -66,15 +66,15 @@ def short_number(value: float, _: object = None) -> str:
 
 
 def as_svg(sheet: Figure) -> Markup:
-    """The sheet as ``<svg>`` with the page's own colours; the same sheet gives the same text."""
+    """The figure as ``<svg>`` with the colours of the page. The same figure gives the same text."""
     file = io.StringIO()
     sheet.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Metadata names addresses that nothing needs, the style element would act on the whole page, group ids would clash.
+    # The metadata contains URLs, the style element would apply to the whole page, and group ids would clash.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    # A hundredth of a point is finer than any screen; in tags only, for tick labels are text between them.
+    # A hundredth of a point is finer than any screen. In tags only: tick labels are the text between them.
     svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d{2})\d+", r"\1", tag[0]), svg)
     for name, stand_in in INK.items():
         svg = svg.replace(stand_in, f"var(--{name})")

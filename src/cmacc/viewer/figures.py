@@ -1,7 +1,7 @@
-"""Figures: curves and maps as small SVG that takes its colours from the page, clips and spectrograms as JPEG.
+"""Figures: curves and maps as small SVG with the colours of the page, frames and spectrograms as JPEG.
 
-SVG text stays text (crisp on every screen, and small); no string from a file enters an SVG, so that neither HTML nor
-matplotlib's own markup (``$...$``) can be smuggled in: names stand in the HTML legend.
+SVG text stays text, which is sharp on every screen, and small. No string from a file enters an SVG, so that neither
+HTML nor matplotlib's own markup (``$...$``) can be injected. Names are in the HTML legend.
 """
 
 import base64
@@ -41,11 +41,11 @@ class Line:
     colour
         Name of its colour.
     smooth
-        Whether the running mean is drawn, and the points themselves are faint beneath it.
+        Whether to draw the running mean, with the points as a faint line below it.
     band
-        Lower and upper end of a faint band around it, ``(n,)`` each.
+        Lower and upper ends of a faint band, ``(n,)`` each.
     dash
-        Line style, as matplotlib takes it.
+        Line style of matplotlib.
     """
 
     series: Series
@@ -69,19 +69,19 @@ def line_panel(
     Parameters
     ----------
     lines
-        At least one; later ones on top.
+        At least one; later lines are drawn on top.
     label
-        Of the horizontal axis.
+        Label of the horizontal axis.
     levels
-        Where dotted reference lines are drawn.
+        Values of dotted reference lines.
     bottom, top
-        Limits of the vertical axis where they should not follow the data.
+        Limits of the vertical axis. Default: those of the data.
     percent
-        Whether values are shares, to be shown in percent.
+        Whether values are shares, shown in percent.
     """
     with sheet_of(*_PANEL) as (sheet, axes):
-        shade = 0.16 if len(lines) <= 4 else 0.09  # many bands upon each other would be mud
-        for line in lines:  # all of these first, beneath every curve
+        shade = 0.16 if len(lines) <= 4 else 0.09  # many overlapping bands need a lighter shade
+        for line in lines:  # all of these first, below every curve
             if line.smooth:
                 raw = thinned(line.series)
                 axes.plot(raw.steps, raw.values, color=INK[line.colour], alpha=0.28, linewidth=0.6)
@@ -94,7 +94,7 @@ def line_panel(
         for level in levels:
             axes.axhline(level, color=INK["muted"], linewidth=1.0, linestyle=DOTTED)
         low, high = axes.get_ylim()
-        # Room about a constant curve, which matplotlib would otherwise blow up into noise.
+        # Margin around a constant curve, whose noise matplotlib would otherwise magnify.
         slack = max(0.0, 0.05 * max(abs(low), abs(high)) - (high - low)) / 2
         axes.set_ylim(low - slack if bottom is None else bottom, high + slack if top is None else top)
         number_axis(axes, label, whole=label == "step")
@@ -103,7 +103,7 @@ def line_panel(
 
 
 def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float64]], colours: Sequence[str]) -> Markup:
-    """Seconds of every phase, one above the other, in means over stretches of steps, as an ``<svg>`` element."""
+    """Stacked seconds of all phases, averaged over intervals of steps, as an ``<svg>`` element."""
     stretches = np.array_split(np.arange(len(steps)), min(80, len(steps)))
     places = np.asarray([steps[rows].mean() for rows in stretches])
     heights = np.asarray([[part[rows].mean() for rows in stretches] for part in parts.values()])
@@ -111,7 +111,7 @@ def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float
         places, heights = np.asarray([steps[0] - 0.5, steps[0] + 0.5]), heights.repeat(2, axis=1)
     with sheet_of(*_PANEL) as (sheet, axes):
         axes.stackplot(places, heights, colors=[INK[colour] for colour in colours], linewidth=0, alpha=0.85)
-        # The first steps wait for workers and compilers: they must not flatten all that follows.
+        # The first steps wait for workers and compilers, and would flatten everything after them.
         axes.set_ylim(0, 1.15 * max(1e-9, float(np.quantile(heights.sum(0), 0.95))))
         axes.set_xlim(places[0], places[-1])
         number_axis(axes, "step", whole=True)
@@ -119,14 +119,14 @@ def stack_panel(steps: NDArray[np.float64], parts: Mapping[str, NDArray[np.float
 
 
 def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = False) -> Markup:
-    """How often which value occurs, as an ``<svg>`` element; ``logarithmic`` bins for values that span decades."""
+    """A histogram as an ``<svg>`` element, with ``logarithmic`` bins for values that span decades."""
     numbers = np.asarray(values, np.float64)
     low, high = float(numbers.min()), float(numbers.max())
     logarithmic = logarithmic and low > 0 and high > 3 * low
     if logarithmic:
         edges = np.geomspace(low, high * (1 + 1e-9), 31)
     else:
-        slack = 0.5 if high == low else 0.0  # one value only: a bar of width 1 about it
+        slack = 0.5 if high == low else 0.0  # a single value: a bar of width 1 around it
         edges = np.linspace(low - slack, high + slack, 31 if high > low else 2)
     with sheet_of(*_PANEL) as (sheet, axes):
         axes.hist(numbers, bins=list(edges), color=INK["c1"], alpha=0.85)
@@ -141,22 +141,22 @@ def histogram_panel(values: Sequence[float], label: str, *, logarithmic: bool = 
 
 
 def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str) -> Markup:
-    """Groups of unlike size in one histogram, each as shares of itself, as an ``<svg>`` element.
+    """Groups of different sizes in one histogram, as shares of each group, as an ``<svg>`` element.
 
     Parameters
     ----------
     groups
-        (values, colour name) each, none empty; the first is drawn as an area, the others as lines on top of it.
+        (values, colour name) of each, none empty; the first is drawn as an area, the others as lines.
     label
-        Of the horizontal axis.
+        Label of the horizontal axis.
     """
     numbers = [np.asarray(values, np.float64) for values, _ in groups]
     everything = np.concatenate(numbers)
     low, high = float(everything.min()), float(everything.max())
-    # Few keys in many bins would be a comb.
+    # Few keys in many bins would leave gaps.
     bins = int(np.clip(2 * math.sqrt(min(len(values) for values in numbers)), 6, 24))
     whole = bool((everything == everything.round()).all())
-    if whole:  # every bin holds the same number of whole numbers, else a comb of empty bins would show
+    if whole:  # every bin covers the same number of integers; otherwise there would be a comb of empty bins
         width = max(1, math.ceil((high - low + 1) / bins))
         edges = np.arange(low - 0.5, high + 0.5 + width, width)
     else:
@@ -174,7 +174,7 @@ def overlaid_histogram(groups: Sequence[tuple[Sequence[float], str]], label: str
 
 @dataclass(frozen=True)
 class Points:
-    """Points of one kind: places ``(n, 2)``, colour name, marker by matplotlib's name, and size in square points."""
+    """Points of one kind: positions ``(n, 2)``, colour name, matplotlib marker, and size in square points."""
 
     places: NDArray[np.float64]
     colour: str
@@ -188,9 +188,9 @@ def points_panel(layers: Sequence[Points], joined: NDArray[np.float64] | None = 
     Parameters
     ----------
     layers
-        A kind each: with one style for all of its points the SVG stays small.
+        One layer per kind. One style for all points of a layer keeps the SVG small.
     joined
-        ``(n, 2, 2)``: pairs of places between which a thin line is drawn.
+        ``(n, 2, 2)``: pairs of positions to join by thin lines.
     """
     with sheet_of(*_MAP) as (sheet, axes):
         if joined is not None:
@@ -205,20 +205,20 @@ def points_panel(layers: Sequence[Points], joined: NDArray[np.float64] | None = 
 
 
 def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64]) -> str:
-    """A square matrix as a ``data:`` address: orange above 0, blue below, the stronger the nearer to ``limit``.
+    """A square matrix as a ``data:`` URL: orange above 0, blue below, stronger towards ``limit``.
 
     Parameters
     ----------
     values
         ``(n, n)``.
     limit
-        The absolute value, above 0, that has the full colour.
+        The absolute value with full colour, above 0.
     groups
-        ``(n,)``: rows that belong together stand side by side; a bar above and beside the matrix changes its shade
-        from one group to the next.
+        ``(n,)``: group of each row; rows of a group are adjacent. A bar above and beside the matrix changes its shade
+        between groups.
     """
     strength = np.clip(np.abs(values) / limit, 0, 1)
-    # Transparent at 0, and of middling brightness at the limit: legible on a light and on a dark page.
+    # Transparent at 0, and of medium brightness at the limit: legible on a light and on a dark page.
     hue = np.where(values[..., None] > 0, [224, 122, 48], [58, 134, 200])
     scale = max(1, 384 // len(values))
     cells = np.kron(np.concatenate([hue, 255 * strength[..., None]], axis=2), np.ones((scale, scale, 1)))
@@ -233,19 +233,19 @@ def heat_map(values: NDArray[np.float64], limit: float, groups: NDArray[np.int64
 
 
 def picture(pixels: NDArray[np.uint8]) -> str:
-    """``(height, width, 3)`` RGB as a ``data:`` address."""
+    """An RGB image ``(height, width, 3)`` as a ``data:`` URL."""
     return _address(pixels, "jpeg", pil_kwargs={"quality": 80})
 
 
 def spectrogram_picture(log_mel: NDArray[np.float32], quietest: float, loudest: float) -> str:
-    """``(mels, time)`` as a ``data:`` address, low tones below; a common range makes pictures comparable."""
+    """A spectrogram ``(mels, time)`` as a ``data:`` URL, low frequencies at the bottom, from quietest to loudest."""
     share = np.clip((log_mel[::-1] - quietest) / max(loudest - quietest, 1e-6), 0, 1)
     rgb = (matplotlib.colormaps["magma"](share)[..., :3] * 255).astype(np.uint8)
     return picture(np.repeat(rgb, 2, axis=0) if len(rgb) < 100 else rgb)
 
 
 def smoothed(series: Series) -> Series:
-    """Centred running mean over a fortieth of the curve; at the ends over as much of it as there is.
+    """Centred running mean over a fortieth of the curve; the window is cut at the ends.
 
     Examples
     --------
@@ -261,7 +261,7 @@ def smoothed(series: Series) -> Series:
 
 
 def thinned(series: Series) -> Series:
-    """At most 600 points: the lowest and the highest of every stretch, so that no spike is lost."""
+    """At most 600 points: the minimum and the maximum of every interval, so that no spike is lost."""
     count = len(series.values)
     if count <= _MAX_POINTS:
         return series

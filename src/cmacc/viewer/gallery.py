@@ -1,4 +1,4 @@
-"""Clips as pictures: a few frames and a spectrogram, decoded when asked for and once each."""
+"""Images of clips: a few frames and a spectrogram, decoded on demand and only once."""
 
 import dataclasses
 import math
@@ -15,18 +15,18 @@ _SPECTROGRAM_RANGE = 6 * math.log(10)  # 60 dB, in the natural logarithm of powe
 
 @dataclass(frozen=True)
 class Picture:
-    """A ``data:`` address and what the image shows; without an address, why there is none."""
+    """A ``data:`` URL and what the image shows; with an empty URL, the reason why there is none."""
 
     address: str
     text: str
 
 
 class ClipPictures:
-    """Pictures of windows of a manifest's files; a window is (sample id, start in seconds within the sample)."""
+    """Images of windows of a manifest's files. A window is (sample id, start in seconds within the sample)."""
 
     def __init__(self, manifest: Manifest, spec: ClipSpec, mel_bins: int) -> None:
         self._manifest = manifest
-        # Four frames spread over the very stretch that the encoder saw, and no larger than the page needs.
+        # Four frames spread over the interval that the encoder saw, no larger than the page needs.
         scale = min(1.0, _PICTURE_PIXELS / max(spec.frame_height, spec.frame_width))
         self.spec = dataclasses.replace(
             spec,
@@ -39,7 +39,7 @@ class ClipPictures:
         self._clips: dict[tuple[int, float], Clip | str] = {}
 
     def name(self, sample_id: int, start_seconds: float) -> tuple[str, str]:
-        """Label (or empty) and file name with the clip's start."""
+        """The label (or an empty string), and the file name with the clip's start."""
         record = self._manifest.records[sample_id]
         return record.label or "", f"{record.name}, {start_seconds:.1f} s"
 
@@ -49,12 +49,12 @@ class ClipPictures:
         if isinstance(clip, str):
             return Picture("", clip)
         log_mel = self._log_mel(clip.waveform[None])[0].numpy()
-        loudest = max(0.0, float(log_mel.max()))  # silence must look black, not be stretched until it glows
+        loudest = max(0.0, float(log_mel.max()))  # silence must look black, and not be amplified to full range
         address = spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest)
         return Picture(address, f"spectrogram of {self.name(sample_id, start_seconds)[1]}")
 
     def frames(self, sample_id: int, start_seconds: float, columns: int = 2) -> Picture:
-        """Four frames, ``columns`` in a row."""
+        """Four frames, with ``columns`` in a row."""
         clip = self._clip(sample_id, start_seconds)
         if isinstance(clip, str):
             return Picture("", clip)

@@ -1,7 +1,7 @@
-"""The negatives under a microscope, as one HTML file: keys that a run chose, and batches that could be chosen.
+"""A page of a run's negatives, as one HTML file: keys that the run chose, and batches that it could choose.
 
-Nothing of it was logged. Choices of keys are replayed from the run's checkpoints (`cmacc.viewer.replay`); batches are
-put together by what the run's last checkpoint makes of its files (`cmacc.viewer.inspect_batches`).
+A run does not log its negatives. Choices of keys are replayed from the run's checkpoints (`cmacc.viewer.replay`);
+batches are formed with the embeddings of the last checkpoint (`cmacc.viewer.inspect_batches`).
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shown:
-    """All that is shown of a selection in which keys were chosen."""
+    """Everything that the page shows of a selection with chosen keys."""
 
     facts: SelectionFacts
     verdict: str
@@ -57,17 +57,18 @@ def write_inspection(
     Parameters
     ----------
     run_dir
-        Made by ``cmacc pretrain``, with at least one checkpoint. Without a dictionary the page is on batches alone.
+        Run folder from ``cmacc pretrain``, with at least one checkpoint. Without a dictionary, the page only shows
+        batches.
     out
-        The page; ``run_dir/inspect.html`` by default.
+        The page. Default: ``run_dir/inspect.html``.
     steps
-        Steps of checkpoints; by default the last one's and up to three evenly spaced before it.
+        Steps of checkpoints. Default: the last one, and up to three evenly spaced before it.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether to replace an existing file.
     device
-        Where to encode; the default is a GPU where there is one.
+        Device to encode on. Default: a GPU if there is one.
     on_step
-        Called with (steps done, steps to do).
+        Called with (finished steps, all steps).
 
     Returns
     -------
@@ -77,9 +78,9 @@ def write_inspection(
     Raises
     ------
     ReportError
-        The page is there already.
+        The page exists already.
     ReplayError, ConfigError, ManifestError, CheckpointError
-        The run has no such checkpoint; or something of it cannot be read.
+        The run has no such checkpoint, or a file of it cannot be read.
     """
     out = out or run_dir / "inspect.html"
     check_out("inspect", out, overwrite)
@@ -93,7 +94,7 @@ def write_inspection(
 
 
 def render_inspection(replay: SelectionReplay, steps: Sequence[int], on_step: OnStep = lambda done, total: None) -> str:
-    """The page as text, the same for the same run folder."""
+    """The page as text; identical for the same run folder."""
     batches = inspected_batches(replay.run_dir, replay.config, replay.manifest, list(replay.plan.sample_ids))
     pictures = KeyPictures(replay)
     labels_by_id = torch.tensor(replay.manifest.label_indices(), dtype=torch.int64)

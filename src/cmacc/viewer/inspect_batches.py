@@ -1,4 +1,4 @@
-"""Batches as pictures: which clips active batches would put together by a run's last checkpoint, beside random ones."""
+"""Active batches that a run's last checkpoint would form, shown as clips beside random batches."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,11 @@ _KINDS = ("active", "random")
 
 @dataclass(frozen=True)
 class BatchClip:
-    """A clip of a batch; ``same_label`` and ``outdone``: how many others of the batch have its label, lie nearer."""
+    """A clip of a batch.
+
+    ``same_label``: number of other clips of the batch with its label. ``outdone``: number of other audio clips that are
+    more similar to its video than its own audio.
+    """
 
     frames: Picture
     sound: Picture
@@ -36,16 +40,18 @@ class BatchClip:
 
 @dataclass(frozen=True)
 class BatchesOfKind:
-    """What batches of a kind are like, and the first of them.
+    """Metrics of the batches of a kind, and the first of these batches.
 
     Attributes
     ----------
     likeness
-        Mean over the pairs of a batch of s(i, j), the mean of both cosines between one's picture and the other's sound.
+        Mean similarity s(i, j) over the pairs of a batch: the mean of both cosines between the video of one and the
+        audio of the other.
     outdone
-        Share of these pairs in which the other's sound lies nearer to the picture than the own one.
+        Share of pairs in which the other audio is more similar to the video than its own.
     same_label
-        Share of them with one label; NaN where none is known. These are false negatives, if labels say what is alike.
+        Share of pairs with the same label; NaN if none is known. As far as labels describe the content, these are
+        false negatives.
     shown
         Clips of the first batches.
     """
@@ -69,7 +75,7 @@ class InspectedBatches:
 def inspected_batches(
     run_dir: Path, config: PretrainConfig, manifest: Manifest, ids: list[int]
 ) -> InspectedBatches | None:
-    """Active and random batches of at most 512 of the files ``ids``; None if fewer than two of them decode."""
+    """Active and random batches of at most 512 of the files ``ids``; None if fewer than two can be decoded."""
     rng = seeded_rng(seeds.BATCHES, config.seed)
     taken = sorted(rng.permutation(ids)[:_MOST_CLIPS].tolist())
     features = embed(open_encoder(str(run_dir)).encoder, manifest, taken, ["video", "audio"])
@@ -110,7 +116,7 @@ def inspected_batches(
 def _pairs(
     video: Tensor, audio: Tensor, labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of every two clips of a batch: likeness, whether the other outdoes the own, one label, and both known."""
+    """For all pairs of a batch: similarity, whether the other audio outdoes the own, same label, both labels known."""
     cosines = (video @ audio.T).double().numpy()
     apart = ~np.eye(len(cosines), dtype=bool)
     known = (labels[:, None] >= 0) & (labels[None] >= 0) & apart

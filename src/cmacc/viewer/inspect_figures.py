@@ -1,4 +1,4 @@
-"""Figures of one selection: gradient lengths, ages, likeness within the group, and a map of the pool."""
+"""Figures of one selection: gradient norms, ages, similarity within the group, and a map of the pool."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from cmacc.viewer.replay import Selection
 from cmacc.viewer.selection import SelectionFacts, mean_cosine
 from cmacc.viewer.similarity import plane
 
-_MAP_KEYS = 500  # of the pool and of the dictionary, each; t-SNE takes some seconds for as many
+_MAP_KEYS = 500  # of the pool and of the dictionary, each; t-SNE takes a few seconds for this many
 
 _POOL = ("muted", "eligible keys of the pool", "square")
 _CHOSEN = ("c1", "chosen", "line")
@@ -20,7 +20,7 @@ _RANDOM = ("c2", "random draw", "line")
 
 
 def panels_of(selection: Selection, facts: SelectionFacts) -> list[Figure]:
-    """Gradients, ages and likeness of a selection that chose at least one key."""
+    """Gradients, ages and similarity of a selection with at least one chosen key."""
     return [_gradients(selection, facts), _ages(selection), *_likeness(selection, facts)]
 
 
@@ -28,10 +28,10 @@ def _gradients(selection: Selection, facts: SelectionFacts) -> Figure:
     rows = (selection.eligible.nonzero().flatten(), selection.chosen, facts.drawn)
     groups = [(facts.gradient_norms[part].tolist(), c) for part, c in zip(rows, ("muted", "c1", "c2"), strict=True)]
     caption = (
-        "How long the keys' gradients are: to the right are those whose query is in doubt. A choice of hard keys "
-        "lies to the right of the grey, a random one lies like it."
+        "Norms of the keys' gradients. Large ones belong to keys whose query is uncertain. A choice of hard keys is "
+        "to the right of the grey area; a random one follows it."
     )
-    return Figure("Length of the gradient", overlaid_histogram(groups, "length"), caption, (_POOL, _CHOSEN, _RANDOM))
+    return Figure("Gradient norm", overlaid_histogram(groups, "norm"), caption, (_POOL, _CHOSEN, _RANDOM))
 
 
 def _ages(selection: Selection) -> Figure:
@@ -45,8 +45,8 @@ def _ages(selection: Selection) -> Figure:
         groups.append((ages(selection.before.steps), "c3"))
         legend.append(("c3", "dictionary before", "line"))
     caption = (
-        "How many steps ago the keys were encoded. Keys that wait in the pool and then in the dictionary are older "
-        "than a plain queue's, and the encoders have moved on since."
+        "Number of steps since the keys were encoded. Keys that wait in the pool and then in the dictionary are older "
+        "than those of a plain queue, and the encoders have changed since."
     )
     return Figure("Age of the keys", overlaid_histogram(groups, "steps"), caption, legend)
 
@@ -60,23 +60,23 @@ def _likeness(selection: Selection, facts: SelectionFacts) -> list[Figure]:
         keys = selection.pool.embedding[ordered]
         cosine = (keys @ keys.T).double().numpy()
         shown.append((what, cosine, facts.pseudo_labels[ordered].numpy(), mean_cosine(keys)))
-    # The diagonal, each key with itself, is 1 in any case: it must not set the scale for the rest.
+    # The diagonal is always 1, and must not set the scale for the rest.
     off = ~np.eye(len(selection.chosen), dtype=bool)
     limit = max(0.05, *(float(np.abs(cosine[off]).max()) for _, cosine, _, _ in shown))
-    legend = [("c2", "alike", "square"), ("c1", "opposed", "square")]
+    legend = [("c2", "similar", "square"), ("c1", "opposite", "square")]
     panels = []
     for what, cosine, groups, mean in shown:
         caption = (
-            f"Every key against every other: mean cosine {mean:.3f}; full colour is {limit:.2f} or more. The bars at "
-            "the edges change their shade from one query's keys to the next's: blocks along the diagonal are keys "
-            "that do the same work."
+            f"Cosine similarity of all pairs of keys: mean {mean:.3f}; full colour is {limit:.2f} or more. The bars at "
+            "the edges change their shade between the keys of different queries. Blocks along the diagonal are "
+            "redundant keys."
         )
-        panels.append(Figure(f"Likeness among {what}", heat_map(cosine, limit, groups), caption, legend))
+        panels.append(Figure(f"Similarity among {what}", heat_map(cosine, limit, groups), caption, legend))
     return panels
 
 
 def map_of_pool(selection: Selection, facts: SelectionFacts) -> Figure:
-    """Chosen keys, a random draw and the dictionary within the pool, in the plane."""
+    """A 2-D map of the pool, with the chosen keys, a random draw and the dictionary."""
     pool, held = selection.pool, selection.staying
     marked = torch.zeros(len(pool), dtype=torch.bool)
     marked[selection.chosen] = True
@@ -103,10 +103,10 @@ def map_of_pool(selection: Selection, facts: SelectionFacts) -> Figure:
     ]
     near = facts.measures["key_coverage"]
     caption = (
-        f"{method} of the keys, up to {_MAP_KEYS} a kind. Near is alike; how far apart groups lie means little. Do "
-        "the triangles reach every part of the grey? Measured on the embeddings themselves, an eligible key lies "
-        f"{near.chosen:.3f} from the nearest chosen one on average, and {near.random:.3f} from the nearest of a "
-        "random draw (1 − cosine). A key that was both chosen and drawn shows as a triangle."
+        f"{method} of the keys, up to {_MAP_KEYS} of each kind. Close points are similar; the distance between groups "
+        "means little. A diverse choice has triangles in every part of the grey area. Measured on the embeddings, the "
+        f"mean distance (1 − cosine) of an eligible key is {near.chosen:.3f} to the nearest chosen key, and "
+        f"{near.random:.3f} to the nearest of a random draw. A key that was both chosen and drawn is a triangle."
     )
     return Figure("Map of the pool", points_panel(layers), caption, legend)
 

@@ -1,4 +1,4 @@
-"""Selections in numbers and words: every measure of the chosen keys beside random draws, and how to read it."""
+"""Names and explanations of the metrics of a selection, and its summary compared with random draws."""
 
 import math
 from typing import NamedTuple
@@ -8,74 +8,75 @@ from cmacc.viewer.selection import SelectionFacts
 
 
 class Words(NamedTuple):
-    """How a measure is called and read."""
+    """Name, explanation and format of a metric."""
 
     title: str
     reading: str
     form: str  # format of the values; % for shares
-    above: str  # what a choice does that lies above random draws, and one that lies below
-    below: str
+    above: str  # verb phrase for keys above random draws
+    below: str  # and for keys below them
     at_a_glance: bool = False
 
 
 WORDS = {
     "gradient_norm": Words(
-        "Length of the gradient",
-        "Long: it is unclear which query of the batch the key belongs to. Such keys teach most.",
+        "Gradient norm",
+        "Large: it is uncertain which query of the batch the key belongs to. Such keys are the most informative.",
         ".3g",
-        "have longer gradients",
-        "have shorter gradients",
+        "have larger gradients",
+        "have smaller gradients",
         at_a_glance=True,
     ),
     "cosine": Words(
-        "Likeness of two of its keys",
-        "Mean cosine over all pairs: 1 is the same, 0 unrelated. Lower is more varied.",
+        "Similarity of two keys",
+        "Mean cosine over all pairs: 1 is identical, 0 unrelated. Lower is more diverse.",
         ".3f",
-        "are more alike",
-        "are less alike",
+        "are more similar to each other",
+        "are less similar to each other",
         at_a_glance=True,
     ),
     "key_coverage": Words(
-        "Distance from the pool",
-        "From an eligible key to the nearest one of the group (1 − cosine), on average. Smaller: the group stands for "
+        "Distance to the pool",
+        "Mean distance (1 − cosine) from an eligible key to the nearest key of the group. Smaller: the group covers "
         "more of the pool.",
         ".3f",
-        "leave more of the pool's keys far off",
-        "lie nearer to the pool's keys",
+        "cover less of the pool's keys",
+        "cover more of the pool's keys",
         at_a_glance=True,
     ),
     "gradient_coverage": Words(
-        "The same between gradients",
-        "Squared distance of gradient embeddings: what active selection tries to make small.",
+        "The same for gradients",
+        "Mean squared distance of gradient embeddings to the nearest of the group, which active selection minimises.",
         ".3g",
-        "leave more gradients far off",
-        "lie nearer to the pool's gradients",
+        "cover less of the pool's gradients",
+        "cover more of the pool's gradients",
         at_a_glance=True,
     ),
     "queries": Words(
-        "Queries served",
-        "To how many different queries of the batch the group's keys were assigned.",
+        "Queries covered",
+        "Number of different queries of the batch that the keys of the group were assigned to.",
         ".1f",
-        "serve more queries",
-        "serve fewer queries",
+        "cover more queries",
+        "cover fewer queries",
     ),
     "key_age": Words(
         "Age in steps",
-        "How long ago the keys were encoded, on average; the encoders have changed since.",
+        "Mean number of steps since the keys were encoded. The encoders have changed since.",
         ".1f",
         "are older",
         "are newer",
     ),
     "distinct_labels": Words(
-        "Different labels",
-        "How many labels the group's samples have.",
+        "Distinct labels",
+        "Number of labels among the samples of the group.",
         ".1f",
         "have more labels",
         "have fewer labels",
     ),
     "false_negative_share": Words(
         "Same label as the query",
-        "Share of pairs of a query and a key that have one label: false negatives, if labels say what is alike.",
+        "Share of pairs of a query and a key with the same label: false negatives, as far as labels describe the "
+        "content.",
         "%",
         "share the query's label more often",
         "share the query's label less often",
@@ -85,19 +86,19 @@ WORDS = {
 
 
 def verdict(facts: SelectionFacts) -> str:
-    """What sets the chosen apart, in a sentence."""
+    """A sentence on how the chosen keys differ from random draws."""
     apart = [
         WORDS[name].above if measure.verdict > 0 else WORDS[name].below
         for name, measure in facts.measures.items()
         if measure.verdict
     ]
     if not apart:
-        return "By none of these measures are the chosen keys unlike a random draw."
-    return f"Compared with random draws the chosen keys {listed(apart)}."
+        return "By these metrics, the chosen keys do not differ from a random draw."
+    return f"Compared with random draws, the chosen keys {listed(apart)}."
 
 
 def shown_as(value: float, form: str) -> str:
-    """A value in the format of its measure.
+    """A value in the format of its metric.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The keys of one selection as pictures: who was chosen for which query, likely false negatives, duplicates."""
+"""Clips of one selection: the keys chosen for each query, likely false negatives, duplicates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from cmacc.viewer.selection import (
     repeated_samples,
 )
 
-SHOWN = 12  # of the chosen, and of the draw
+SHOWN = 12  # of the chosen keys, and of the random draw
 _HARD_NEGATIVES = 4
 _PAIRS = 3
 _LEAST_COSINE = 0.98
@@ -23,7 +23,7 @@ _LEAST_COSINE = 0.98
 
 @dataclass(frozen=True)
 class ClipView:
-    """A clip to show: its halves, each with whether it is pale, and what it is called."""
+    """A clip to show: its halves, each with whether it is pale, its label and its file name."""
 
     halves: list[tuple[Picture, bool]]
     label: str | None
@@ -32,7 +32,7 @@ class ClipView:
 
 @dataclass(frozen=True)
 class KeyTile:
-    """A key beneath its query; ``kind`` is chosen or random, ``sure`` the pseudo-posterior, ``age`` in steps."""
+    """A key below its query; ``kind`` is chosen or random, ``sure`` the pseudo-posterior, ``age`` in steps."""
 
     kind: str
     order: int
@@ -44,7 +44,7 @@ class KeyTile:
 
 @dataclass(frozen=True)
 class Group:
-    """A query of the batch (by its place) and the keys that were assigned to it."""
+    """A query of the batch (by its position) and the keys assigned to it."""
 
     query: int
     clip: ClipView
@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Outdone:
-    """A query with its own other half, and a negative that it takes for more alike."""
+    """A query with its own other half, and a negative that is more similar to it."""
 
     hard: HardNegative
     own: ClipView
@@ -63,10 +63,10 @@ class Outdone:
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Negatives that lie nearer to a query than the right key: their share of all pairs, and the clearest.
+    """Negatives that are more similar to a query than the right key: their share of all pairs, and the clearest ones.
 
-    ``by_label``: of how many such keys the labels are known, how many have their query's, and how many of as many taken
-    at random would have it.
+    ``by_label``: the number of such keys with known labels, the number of them with the label of their query, and the
+    expected number among as many random keys.
     """
 
     share: float
@@ -76,7 +76,7 @@ class HardNegatives:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How often the dictionary says the same twice, and the most alike pairs as (two clips, cosine)."""
+    """Redundancy of the dictionary, and the most similar pairs as (two clips, cosine)."""
 
     repeats: int
     keys: int
@@ -88,7 +88,7 @@ class Duplicates:
 
 
 class KeyPictures:
-    """Pictures of the very windows that keys and queries were encoded from."""
+    """Images of exactly the windows that keys and queries were encoded from."""
 
     def __init__(self, replay: SelectionReplay) -> None:
         self._replay = replay
@@ -96,11 +96,11 @@ class KeyPictures:
         self._labels = replay.manifest.column("label")
 
     def key(self, keys: Keys, place: int, modality: Modality) -> ClipView:
-        """A key's clip, the key's own half first and the other one pale."""
+        """The clip of a key, with the key's own half first and the other one pale."""
         return self.clip(int(keys.sample_ids[place]), int(self._replay.encoded_at(keys)[place]), modality)
 
     def clip(self, sample_id: int, step: int, modality: Modality | None) -> ClipView:
-        """The window that a sample gave to the batch of a step; with a modality the other half is pale."""
+        """The window of a sample in the batch of a step; with a modality, the other half is pale."""
         window = sample_id, self._replay.start_seconds(sample_id, step)
         halves = [
             (self._pictures.frames(*window), modality == "audio"),
@@ -115,12 +115,12 @@ class KeyPictures:
         return label
 
     def same_label(self, first: int, second: int) -> bool:
-        """Whether two samples have one label, a known one."""
+        """Whether two samples have the same, known label."""
         return self.label(first) is not None and self.label(first) == self.label(second)
 
 
 def groups_of(pictures: KeyPictures, selection: Selection, facts: SelectionFacts) -> list[Group]:
-    """The first chosen and drawn keys, by the query that each was assigned to."""
+    """The first chosen keys and the first random ones, by the query that each was assigned to."""
     pool, by_query = selection.pool, dict[int, list[KeyTile]]()
     for kind, places in (("chosen", selection.chosen), ("random", facts.drawn)):
         for order, place in enumerate(places[:SHOWN].tolist(), start=1):
@@ -138,16 +138,16 @@ def groups_of(pictures: KeyPictures, selection: Selection, facts: SelectionFacts
         Group(query, pictures.clip(int(selection.query_ids[query]), selection.step, selection.query_modality), tiles)
         for query, tiles in by_query.items()
     ]
-    # The queries that most of the chosen keys were assigned to come first.
+    # Queries with the most chosen keys come first.
     return sorted(groups, key=lambda group: (-sum(tile.kind == "chosen" for tile in group.keys), group.query))
 
 
 def hard_negatives_of(pictures: KeyPictures, selection: Selection) -> HardNegatives:
-    """Negatives that outdo the right key."""
+    """Negatives that are more similar to a query than its right key."""
     found, share = hard_negatives(selection)
     keys = selection.dictionary
     by_query: dict[int, HardNegative] = {}
-    for one in found:  # the clearest first; one odd query would else fill the row
+    for one in found:  # the clearest first, one per query: a single odd query could otherwise fill the row
         by_query.setdefault(one.query, one)
     clearest = []
     for one in list(by_query.values())[:_HARD_NEGATIVES]:
@@ -164,7 +164,7 @@ def hard_negatives_of(pictures: KeyPictures, selection: Selection) -> HardNegati
 
 
 def duplicates_of(pictures: KeyPictures, selection: Selection) -> Duplicates:
-    """Keys that say the same twice."""
+    """Repeated and nearly equal keys of the dictionary."""
     keys = selection.dictionary
     pairs, count = near_duplicates(keys, _LEAST_COSINE)
     return Duplicates(
@@ -184,7 +184,7 @@ def duplicates_of(pictures: KeyPictures, selection: Selection) -> Duplicates:
 def _by_label(
     pictures: KeyPictures, selection: Selection, found: Sequence[HardNegative]
 ) -> tuple[int, int, float] | None:
-    """How many of the leading keys are false negatives by label, and how many would be by chance."""
+    """The number of hard negatives that are false by label, and the number expected by chance."""
     keys = selection.dictionary
     pairs = [(int(selection.query_ids[one.query]), int(keys.sample_ids[one.key])) for one in found]
     known = [(own, other) for own, other in pairs if pictures.label(own) is not None and pictures.label(other)]

@@ -1,7 +1,7 @@
-"""Pages from the templates beside this file: Python computes values, templates hold the markup.
+"""Render pages from the templates in this folder: Python computes values, templates hold the markup.
 
-Every value that a template shows is escaped unless it is `Markup`, which drawings alone are. Nothing on a page comes
-from the network; its content security policy makes the browser hold us to it.
+Every value in a template is escaped unless it is `Markup`, which only drawings are. Nothing on a page comes from the
+network; the content security policy makes the browser enforce this.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from markupsafe import Markup
 from cmacc.clips.storage import written_aside
 
 Legend = Sequence[tuple[str, str, str]]
-"""(colour name, text, mark: line, dot, square, diamond or triangle) each."""
+"""(colour name, text, mark) of each entry; marks are line, dot, square, diamond or triangle."""
 
 
 class ReportError(ValueError):
-    """A page that cannot be made or written; the message says why and the way out."""
+    """A page that cannot be made or written; the message says why, and how to proceed."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing (an ``<svg>``, or the address of an image) and what stands around it as plain text."""
+    """A drawing (an ``<svg>``, or the URL of an image) with its title, caption and legend as plain text."""
 
     title: str
     drawing: Markup | str
@@ -32,33 +32,33 @@ class Figure:
 
 
 def render(template: str, **values: object) -> str:
-    """A page of that template; a value that it asks for and does not get is an error."""
+    """Render a template. A missing value is an error."""
     return _TEMPLATES.get_template(template).render(values)
 
 
 def check_out(what: str, out: Path, overwrite: bool) -> None:
-    """Refuse a place for a page before the work for it is done.
+    """Check the path of a page before the work for it is done.
 
     Raises
     ------
     ReportError
-        It is a folder, or a file that may not be replaced.
+        The path is a folder, or a file that may not be replaced.
     """
     if out.is_dir():
         raise ReportError(f"{what} {out}: must be a file, got a folder; name a file in it, as {out / f'{what}.html'}")
     if out.exists() and not overwrite:
-        raise ReportError(f"{what} {out}: is there already; give --overwrite to replace it, or choose another --out")
+        raise ReportError(f"{what} {out}: exists already; give --overwrite to replace it, or choose another --out")
 
 
 def write_page(out: Path, text: str) -> Path:
-    """Write a page whole, or not at all."""
+    """Write a page atomically."""
     with written_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return out
 
 
 def duration(seconds: float) -> str:
-    """A length of time in the unit that suits it.
+    """A duration in a suitable unit.
 
     Examples
     --------

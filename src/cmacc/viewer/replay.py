@@ -1,10 +1,9 @@
-"""A selection replayed: what the dictionaries were offered before a step, and what they took.
+"""Replay selections: which keys the dictionaries could choose at a step, and which they chose.
 
-A run logs no negatives, and need not: a checkpoint holds encoders, dictionaries and pools as they were before a step,
-and the batch, its augmentation and the selector's draws are functions of the seed and the step. Encoding that batch
-again and asking the step's own `select_negatives` gives the run's choice: on a CPU key for key, as tests hold it to, in
-the precision that it was trained in. On another kind of device, or on a GPU whose kernels add in no fixed order,
-rounding may tip single picks.
+A run does not need to log its negatives. A checkpoint holds encoders, dictionaries and pools before a step, and the
+batch, its augmentation and the selector's random numbers are functions of the seed and the step. Encoding that batch
+again and calling `select_negatives` reproduces the run's choice: on a CPU exactly (tests check this), in the precision
+of training. On another kind of device, or on a GPU with non-deterministic sums, rounding may change single picks.
 """
 
 import dataclasses
@@ -33,43 +32,43 @@ _OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 
 
 class ReplayError(ValueError):
-    """A selection that cannot be replayed; the message says why and the way out."""
+    """A selection that cannot be replayed; the message says why, and how to proceed."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What one dictionary was offered at a step, and took; all tensors on the CPU.
+    """The selection of one dictionary at a step. All tensors are on the CPU.
 
     Attributes
     ----------
     modality
-        Of the dictionary's keys.
+        Modality of the dictionary's keys.
     step
-        The step that the checkpoint stands before.
+        The step, which follows the checkpoint.
     pool
         N keys, in no particular order.
     eligible
-        ``(N,)``: those that might be chosen.
+        ``(N,)``: which keys could be chosen.
     chosen
         ``(m,)``: places in ``pool``, in the order of picking.
     before
-        The dictionary's keys before the selection.
+        The keys of the dictionary before the selection.
     staying
-        Those of them that stayed; with the chosen they are the dictionary that the step's loss saw.
+        Those of them that stayed. Together with the chosen keys, they are the dictionary in the loss of this step.
     queries
-        ``(M, d)``: the queries that pseudo-labels are about.
+        ``(M, d)``: the queries of the pseudo-labels.
     query_modality
-        Of ``queries``.
+        Modality of ``queries``.
     contrasted
-        ``(M, d)``: the queries that the dictionary's keys are negatives of, those of the other modality. The same as
+        ``(M, d)``: the queries whose negatives are the dictionary's keys, those of the other modality. The same as
         ``queries`` unless pseudo-labels are ``within_modal``.
     positives
-        ``(M, d)``: the right key of each of ``contrasted``, of the encoder that the loss takes it from.
+        ``(M, d)``: the right key of each of ``contrasted``, from the encoder that the loss uses.
     query_ids
-        ``(M,)``: the batch's sample ids.
+        ``(M,)``: sample ids of the batch.
     failures
-        ``{sample id: reason}`` of files of the batch that would not decode now and were replaced, as in training. If
-        they did decode then, the run's choice was another.
+        ``{sample id: reason}`` of files of the batch that cannot be decoded now and were replaced, as in training. If
+        training could decode them, the run's choice was different.
     """
 
     modality: Modality
@@ -88,7 +87,7 @@ class Selection:
 
     @property
     def dictionary(self) -> Keys:
-        """The keys that the step's loss saw, the chosen last."""
+        """The keys in the loss of this step, the chosen ones last."""
         taken = self.pool[self.chosen]
         return Keys(*(torch.cat(both) for both in zip(self.staying.fields(), taken.fields(), strict=True)))
 
@@ -99,16 +98,16 @@ class SelectionReplay:
     Parameters
     ----------
     run_dir
-        Made by `pretrain`, with a checkpoint at least.
+        Run folder with at least one checkpoint.
     device
-        Where to encode; the default is a GPU where there is one, as in training.
+        Device to encode on. Default: a GPU if there is one, as in training.
 
     Raises
     ------
     ReplayError
-        The run has no checkpoint at a step that selects.
+        The run has no checkpoint at a step with a selection.
     ConfigError, ManifestError, RunError
-        What the run folder points to cannot be read.
+        The config or the manifest of the run cannot be read.
     """
 
     def __init__(self, run_dir: Path, device: torch.device | None = None) -> None:
@@ -136,17 +135,17 @@ class SelectionReplay:
         self.plan = training_plan(self.manifest, sample_ids, self.config)
 
     def default_steps(self, most: int = 4) -> list[int]:
-        """The last step that can be replayed and others, evenly spaced, before it."""
+        """The last step that can be replayed, and others evenly spaced before it."""
         count = min(most, len(self.steps))
         return [self.steps[-1 - i * (len(self.steps) - 1) // max(1, count - 1)] for i in range(count)][::-1]
 
     def check(self, step: int) -> None:
-        """Refuse a step that cannot be replayed, any step of a run without a dictionary among them.
+        """Refuse a step that cannot be replayed. Without a dictionary, no step can.
 
         Raises
         ------
         ReplayError
-            There is no checkpoint before that step, or nothing is chosen at it.
+            There is no checkpoint before that step, or it has no selection.
         """
         if self.config.dictionary.selector == "none":
             raise ReplayError(
@@ -170,12 +169,12 @@ class SelectionReplay:
             The checkpoint, or a clip of the batch, cannot be read.
         """
         self.check(step)
-        # Refreshing comes after the choice; without it no inputs need be held.
+        # Keys are refreshed after the choice, so a replay needs no input buffer.
         config = dataclasses.replace(
             self.config, dictionary=dataclasses.replace(self.config.dictionary, refresh="none")
         )
         loader = training_loader(self.plan, config.data.clip, first_step=step, last_step=step + 1, workers=0)
-        with torch.random.fork_rng():  # a checkpoint brings the global generator's state along
+        with torch.random.fork_rng():  # loading a checkpoint sets the global generator's state
             learner = Learner.build(
                 untrained_encoder(config), ClipViews(config, self.device), config, self.device,
                 autocast_dtype(config, self.device),
@@ -190,20 +189,20 @@ class SelectionReplay:
         return _replayed(learner, queries, keys, batch, step)
 
     def trained_elsewhere(self, step: int) -> bool:
-        """Whether the checkpoint is of a GPU and this replay is not, or the other way round."""
+        """Whether the checkpoint is from a GPU and this replay is not on one, or vice versa."""
         with safe_open(self._folders[step] / "optimizer.safetensors", "pt") as file:
-            return ("random.cuda" in file.keys()) != (self.device.type == "cuda")  # noqa: SIM118, it is no dict
+            return ("random.cuda" in file.keys()) != (self.device.type == "cuda")  # noqa: SIM118, not a dict
 
     def start_seconds(self, sample_id: int, step: int) -> float:
-        """Where in its file the clip began that a sample gave to the batch of a step."""
+        """Start of a sample's clip, within its file, in the batch of a step."""
         return self.plan.windows.request(sample_id, self.plan.visit(step)).start_seconds
 
     def encoded_at(self, keys: Keys) -> Int[Tensor, " keys"]:
-        """The step whose view each key is of: of one that was re-encoded not that step, but its first."""
+        """The step whose augmented view each key shows: for a re-encoded key, the step of its first encoding."""
         return torch.where(keys.handles >= 0, keys.handles // self.config.optim.batch_size, keys.steps)
 
     def _check_manifest(self, pool: Keys, step: int) -> None:
-        """The pool's newest keys are of the batch before; of that batch, few files can have been replaced."""
+        """Compare the pool's newest keys with the plan of the previous batch, of which few files can be replaced."""
         newest = pool.sample_ids[pool.steps == step - 1].cpu()
         planned = torch.from_numpy(self.plan.files(step - 1))
         known = len(newest) == 0 or float(torch.isin(newest, planned).float().mean()) > 0.5
@@ -216,7 +215,7 @@ class SelectionReplay:
 
 @dataclass
 class _Watched:
-    """A selector that notes what it was asked and what it answered."""
+    """A selector that records its arguments and its result."""
 
     inner: Selector
     asked: Candidates | None = None
@@ -248,7 +247,7 @@ def _replayed(
         own, other = queries[modality].embedding, queries[_OTHER[modality]].embedding
         crosswise = learner.config.dictionary.pseudo_labels == "cross_modal"
         pool = dictionary.pool.held()[0]
-        if asked is None or answer is None:  # none could be chosen, and the selector was not asked
+        if asked is None or answer is None:  # no key was eligible, and the selector was not called
             nobody = torch.zeros(len(pool), dtype=torch.bool)
             offered = pool, nobody, torch.zeros(0, dtype=torch.int64), before[modality]
         else:

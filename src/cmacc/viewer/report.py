@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, for a laptop or a phone, by day or by night."""
+"""The report of a run: one self-contained HTML file, for wide and narrow screens, with a light and a dark theme."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from cmacc.viewer.training import curves, final_mean, health, training_seconds
 
 
 def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = False) -> Path:
-    """Write a run's report. The same run folder gives the same page, byte for byte.
+    """Write a run's report. The same run folder gives a byte-identical page.
 
     Parameters
     ----------
     run_dir
-        Made by ``cmacc pretrain``; with ``card.json`` and ``embeddings.safetensors`` where it was evaluated.
+        Run folder from ``cmacc pretrain``, with ``card.json`` and ``embeddings.safetensors`` if it was evaluated.
     out
-        The page; ``run_dir/report.html`` by default.
+        The page. Default: ``run_dir/report.html``.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether to replace an existing file.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def write_report(run_dir: Path, out: Path | None = None, *, overwrite: bool = Fa
     Raises
     ------
     ReportError
-        The folder holds no run or no metrics, a file of it cannot be read, or the page is there already.
+        The folder holds no run or no metrics, a file in it cannot be read, or the page exists already.
     """
     out = out or run_dir / "report.html"
     check_out("report", out, overwrite)
@@ -59,7 +59,7 @@ def _summary(run: RunFolder) -> str:
     config = run.config
     what = config.dictionary
     negatives = {
-        "none": "the other clips of the batch as its only negatives",
+        "none": "the other clips of the batch as negatives",
         "newest": f"a queue of the {what.size:,} newest keys as negatives",
         "random": f"{what.size:,} negatives drawn at random from a pool of {what.pool_size:,}",
         "hardest": f"the {what.size:,} hardest negatives of a pool of {what.pool_size:,}",
@@ -67,16 +67,16 @@ def _summary(run: RunFolder) -> str:
     }.get(what.selector, f"{what.size:,} negatives by {what.selector}")
     finished = run.step_count >= config.optim.steps
     done = f"{run.step_count:,} steps" if finished else f"{run.step_count:,} of {config.optim.steps:,} steps so far"
-    text = f"Trained for {done} on {config.optim.batch_size} clips each, with {negatives}."
+    text = f"Trained for {done}, with batches of {config.optim.batch_size} clips and {negatives}."
     if config.data.shuffle_pairs:
-        text += " A control run: every picture got another clip's sound, so that there was nothing to learn."
+        text += " A control run: every video got the audio of another clip, so that there was nothing to learn."
     loss = run.metrics.get("loss")
     if loss is not None and len(loss.values) > 1:
         text += f" The loss went from {loss.values[0]:.2f} to {final_mean(loss):.2f}."
     if run.card is None:
         text += " Nothing has been evaluated yet."
     elif run.card.encoder.checkpoint_step != run.step_count:
-        text += f" The results below are of the checkpoint at step {run.card.encoder.checkpoint_step:,}."
+        text += f" The results below are those of the checkpoint at step {run.card.encoder.checkpoint_step:,}."
     return text
 
 
@@ -91,7 +91,7 @@ def _tiles(run: RunFolder) -> list[tuple[str, str, str]]:
 
 
 def _origin(run: RunFolder) -> dict[str, object]:
-    """Where the results come from; empty where there are none."""
+    """Provenance of the results; empty if there are none."""
     if run.card is None:
         return {}
     origin, encoder = run.card.provenance, run.card.encoder

@@ -1,4 +1,4 @@
-"""Results of the card in words, tiles and tables: every number beside the untrained encoders' and chance."""
+"""Results of the card as text, tiles and tables, each compared with the untrained encoders and chance."""
 
 import math
 from collections.abc import Mapping
@@ -9,15 +9,14 @@ from cmacc.viewer.run_folder import RunFolder
 
 TASKS = {
     "pairs": (
-        "Pairs: which sound belongs to which picture",
-        "Every held-out clip is split into picture and sound; from one, the encoders look for the other among all "
-        "held-out clips. No labels are involved.",
+        "Pairs: cross-modal retrieval",
+        "The video of every held-out clip queries the audio of all held-out clips for its own, and vice versa. No "
+        "labels are used.",
     ),
     "labelled": (
-        "Labelled: how much the features know of the classes",
-        "The trained encoders stay as they are; a simple classifier on top of their features learns the "
-        "labels of the training files and names those of held-out ones. Chance is always naming the most frequent "
-        "training class.",
+        "Labelled: classification",
+        "A simple classifier on frozen features is trained on the labels of the training files, and predicts those of "
+        "the held-out files. Chance is to always predict the most frequent class of the training files.",
     ),
 }
 PROTOCOLS = {
@@ -28,10 +27,10 @@ PROTOCOLS = {
     "finetune": "Fine-tuned",
 }
 MODALITIES = {
-    "video_to_audio": "picture → sound",
-    "audio_to_video": "sound → picture",
-    "video": "picture",
-    "audio": "sound",
+    "video_to_audio": "video → audio",
+    "audio_to_video": "audio → video",
+    "video": "video",
+    "audio": "audio",
     "both": "both together",
 }
 METRICS = {
@@ -44,7 +43,7 @@ METRICS = {
 
 
 def results_by_task(run: RunFolder) -> dict[str, list[Result]]:
-    """Results in the order of the page; none where nothing was evaluated."""
+    """Results in the order of the page; empty if nothing was evaluated."""
     ordered = sorted(
         run.card.results if run.card else (),
         key=lambda r: (
@@ -56,12 +55,12 @@ def results_by_task(run: RunFolder) -> dict[str, list[Result]]:
 
 
 def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
-    """The few results to see first, as (value, what, compared with what); empty where nothing was evaluated."""
+    """The headline results as (value, metric, comparison); empty if nothing was evaluated."""
     found = {(r.protocol, r.modality, r.metric): r for r in (run.card.results if run.card else ())}
     wanted = (
         ("retrieval", "video_to_audio", "R@1", "Recall@1, audio from video"),
         ("retrieval", "audio_to_video", "R@1", "Recall@1, video from audio"),
-        ("linear", "both", "accuracy", "linear probe, picture and sound"),
+        ("linear", "both", "accuracy", "linear probe, video and audio"),
     )
     return [
         (shown(r.metric, r.value), what, f"{_beside(r)}chance {shown(r.metric, r.chance)}")
@@ -75,7 +74,7 @@ def _beside(result: Result) -> str:
 
 
 def shown(metric: str, value: float | None) -> str:
-    """A value in its unit: shares in percent, ranks as ranks.
+    """A value in its unit: shares in percent, ranks as numbers.
 
     Examples
     --------
@@ -88,7 +87,7 @@ def shown(metric: str, value: float | None) -> str:
 
 
 def verdict(result: Result) -> str:
-    """``up``, ``down`` or ``level`` against the untrained encoders: by two standard errors of the difference."""
+    """``up``, ``down`` or ``level`` compared with the untrained encoders, by two standard errors of the difference."""
     metric, value, untrained, count = result.metric, result.value, result.untrained, result.count
     if untrained is None or not (math.isfinite(value) and math.isfinite(untrained)):
         return "level"
@@ -96,7 +95,7 @@ def verdict(result: Result) -> str:
     if metric == "median_rank":
         return "up" if gain < 0 else "down" if gain > 0 else "level"
     variances = [p * (1 - p) / max(1, count) for p in (value, untrained)]
-    # Both are measured on the same items, so that the true error is rather smaller: the test errs towards "level".
+    # Both are measured on the same items, so the true error is smaller: the test is biased towards "level".
     if gain == 0 or abs(gain) < 2 * math.sqrt(max(0.0, sum(variances))):
         return "level"
     return "up" if gain > 0 else "down"
@@ -110,6 +109,6 @@ def bar_length(result: Result, value: float) -> float:
     """Length of a bar in percent."""
     if not math.isfinite(value):
         return 0.0
-    # A rank as the share of the other items that are left behind: 1 for first, 0 for last, one half by chance.
+    # A rank as the share of the other items that are ranked lower: 1 for first, 0 for last, 0.5 by chance.
     length = 1 - (value - 1) / max(1, result.count - 1) if result.metric == "median_rank" else value
     return 100 * min(1.0, max(0.0, length))

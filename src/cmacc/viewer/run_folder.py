@@ -1,7 +1,7 @@
-"""What a run folder holds, read once and checked, for the page to show.
+"""Read and check a run folder for the report.
 
-Only ``config.yaml`` and ``metrics.jsonl`` must be there: a run that is still training has no results yet and its report
-is then about training alone.
+Only ``config.yaml`` and ``metrics.jsonl`` are required. A run that is still training has no results yet, and its report
+only shows the training.
 """
 
 import json
@@ -31,16 +31,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Embeddings of n held-out clips, a row a clip.
+    """Embeddings of n held-out clips, one row per clip.
 
     Attributes
     ----------
     video, audio
-        ``(n, d)``, of length one.
+        ``(n, d)``, L2-normalised.
     sample_ids
-        ``(n,)``: the clip's row in the manifest.
+        ``(n,)``: row of the clip in the manifest.
     start_seconds
-        ``(n,)``: where the clip begins in its file.
+        ``(n,)``: start of the clip in its file.
     """
 
     video: NDArray[np.float32]
@@ -54,20 +54,20 @@ class Pairs:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as found on disk.
+    """The contents of a run folder.
 
     Attributes
     ----------
     metrics
-        Every metric of ``metrics.jsonl`` by name.
+        All metrics of ``metrics.jsonl`` by name.
     step_count
-        Steps done.
+        Number of finished steps.
     skipped_lines
-        Lines of ``metrics.jsonl`` that are no row.
+        Number of unreadable lines of ``metrics.jsonl``.
     card, pairs
-        None where nothing was evaluated.
+        None if nothing was evaluated.
     manifest
-        The one that ``pairs`` point into; None where there is none, and ``manifest_fault`` then says why.
+        The manifest of ``pairs``; None if there is none, and ``manifest_fault`` then says why.
     """
 
     path: Path
@@ -88,7 +88,7 @@ def read_run(run_dir: Path) -> RunFolder:
     Raises
     ------
     ReportError
-        The folder holds no run, or no metrics yet; or a file of it cannot be read.
+        The folder holds no run or no metrics yet, or a file in it cannot be read.
     """
     if not run_dir.is_dir():
         raise ReportError(f"run folder {run_dir}: must be a folder made by `cmacc pretrain`, got nothing there")
@@ -115,7 +115,7 @@ def read_run(run_dir: Path) -> RunFolder:
 
 
 def _read_metrics(path: Path) -> tuple[dict[str, Series], int, int]:
-    """Series by name, steps done, and lines that are no row: a killed or a running process leaves half a line."""
+    """Series by name, finished steps, and unreadable lines: a killed or running process can leave half a line."""
     columns: dict[str, tuple[list[float], list[float]]] = {}
     step_count = skipped = 0
     text = path.read_text(errors="replace") if path.is_file() else ""
@@ -142,7 +142,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, Series], int, int]:
 
 
 def present_metric(name: str) -> str:
-    """A metric's name as it is now, for files of cmacc 0.1.0.
+    """The current name of a metric, for files of cmacc 0.1.0.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def _read_pairs(path: Path) -> Pairs | None:
 
 
 def _find_manifest(config: PretrainConfig, card: Card | None, pairs: Pairs) -> tuple[Manifest | None, str]:
-    """The manifest that the pairs' sample ids point into; a changed one would put wrong names under the pictures."""
+    """The manifest of the pairs' sample ids. A changed manifest is refused: clips would get wrong names."""
     fault = ""
     evaluated = card.data.get("pairs") if card else None
     for path in (Path(evaluated.path), config.data.manifest) if evaluated else (config.data.manifest,):

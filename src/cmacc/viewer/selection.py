@@ -1,4 +1,4 @@
-"""What a selection took, in numbers: the chosen keys beside random draws of as many from the same eligible ones."""
+"""Metrics of a selection: the chosen keys compared with random draws of as many eligible keys."""
 
 import math
 from collections.abc import Callable
@@ -12,23 +12,23 @@ from cmacc.negatives import Factors, GradientName, Keys, gradient_factors
 from cmacc.viewer.replay import Selection
 
 _DRAWS = 50
-_MOST_COVERED = 4096  # of a larger pool, so many keys evenly spaced in it stand for all
+_MOST_COVERED = 4096  # for a larger pool, coverage is measured on this many evenly spaced keys
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One measure of the chosen keys and of random draws of as many.
+    """One metric of the chosen keys, and of random draws of as many.
 
     Attributes
     ----------
     chosen
-        Of the chosen keys.
+        Value for the chosen keys.
     random
         Mean over the draws.
     low, high
-        What five and ninety-five of a hundred draws stay below.
+        5th and 95th percentile of the draws.
     pool
-        Of all eligible keys together; NaN where that says nothing.
+        Value for all eligible keys; NaN if it is meaningless.
     """
 
     chosen: float
@@ -39,30 +39,30 @@ class Measure:
 
     @property
     def verdict(self) -> int:
-        """1 where the chosen lie above nearly all draws, -1 where below, 0 where a draw might well be like them."""
+        """1 if the chosen keys are above nearly all draws, -1 if below, 0 if within their range."""
         return (self.chosen > self.high) - (self.chosen < self.low)
 
 
 @dataclass(frozen=True)
 class SelectionFacts:
-    """A selection in numbers.
+    """Metrics of a selection.
 
     Attributes
     ----------
     drawn
-        ``(m,)``: places in the pool of one random draw, the one to show.
+        ``(m,)``: places in the pool of the random draw to show.
     pseudo_labels
         ``(N,)``: the query that each pool key was assigned to.
     posteriors
         ``(N,)``: its pseudo-posterior, in (0, 1].
     gradient_norms
-        ``(N,)``: length of the gradient embedding.
+        ``(N,)``: norm of the gradient embedding.
     measures
         By name: ``gradient_norm`` and ``key_age`` (means), ``cosine`` (mean over distinct pairs), ``key_coverage``
-        (mean cosine distance from an eligible key to the nearest of the group), ``gradient_coverage`` (mean squared
-        distance of gradient embeddings, likewise), ``queries`` (how many queries are pseudo-labels of the group);
-        where labels are known also ``distinct_labels`` and ``false_negative_share`` (of pairs of a query and a key with
-        known labels those with one label).
+        (mean cosine distance from an eligible key to the nearest of the group), ``gradient_coverage`` (the same with
+        squared distances of gradient embeddings), ``queries`` (number of queries among the pseudo-labels of the group).
+        If labels are known, also ``distinct_labels`` and ``false_negative_share`` (share of equal labels among pairs of
+        query and key whose labels are known).
     """
 
     drawn: Int[Tensor, " chosen"]
@@ -74,7 +74,7 @@ class SelectionFacts:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """Two keys of one group, by their places, and how alike they are."""
+    """Two keys of a group, by their places, and their similarity."""
 
     first: int
     second: int
@@ -83,7 +83,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class HardNegative:
-    """A negative that its query takes for more alike than the query's own right key: place of query and of key."""
+    """A negative that is more similar to a query than the query's own right key; places of query and key."""
 
     query: int
     key: int
@@ -105,15 +105,15 @@ def selection_facts(
     Parameters
     ----------
     selection
-        Replayed.
+        From `SelectionReplay`.
     temperature, gradient
-        The run's own.
+        Settings of the run.
     labels_by_id
-        Class of every sample id, -1 where unknown.
+        Class of every sample id, -1 if unknown.
     generator
-        Of the random draws.
+        Source of randomness of the draws.
     draws
-        How many draws to compare with; the first is the one to show.
+        Number of draws; the first one is shown.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def selection_facts(
     spaced = torch.linspace(0, len(eligible) - 1, min(len(eligible), _MOST_COVERED)).round().long()
     covered = eligible[spaced]
     ages = (selection.step - pool.steps).float()
-    # The products of near gradients cancel: in float32 little would be left of their distance.
+    # float64, because distances of similar gradients suffer cancellation.
     exact = Factors(factors.left.double(), factors.right.double())
     squared_norms = exact.squared_norms()
 
@@ -162,43 +162,43 @@ def selection_facts(
 
 
 def mean_cosine(embedding: Float[Tensor, "keys dim"]) -> float:
-    """Mean cosine over distinct pairs of rows of length one; NaN for a single row."""
+    """Mean cosine over distinct pairs of L2-normalised rows; NaN for a single row."""
     count = len(embedding)
     rows = embedding.double()
-    # The sum of all pairwise products is |sum of rows|^2, of which the diagonal is each row with itself.
+    # The sum of all pairwise products is |sum of rows|^2. The diagonal, each row with itself, is subtracted.
     total = rows.sum(0).square().sum() - rows.square().sum()
     return float(total) / (count * (count - 1)) if count > 1 else math.nan
 
 
 def near_duplicates(keys: Keys, least: float = 0.98, most: int = 20) -> tuple[list[KeyPair], int]:
-    """Pairs of keys of different samples with a cosine above ``least``: the ``most`` most alike, and how many."""
+    """Pairs of keys of different samples with a cosine above ``least``: the ``most`` most similar, and their number."""
     cosine = keys.embedding @ keys.embedding.T
     other = keys.sample_ids[:, None] != keys.sample_ids[None]
     counted = ((cosine > least) & other).triu(1)
     count = int(counted.sum())
-    # A collapsed dictionary has millions of such pairs: only those to show become objects.
+    # A collapsed dictionary has millions of such pairs, so objects are only made of those to show.
     top = torch.where(counted, cosine, -math.inf).flatten().topk(min(most, count))
     places = [divmod(place, len(keys)) for place in top.indices.tolist()]
     return [KeyPair(a, b, value) for (a, b), value in zip(places, top.values.tolist(), strict=True)], count
 
 
 def repeated_samples(keys: Keys) -> int:
-    """How many of the keys are of a sample that another, earlier one is of already."""
+    """Number of keys whose sample has another key in the dictionary already."""
     return len(keys) - len(keys.sample_ids.unique())
 
 
 @torch.no_grad()
 def hard_negatives(selection: Selection) -> tuple[list[HardNegative], float]:
-    """Negatives that lie nearer to a query than the query's own right key, and the share that they are of all pairs.
+    """Negatives that are more similar to a query than the query's own right key, and their share of all pairs.
 
-    A key of the query's own sample is none, as in the loss.
+    As in the loss, keys of the query's own sample are excluded.
 
     Returns
     -------
     list
-        At most one for each key, that with the query which it outdoes by most; the greatest lead first.
+        At most one per key, with the query for which its lead is largest; sorted by the lead, largest first.
     float
-        Of all pairs of a query and a key of the dictionary those in which the key leads.
+        Share of hard negatives among all pairs of a query and a key of the dictionary.
     """
     keys = selection.dictionary
     cosine = selection.contrasted @ keys.embedding.T

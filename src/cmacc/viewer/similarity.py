@@ -1,4 +1,4 @@
-"""What the embeddings hold to be alike: a map of the held-out clips, and sample queries with their answers."""
+"""Similarity of embeddings: a map of the held-out clips, and sample queries with their answers."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from cmacc.viewer.run_folder import RunFolder
 
 ShowRow = Callable[[int], Picture]
 Asked = tuple[Picture, str, float]
-"""A picture of a query, its caption, and its width over its height."""
+"""An image of a query, its caption, and its aspect ratio (width over height)."""
 
 _MAP_PAIRS = 400  # t-SNE takes a few seconds for as many
-_JOINED_PAIRS = 80  # more lines are a haze
+_JOINED_PAIRS = 80  # more lines are illegible
 _NAMED_LABELS = 8
 _FEWEST_FOR_TSNE = 10
 _QUERIES = 4
@@ -27,7 +27,7 @@ _ANSWERS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """A clip that a query found: ``place`` in the order, ``score`` (cosine), and whether it is the right one."""
+    """A retrieved clip: its ``place`` in the order, its ``score`` (cosine), and whether it is the right one."""
 
     picture: Picture
     label: str
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Query:
-    """A query with its first answers, and the right one where it is not among them."""
+    """A query with its first answers, and the right one if it is not among them."""
 
     title: str
     rank: int
@@ -51,7 +51,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Queries:
-    """Sample queries by the question that they ask; ``windows`` of a file went into its embedding."""
+    """Sample queries by direction; ``windows``: number of windows of a file in its embedding."""
 
     by_question: dict[str, list[Query]]
     windows: int
@@ -60,7 +60,7 @@ class Queries:
 
 
 def map_figure(run: RunFolder) -> Figure | None:
-    """The embeddings in the plane; None where there are none."""
+    """A 2-D map of the embeddings; None if there are none."""
     if run.pairs is None:
         return None
     rows = np.linspace(0, len(run.pairs) - 1, min(len(run.pairs), _MAP_PAIRS)).round().astype(np.int64)
@@ -74,17 +74,18 @@ def map_figure(run: RunFolder) -> Figure | None:
     ]
     joined = len(rows) <= _JOINED_PAIRS
     caption = (
-        f"{method} of {len(rows):,} of {len(run.pairs):,} clips. Near is alike; how far apart groups lie means little. "
-        + ("A thin line joins the picture and the sound of a clip. " if joined else "")
-        + "Pictures and sounds often lie apart as two groups even where each finds its own: what counts is the order "
-        "of distances from one to the other."
+        f"{method} of {len(rows):,} of {len(run.pairs):,} clips. Close points are similar; the distance between groups "
+        "means little. "
+        + ("A thin line joins the video and the audio of a clip. " if joined else "")
+        + "Video and audio often form two separate groups even if retrieval works: only the order of distances from "
+        "one to the other matters."
     )
     svg = points_panel(layers, np.stack([video, audio], axis=1) if joined else None)
-    return Figure("", svg, caption, [("ink", "picture", "dot"), ("ink", "sound", "triangle"), *legend])
+    return Figure("", svg, caption, [("ink", "video", "dot"), ("ink", "audio", "triangle"), *legend])
 
 
 def sample_queries(run: RunFolder) -> Queries | None:
-    """Sample queries both ways; None without embeddings, or without the files that they are of."""
+    """Sample queries in both directions; None without embeddings, or without their files."""
     if run.pairs is None or run.manifest is None:
         return None
     pairs, pictures = run.pairs, ClipPictures(run.manifest, run.config.data.clip, run.config.encoder.mel_bins)
@@ -101,7 +102,7 @@ def sample_queries(run: RunFolder) -> Queries | None:
         strip = pictures.frames(*windows[row], columns=4)
         return [
             (strip, "the query", 4 * spec.frame_width / spec.frame_height),
-            (sounds(row), "its own sound, to compare", 1.25),
+            (sounds(row), "its own audio, to compare", 1.25),
         ]
 
     def asked_by_audio(row: int) -> list[Asked]:
@@ -109,7 +110,7 @@ def sample_queries(run: RunFolder) -> Queries | None:
 
     def query(row: int, rank: int, scores: NDArray[np.float32], asked: list[Asked], show: ShowRow) -> Query:
         label, file_name = pictures.name(*windows[row])
-        # As in the ranks, an equal score of another clip stands ahead of the right one.
+        # As in the ranks, another clip with an equal score comes before the right one.
         order = np.lexsort((np.arange(len(scores)) == row, -scores)).tolist()
         places = list(enumerate(order[:_ANSWERS], start=1))
         places += [(rank, row)] if rank > _ANSWERS else []
@@ -122,8 +123,8 @@ def sample_queries(run: RunFolder) -> Queries | None:
 
     by_question = {}
     for question, queries, keys, asked, show in (
-        ("Which sound belongs to this picture?", pairs.video, pairs.audio, asked_by_video, sounds),
-        ("Which picture belongs to this sound?", pairs.audio, pairs.video, asked_by_audio, frames),
+        ("Video → audio", pairs.video, pairs.audio, asked_by_video, sounds),
+        ("Audio → video", pairs.audio, pairs.video, asked_by_audio, frames),
     ):
         found = ranks(queries, keys)
         by_question[question] = [
@@ -134,7 +135,7 @@ def sample_queries(run: RunFolder) -> Queries | None:
 
 
 def chosen_queries(ranks: NDArray[np.int64], count: int = _QUERIES) -> list[int]:
-    """Rows evenly spaced in the order of rank, the best and the worst among them.
+    """Rows evenly spaced in the order of rank, including the best and the worst.
 
     Examples
     --------
@@ -147,7 +148,7 @@ def chosen_queries(ranks: NDArray[np.int64], count: int = _QUERIES) -> list[int]
 
 
 def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
-    """``(n, d)`` to ``(n, 2)``, and how: by principal components, and t-SNE on top where there are ten rows or more."""
+    """Project ``(n, d)`` to ``(n, 2)``, and name the method: PCA, followed by t-SNE if there are at least ten rows."""
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     # A singular vector's sign is arbitrary; fixing it makes the map the same everywhere.
@@ -162,7 +163,7 @@ def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
     from threadpoolctl import threadpool_limits
 
     tsne = TSNE(init=components[:, :2] / spread * 1e-4, perplexity=min(30.0, (len(rows) - 1) / 3), random_state=0)
-    # A thousand short parallel loops: on two busy cores two threads took 21 s for 170 rows, and one 0.7 s.
+    # t-SNE runs a thousand short parallel loops: on two busy cores, two threads took 21 s for 170 rows, and one 0.7 s.
     with threadpool_limits(1):
         places = tsne.fit_transform(components[:, :50])
     return np.asarray(places, np.float64), "t-SNE (fixed seed, after PCA)"

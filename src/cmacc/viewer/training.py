@@ -1,4 +1,4 @@
-"""How training went: learning curves, where the time goes, and the health of the two dictionaries."""
+"""Figures of training: learning curves, time per phase, and the health of the two dictionaries."""
 
 import math
 
@@ -11,7 +11,7 @@ from cmacc.viewer.page import Figure, Legend
 from cmacc.viewer.run_folder import RunFolder, Series
 
 _DIRECTIONS = (("video_to_audio", "c1", "video → audio"), ("audio_to_video", "c2", "audio → video"))
-# Of a step, by the names of their times in metrics.jsonl.
+# Phases of a step, by the names of their times in metrics.jsonl.
 PHASES = {
     "data": "waiting for data",
     "transform": "transforms",
@@ -22,35 +22,34 @@ PHASES = {
     "loss": "loss and gradient",
     "update": "update",
 }
-# Measures of a dictionary: title, and how to read it.
+# Health metrics of a dictionary: title, and how to read it.
 HEALTH = {
     "key_age": (
         "Key age",
-        "Mean age of the dictionary's keys in steps. Old keys come from older encoders: flat is good, and the lower "
-        "the fresher.",
+        "Mean age of the dictionary's keys in steps. Old keys come from older encoders. The curve should be flat; "
+        "lower is fresher.",
     ),
     "pairwise_cosine": (
         "Pairwise cosine",
-        "Mean similarity of two keys. Near 0 they point everywhere; towards 1 all keys are alike and the encoder is "
-        "collapsing.",
+        "Mean cosine similarity of two keys. Near 0 the keys are spread out; near 1 they are all similar, and the "
+        "encoder is collapsing.",
     ),
     "effective_rank": (
         "Effective rank",
-        "Directions that the keys really use (at most the embedding's size). Higher is richer; a fall towards 1 is "
-        "collapse.",
+        "Number of directions that the keys effectively use, at most the size of the embedding. Higher is more "
+        "diverse; a drop towards 1 is collapse.",
     ),
     "distinct_samples": (
         "Distinct samples",
-        "Share of keys that come from different clips. Below 100 % the same clip stands there several times.",
+        "Share of keys that come from different clips. Below 100 %, some clips are in the dictionary several times.",
     ),
     "distinct_labels": (
         "Distinct labels",
-        "How many classes the keys cover (labels are only used to look, never to train). More is more varied.",
+        "Number of classes among the keys. More is more diverse. Labels are only used for figures, never to train.",
     ),
     "false_negative_share": (
         "False negatives",
-        "Share of negatives that have the query's own label: the loss pushes apart what belongs together. Lower is "
-        "better.",
+        "Share of negatives with the label of the query: the loss separates what belongs together. Lower is better.",
     ),
 }
 SHARES = ("distinct_samples", "false_negative_share")
@@ -61,19 +60,19 @@ def curves(run: RunFolder) -> list[Figure]:
     """Loss, accuracy, learning rate, speed and time."""
     figures = [_loss_panel(run), _top1_panel(run), _information_panel(run)]
     if series := run.metrics.get("learning_rate"):
-        caption = "The step size of the optimizer: warm-up, then half a cosine down."
+        caption = "Learning rate of the optimizer: warm-up, then cosine decay."
         figures.append(Figure("Learning rate", line_panel([Line(series, "c3")], bottom=0.0), caption))
     if series := run.metrics.get("clips_per_second"):
         median = float(np.median(series.values))
         svg = line_panel([Line(series, "c6", smooth=True)], bottom=0.0)
-        caption = f"Half of all steps ran faster than {median:,.1f} clips a second."
-        figures.append(Figure("Clips a second", svg, caption))
+        caption = f"The median is {median:,.1f} clips per second."
+        figures.append(Figure("Clips per second", svg, caption))
     figures.append(_phase_panel(run))
     return [figure for figure in figures if figure is not None]
 
 
 def health(run: RunFolder) -> list[Figure]:
-    """What the two dictionaries held over time; empty where nothing was measured."""
+    """Health metrics of the two dictionaries over time; empty if nothing was measured."""
     figures = []
     for name, (title, reading) in HEALTH.items():
         found = {m: run.metrics[f"{m}_dictionary/{name}"] for m in _COLOURS if f"{m}_dictionary/{name}" in run.metrics}
@@ -89,7 +88,7 @@ def health(run: RunFolder) -> list[Figure]:
 
 
 def training_seconds(run: RunFolder) -> float:
-    """Time of all steps, 0 where it was not measured."""
+    """Time of all steps; 0 if it was not measured."""
     series = run.metrics.get("seconds/step")
     return float(series.values.sum()) if series else 0.0
 
@@ -100,7 +99,7 @@ def final_mean(series: Series) -> float:
 
 
 def _candidate_count(config: PretrainConfig) -> int:
-    """Among how many keys a query's own stands, once the dictionary is full."""
+    """Number of keys that a query is compared with, once the dictionary is full."""
     in_batch = config.optim.batch_size if config.objective.in_batch else 1
     return in_batch + (config.dictionary.size if config.dictionary.selector != "none" else 0)
 
@@ -110,23 +109,23 @@ def _loss_panel(run: RunFolder) -> Figure | None:
     if not lines:
         return None
     count, batch = _candidate_count(run.config), run.config.optim.batch_size
-    caption = "Cross entropy each way; the run minimises the sum. "
+    caption = "Cross entropy in each direction. The run minimises the sum. "
     if run.config.objective.decoupled:
         caption = (
-            "The decoupled loss each way, without the right key in the denominator: it may fall below zero; the "
+            "The decoupled loss in each direction, without the right key in the denominator. It can be negative. The "
             "run minimises the sum. "
         )
         count, batch = count - 1, batch - 1
     levels = [math.log(count)]
     if run.config.objective.in_batch and count > batch:
-        # At this height the dictionary has been told apart as a whole, and nothing within the batch.
+        # At this level, the whole dictionary is distinguished from the batch, but nothing within the batch.
         levels.append(math.log(batch))
         caption += (
-            f"Dotted: telling nothing apart, of all keys ({levels[0]:.2f}) and of the batch's alone "
-            f"({levels[1]:.2f}); staying at the lower line is no learning within the batch."
+            f"Dotted: chance among all keys ({levels[0]:.2f}) and among the batch's keys only ({levels[1]:.2f}). A run "
+            "that stays at the lower line learns nothing within the batch."
         )
     else:
-        caption += f"Dotted: telling nothing apart ({levels[0]:.2f})."
+        caption += f"Dotted: chance ({levels[0]:.2f})."
     return Figure("Loss", line_panel(lines, levels=levels), caption, legend)
 
 
@@ -135,7 +134,7 @@ def _top1_panel(run: RunFolder) -> Figure | None:
     if not lines:
         return None
     count = _candidate_count(run.config)
-    caption = f"How often the right key beats all negatives, on training clips. Dotted: chance, 1 in {count:,}."
+    caption = f"How often the right key scores above all negatives, on training clips. Dotted: chance, 1 in {count:,}."
     return Figure("Top-1 accuracy", line_panel(lines, levels=[1 / count], bottom=0.0, percent=True), caption, legend)
 
 
@@ -146,9 +145,10 @@ def _information_panel(run: RunFolder) -> Figure | None:
         return None
     found, ceiling = max(final_mean(line.series) for line in lines), final_mean(ceilings)
     caption = (
-        f"InfoNCE's estimate, in nats, of what video and audio tell of each other: at the end {found:.2f} of at most "
-        f"{ceiling:.2f} ({100 * found / ceiling:.0f} %). Grey: that ceiling, log of the number of keys; near it, only "
-        "more negatives could show more. A lower bound with negatives drawn at random; chosen ones make it lower still."
+        f"InfoNCE's estimate, in nats, of the mutual information between video and audio: at the end {found:.2f} of at "
+        f"most {ceiling:.2f} ({100 * found / ceiling:.0f} %). Grey: this ceiling, the log of the number of keys. Close "
+        "to it, only more negatives could show more. The estimate is a lower bound with random negatives; selected "
+        "ones lower it further."
     )
     svg = line_panel([*lines, Line(ceilings, "muted")], bottom=min(0.0, *(float(x.series.values.min()) for x in lines)))
     return Figure("Mutual information", svg, caption, [*legend, ("muted", "ceiling", "line")])
@@ -177,6 +177,6 @@ def _phase_panel(run: RunFolder) -> Figure | None:
     legend.append(("muted", "the rest", "square"))
     longest, seconds = max(parts.items(), key=lambda item: float(item[1].sum()))
     share = seconds.sum() / max(whole.values.sum(), 1e-9)
-    caption = f"Where a step's time goes. Most of it: {PHASES.get(longest, 'the rest')}, {100 * share:.0f} %."
+    caption = f"Time of a step by phase. The longest: {PHASES.get(longest, 'the rest')}, {100 * share:.0f} %."
     svg = stack_panel(whole.steps, parts, [colour for colour, _, _ in legend])
-    return Figure("Seconds a step", svg, caption, legend)
+    return Figure("Seconds per step", svg, caption, legend)

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms by ``torch.stft``: equal to librosa's to rounding, without its import."""
+"""Log-mel spectrograms with ``torch.stft``, equal to librosa's up to rounding, without depending on it."""
 
 import math
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 _FFT_SIZE = 1024
 _WINDOW_SECONDS = 0.025
 _HOP_SECONDS = 0.010
-_FLOOR = 1e-6  # about the power of 16-bit rounding noise: below it a mel band says nothing
+_FLOOR = 1e-6  # about the power of 16-bit rounding noise, below which a mel band carries no information
 
 
 class LogMel(nn.Module):
-    """Waveform to log-mel spectrogram: Hann window of 25 ms, hop of 10 ms, Slaney's mel bands over 0..rate/2.
+    """Log-mel spectrogram of waveforms: Hann window of 25 ms, hop of 10 ms, Slaney's mel bands over 0..rate/2.
 
     Parameters
     ----------
     sample_rate_hz
-        Rate of the waveforms.
+        Sample rate of the waveforms.
     mel_bins
-        Number of bands.
+        Number of mel bands.
 
     Examples
     --------

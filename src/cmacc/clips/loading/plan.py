@@ -1,12 +1,12 @@
-"""What to read: which clips make up the batch of every step, and where their files lie. Pure, tested without files.
+"""The plan of what to read: the clips of every batch, and the locations of their files. Pure, tested without files.
 
-Both are made from the manifest's columns, and what workers need of them are a few tensors that can lie in shared
-memory. A Python list of a million paths would be copied into every worker: pickled where they are spawned, page by page
-through its reference counts where they are forked.
+Both are computed from the manifest's columns. Workers only need a few tensors of them, which can be in shared memory. A
+Python list of a million paths would be copied into every worker: pickled if workers are spawned, and page by page, by
+updates of reference counts, if they are forked.
 
-Opening a file costs as much as decoding a window or two of it. With ``clips_per_video`` k > 1 a file that is opened
-gives one clip to each of k consecutive batches: the steps come in groups of k that share their files, so that a batch
-still never holds two clips of one file. The price: those k batches have the same files, and they are read together.
+Opening a file costs as much as decoding one or two windows of it. With ``clips_per_video`` k > 1, an open file provides
+one clip for each of k consecutive batches: steps come in groups of k that share their files, so that a batch never has
+two clips of one file. The price is that those k batches have the same files.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _MOST_SUBSTITUTES = 16
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One window of one file, ``start_seconds`` after the sample's begin, at the file's ``visit``-th visit from 0."""
+    """One window of one file, ``start_seconds`` after the start of the sample; ``visit`` counts visits from 0."""
 
     sample_id: int
     start_seconds: float
@@ -44,20 +44,20 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class FileTable:
-    """Where every sample of a manifest lies and which class it is of, without a Python object a sample.
+    """Location and class of every sample of a manifest, without a Python object per sample.
 
     Attributes
     ----------
     paths
-        The paths' UTF-8 bytes one after the other, path i from ``ends[i]`` to ``ends[i + 1]``.
+        Concatenated UTF-8 bytes of the paths; path i is ``ends[i]`` to ``ends[i + 1]``.
     ends
         ``(N + 1,)``.
     starts_seconds
-        ``(N,)``: where the sample begins in its file.
+        ``(N,)``: start of the sample in its file.
     labels
         ``(N,)``: class index, -1 without a label.
     extents
-        ``(N, 4)``: offset and size of picture and sound in a shard, -1 where there is none.
+        ``(N, 4)``: offset and size of video and audio in a shard, -1 if there is none.
     """
 
     paths: UInt8[Tensor, " bytes"]
@@ -68,9 +68,9 @@ class FileTable:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "FileTable":
-        """From the manifest's columns: half a second for a million rows."""
+        """Create the table from the manifest's columns; half a second for a million rows."""
         table = manifest.table
-        # Offsets of 64 bits, since the paths of all chunks together may take more than 2 GiB.
+        # 64-bit offsets, because the paths of all chunks together may exceed 2 GiB.
         paths = table.column("path").cast(pa.large_string()).combine_chunks()
         text, ends = np.zeros(0, np.uint8), np.zeros(1, np.int64)
         if len(paths):
@@ -92,12 +92,12 @@ class FileTable:
         )
 
     def path(self, sample_id: int) -> str:
-        """The file, or the shard."""
+        """Path of the file, or of the shard."""
         begin, end = self.ends[sample_id : sample_id + 2].tolist()
         return self.paths[begin:end].numpy().tobytes().decode()
 
     def source(self, sample_id: int) -> Path | PackedSample:
-        """What `decode_clips` takes: as ``MediaRecord.source``."""
+        """The source for `decode_clips`, as in ``MediaRecord.source``."""
         path, extents = self.path(sample_id), self.extents[sample_id].tolist()
         video, audio = (
             Extent(offset, size) if min(offset, size) >= 0 else None for offset, size in (extents[:2], extents[2:])
@@ -107,18 +107,18 @@ class FileTable:
 
 @dataclass(frozen=True)
 class Windows:
-    """Where a file is cut at each visit, and which others step in for it: all that a worker needs of a plan.
+    """The window of a file at each visit, and its substitutes: the part of a plan that workers need.
 
     Attributes
     ----------
     durations_seconds
-        ``(N,)`` float64, of every row of the manifest.
+        ``(N,)`` float64, for every row of the manifest.
     sample_ids
-        ``(n,)`` int64: the rows that substitutes are drawn from.
+        ``(n,)`` int64: rows from which substitutes are drawn.
     length_seconds
         Length of a window.
     seed
-        The run's.
+        Seed of the run.
     """
 
     durations_seconds: Float64[Tensor, " files"]
@@ -127,13 +127,13 @@ class Windows:
     seed: int
 
     def request(self, sample_id: int, visit: int) -> ClipRequest:
-        """The window of a file at a visit; about 30 microseconds, most of them for the generator."""
+        """The window of a file at a visit. Takes about 30 microseconds, mostly to create the generator."""
         rng = seeded_rng(seeds.WINDOW, self.seed, visit, sample_id)
         start = random_start(self.durations_seconds[sample_id].item(), self.length_seconds, rng)
         return ClipRequest(sample_id, start, visit)
 
     def substitutes(self, sample_id: int, visit: int) -> Iterator[int]:
-        """Sample ids to take instead of one that does not decode, in this order; one may come twice."""
+        """Sample ids to try, in this order, instead of one that cannot be decoded. They may repeat."""
         rng = seeded_rng(seeds.SUBSTITUTE, self.seed, visit, sample_id)
         for _ in range(_MOST_SUBSTITUTES):
             yield int(self.sample_ids[int(rng.integers(len(self.sample_ids)))])
@@ -141,25 +141,25 @@ class Windows:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Which windows make up the batch of every step; a pure function of its fields.
+    """The windows of the batch of every step; a pure function of its fields.
 
-    An epoch visits every file in an order of its own, less the remainder that does not fill a batch, and takes
+    Each epoch visits all files in a new order, except the remainder that does not fill a batch, and takes
     ``clips_per_video`` windows of each.
 
     Parameters
     ----------
     manifest
-        Gives the files and their durations.
+        The files and their durations.
     sample_ids
         The rows to train on.
     length_seconds
         Length of a window.
     batch_size
-        Clips of a step, of all ranks together.
+        Clips per step, over all ranks.
     seed
-        Of order, windows and substitutes.
+        Seed of order, windows and substitutes.
     clips_per_video
-        k: consecutive steps that share their files.
+        k: number of consecutive steps that share their files.
 
     Raises
     ------
@@ -186,7 +186,7 @@ class TrainingPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass over the files: ``clips_per_video`` for each full batch of files."""
+        """Number of steps in one pass over the files: ``clips_per_video`` for each full batch of files."""
         return len(self.sample_ids) // self.batch_size * self.clips_per_video
 
     def epoch(self, step: int) -> int:
@@ -194,9 +194,9 @@ class TrainingPlan:
         return step // self.steps_per_epoch
 
     def visit(self, step: int) -> int:
-        """How often a file of this step was due before: what seeds its window and its augmentation.
+        """Number of earlier visits of the files of a step, which seeds their windows and augmentation.
 
-        Without ``clips_per_video`` it is the epoch.
+        With ``clips_per_video`` of 1, it is the epoch.
         """
         return self.epoch(step) * self.clips_per_video + step % self.clips_per_video
 
@@ -213,7 +213,7 @@ class TrainingPlan:
 
     @cached_property
     def windows(self) -> Windows:
-        """The part of the plan that workers have."""
+        """The part of the plan that workers need."""
         durations = self.manifest.table.column("duration_seconds").to_numpy()
         return Windows(
             torch.tensor(durations, dtype=torch.float64),
@@ -225,7 +225,7 @@ class TrainingPlan:
 
 @lru_cache(maxsize=1)
 def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """The order of an epoch. A million files take 20 ms and 8 MB: made once an epoch, and one kept at a time."""
+    """The order of an epoch. A million files take 20 ms and 8 MB, so only the current order is cached."""
     return seeded_rng(seeds.ORDER, seed, epoch).permutation(count)
 
 
@@ -242,7 +242,7 @@ def evaluation_requests(
 
 
 def share_memory(tensors: Any) -> None:
-    """Move a dataclass's tensors into memory that workers map instead of copying it."""
+    """Move the tensors of a dataclass to shared memory, which workers map instead of copying."""
     for field in dataclasses.fields(tensors):
         value = getattr(tensors, field.name)
         if isinstance(value, Tensor):

@@ -1,1 +1,1 @@
-"""Manifests to shards that are quick to read at random."""
+"""Pack a manifest's samples into shards with fast random access."""

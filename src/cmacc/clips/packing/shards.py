@@ -1,9 +1,9 @@
-"""From a manifest to packed shards: plain tar files in the WebDataset naming, and an index to read any sample from.
+"""Pack a manifest into shards: plain tar files with WebDataset names, and an index for random access.
 
-``DIR`` holds ``pack.json`` (what was asked for), ``shard-000000.tar``..., and at the end ``index.parquet``, which is a
-manifest of the packed samples. A shard is the unit of work: it appears whole or not at all, and depends on its own rows
-alone, so a pack that was killed goes on with the shards that are missing and ends with the same bytes. What a shard
-holds is always read back from the shard itself, hashes and all, also just after it was written.
+``DIR`` holds ``pack.json`` (the settings), ``shard-000000.tar``..., and at the end ``index.parquet``, which is a
+manifest of the packed samples. A shard is the unit of work. It appears complete or not at all, and only depends on its
+own rows, so an interrupted pack resumes with the missing shards and ends with the same bytes. The index is always built
+by reading the shards back, hashes included, also right after they were written.
 """
 
 import dataclasses
@@ -46,12 +46,12 @@ _INDEX_SCHEMA = pa.schema(
 
 
 class PackError(ValueError):
-    """A pack that cannot be made or used; the message says why."""
+    """A pack that cannot be created or used; the message says why."""
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """The result of packing: samples and shards in the index, and ``{path: reason}`` of the files that were skipped."""
+    """Result of packing: numbers of samples and shards in the index, and ``{path: reason}`` of skipped files."""
 
     sample_count: int
     shard_count: int
@@ -60,7 +60,7 @@ class PackResult:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One task: the rows ``first`` and following of the manifest, to be written as one file."""
+    """One task: rows of the manifest, from ``first`` on, to write as one file."""
 
     number: int
     first: int
@@ -71,7 +71,7 @@ class _Shard:
         return f"shard-{self.number:06d}.tar"
 
     @property
-    def skipped_name(self) -> str:  # with the ending that it has in packs made before
+    def skipped_name(self) -> str:  # the extension is kept for compatibility with earlier packs
         return f"shard-{self.number:06d}.refused.json"
 
 
@@ -86,34 +86,33 @@ def pack(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PackResult:
-    """Transcode a manifest's samples into shards, or go on with those of a pack that was stopped.
+    """Transcode a manifest's samples into shards, or resume an interrupted pack.
 
     Parameters
     ----------
     manifest
-        Files, or segments of files; not samples that are packed already.
+        Files, or segments of files; not samples that are already packed.
     out
-        Folder, or URL that fsspec opens.
+        Folder, or a URL that fsspec opens.
     settings
-        Size and rate; the defaults are `PackSettings`.
+        Sizes and rates. Default: `PackSettings`.
     part
-        ``(i, n)``: only the i-th of n parts of the shards, counted from 1, and no index: for batch schedulers. A call
-        without it then finds these shards and writes the index.
+        ``(i, n)``: pack only the i-th of n parts of the shards, counted from 1, without an index; for batch schedulers.
+        A later call without ``part`` finds these shards and writes the index.
     executor
-        Where the tasks run; two threads here by default.
+        Runs the tasks. Default: two local threads.
     timeout_seconds
         Time after which a sample is skipped.
     overwrite
-        Replace the pack that is in ``out``. Without it whole shards stay as they are, and what was skipped stays
-        skipped.
+        Replace the pack in ``out``. Otherwise complete shards are kept, including their skipped samples.
     progress
-        Called with (shards done, shards in all).
+        Called with (finished shards, all shards).
 
     Raises
     ------
     PackError
-        ``out`` holds a pack of something else, the manifest is empty or holds packed samples, files of it are gone, or
-        not one sample could be packed.
+        ``out`` holds another pack, the manifest is empty or holds packed samples, files of it are missing, or no sample
+        could be packed.
     """
     settings = settings if settings is not None else PackSettings()
     if not len(manifest):
@@ -121,7 +120,7 @@ def pack(
     if any(size is not None for name in ("video_size", "audio_size") for size in manifest.column(name)):
         raise PackError("pack: the manifest must be of files, got samples that are packed already")
     gone = [path for path in dict.fromkeys(manifest.column("path")) if not Path(path).exists()]
-    if gone:  # a disk that is not mounted must not end in shards that skip everything
+    if gone:  # otherwise an unmounted disk would give shards that skip everything
         raise PackError(f"pack: all files of the manifest must be there, got {len(gone)} missing, such as {gone[0]}")
     store = Store(out)
     _begin(store, manifest, settings, overwrite)
@@ -229,10 +228,10 @@ def _pack_shard(
                         skipped[f"{place:09d}"] = str(error)
                         continue
                     _add_sample(file, f"{place:09d}", facts, Path(folder))
-            # Before the shard takes its place: where that stands, all of it is said.
+            # Written before the shard appears: if the shard exists, the list of skipped samples is complete.
             if skipped:
                 store.write(shard.skipped_name, (json.dumps(skipped, indent=2) + "\n").encode())
-            elif store.exists(shard.skipped_name):  # of an attempt that was killed
+            elif store.exists(shard.skipped_name):  # left by an attempt that was killed
                 store.delete(shard.skipped_name)
         found = _finished(store, shard)
         if found is None:
@@ -242,7 +241,7 @@ def _pack_shard(
 
 
 def _finished(store: Store, shard: _Shard) -> tuple[list[dict[str, Any]], dict[str, str]] | None:
-    """A shard's rows and ``{key: reason}`` of what was skipped; None if it is damaged or not all of it."""
+    """The rows of a shard and ``{key: reason}`` of skipped samples; None if the shard is damaged or incomplete."""
     try:
         rows = _shard_rows(store, shard.name)
         skipped = json.loads(store.read(shard.skipped_name)) if store.exists(shard.skipped_name) else {}
@@ -253,7 +252,7 @@ def _finished(store: Store, shard: _Shard) -> tuple[list[dict[str, Any]], dict[s
 
 
 def _pack_sample(record: MediaRecord, settings: PackSettings, folder: str) -> dict[str, Any]:
-    """Transcode one sample into the files sample.* of a folder; its facts, as they stand in the .json."""
+    """Transcode one sample into the files sample.* of a folder, and return the contents of its .json."""
     stem = Path(folder) / "sample"
     for ending in _ENDINGS:
         stem.with_suffix(f".{ending}").unlink(missing_ok=True)
@@ -284,7 +283,7 @@ def _add_sample(tar: tarfile.TarFile, key: str, facts: dict[str, Any], folder: P
     for ending in _ENDINGS:
         path = folder / f"sample.{ending}"
         if path.exists():
-            # Nothing but name, size and content: the same sample gives the same bytes, whoever packs it and when.
+            # Only name, size and content, no date or owner, so that the same sample always gives the same bytes.
             member = tarfile.TarInfo(f"{key}.{ending}")
             member.size = path.stat().st_size
             with path.open("rb") as content:
@@ -292,12 +291,12 @@ def _add_sample(tar: tarfile.TarFile, key: str, facts: dict[str, Any], folder: P
 
 
 def _shard_rows(store: Store, name: str) -> list[dict[str, Any]]:
-    """The index's rows of a shard, read from it.
+    """The index rows of a shard, read from the shard.
 
     Raises
     ------
     PackError
-        It is no whole tar file, or a sample's .json is missing.
+        The shard is not a complete tar file, or the .json of a sample is missing.
     """
     rows: dict[str, dict[str, Any]] = {}
     try:
@@ -322,7 +321,7 @@ def _shard_rows(store: Store, name: str) -> list[dict[str, Any]]:
     lacking = next((key for key, row in rows.items() if row["json_size"] is None), None)
     if lacking is not None:
         raise PackError(f"{name}: sample {lacking} has no .json")
-    # An index beside its shards says where they are in a way that survives a move; one of a URL must say which.
+    # An index beside its shards has relative paths, so that the folder can be moved; at a URL it needs full ones.
     path = store.address(name) if "://" in store.root else name
     return [row | {"path": path, "start_seconds": 0.0} for row in rows.values()]
 

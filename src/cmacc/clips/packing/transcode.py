@@ -1,7 +1,7 @@
-"""One sample made small and quick to read at random: .mp4 with frequent keyframes, .flac, and a .json of facts.
+"""Transcode one sample for fast random access: an .mp4 file with frequent keyframes, and a .flac file.
 
-The frames keep their own times and the sound its place, both on a clock that begins with the first picture (with the
-first sample, where there is none), so that a window of the packed sample is the same window of the original.
+Frames and audio keep their times, on a clock that starts at the first frame (at the first sample, if there is no
+video). A window of the packed sample is therefore the same window of the original.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from cmacc.clips.media.container import ROUNDING_SECONDS, Medium, stream_start_s
 from cmacc.clips.media.frames import timed_frames
 from cmacc.clips.media.sound import read_sound
 
-_CHUNK_SECONDS = 60  # of sound in memory at a time; whole seconds, so that chunks meet without a seam at any rate
+_CHUNK_SECONDS = 60  # of audio in memory; whole seconds, so that chunks join without a seam at any sample rate
 _FINEST_TICKS = 90_000
 _FLAC_FRAME_SAMPLES = 4_608  # four times FFmpeg's choice: a clip is then read in a quarter of the frames
-# The same input gives the same bytes: no dates, no versions.
+# No dates and versions in the file, so that the same input gives the same bytes.
 _REPRODUCIBLE = {"fflags": "+bitexact"}
 
 
@@ -37,15 +37,15 @@ class PackSettings:
     Parameters
     ----------
     short_side
-        Pixels of the picture's shorter side; a smaller picture stays as it is.
+        Short side of the video in pixels. Smaller videos keep their size.
     keyframe_every
-        Frames from one keyframe to the next: what a random window has to decode in vain is half of it on average.
+        Keyframe interval in frames. A random window decodes half of it in vain, on average.
     crf
-        x264's constant rate factor, 0 to 51; lower is better and larger.
+        Constant rate factor of x264, 0 to 51; lower is better and larger.
     sample_rate_hz
-        Of the mono sound.
+        Sample rate of the mono audio.
     samples_per_shard
-        Samples in a tar file.
+        Number of samples in a tar file.
     """
 
     short_side: int = 128
@@ -75,16 +75,16 @@ def transcode(path: Path, start_seconds: float, duration_seconds: float, setting
     path
         The original.
     start_seconds, duration_seconds
-        Which part of it; ``start_seconds`` is 0 but for a segment of a longer file.
+        The part to transcode; ``start_seconds`` is 0 except for segments of longer files.
     settings
-        Size and rate.
+        Sizes and rates.
     stem
-        Where to write, without the ending.
+        Output path without extension.
 
     Raises
     ------
     MediaError
-        The original does not decode.
+        The original cannot be decoded.
     """
     medium = Medium.file(path)
     with medium.open() as container:
@@ -107,8 +107,8 @@ def _write_picture(
     settings: PackSettings,
     out: Path,
 ) -> None:
-    # The original's own ticks keep its times exact, but they may be as coarse as a frame: then a segment, which begins
-    # between two of them, needs finer ones.
+    # The ticks of the original keep its times exact. They may be as coarse as a frame, so a segment that begins between
+    # two ticks needs finer ones.
     begins_on_a_tick = origin == stream_start_seconds(stream)
     tick = stream.time_base if begins_on_a_tick else None
     base = tick if tick is not None and tick.denominator <= _FINEST_TICKS else Fraction(1, _FINEST_TICKS)
@@ -128,14 +128,14 @@ def _write_picture(
                     "preset": "veryfast",
                     "tune": "fastdecode",
                     "crf": str(settings.crf),
-                    # B-frames that nothing refers to: of most of them a window needs none, and they are skipped.
+                    # B-frames that are not referenced: decoding a window skips most of them.
                     "x264-params": f"keyint={settings.keyframe_every}:scenecut=0:bframes=3:b-adapt=0:b-pyramid=none",
                 }
             picture = scaler.reformat(
                 upright, encoder.width, encoder.height, "yuv420p", interpolation="AREA", threads=1
             )
             picture.pts, picture.time_base = ticks, base
-            picture.pict_type = PictureType.NONE  # the original's keyframes are not ours
+            picture.pict_type = PictureType.NONE  # do not copy the original's keyframes
             file.mux(encoder.encode(picture))
         if encoder is None:
             raise MediaError(f"{medium.name}: no picture could be decoded at {origin:.3f} s")
@@ -145,10 +145,10 @@ def _write_picture(
 def _with_ticks(
     frames: Iterator[tuple[float, VideoFrame]], origin: float, duration_seconds: float, base: Fraction
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Frames with their ticks after ``origin``, from the one on show there (tick 0) to the end of the sample.
+    """Frames with their ticks after ``origin``, from the frame displayed there (tick 0) to the end of the sample.
 
-    Of several at one tick the viewer sees the last, and the encoder takes one. A first frame that comes late (in AVI
-    with B-frames) is on show from the beginning, as in a clip: a file that began late would have another zero.
+    The encoder accepts one frame per tick; of several, the last one is displayed. A late first frame (in AVI with
+    B-frames) is displayed from the beginning, as in a clip, because a file that starts late would have another zero.
     """
     shown: tuple[int, VideoFrame] | None = None
     for time, frame in frames:
@@ -163,7 +163,7 @@ def _with_ticks(
 
 
 def _upright(frame: VideoFrame) -> VideoFrame:
-    """The frame as players show it: turned by its rotation metadata, in which the packed file has no part."""
+    """The frame as players display it: rotated by its metadata, which the packed file does not have."""
     quarter_turns = round(frame.rotation / 90) % 4
     if quarter_turns == 0:
         return frame
@@ -172,7 +172,7 @@ def _upright(frame: VideoFrame) -> VideoFrame:
 
 
 def _packed_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Size with the shorter side at most ``short_side``, the aspect kept, both even as 4:2:0 colour wants it.
+    """Size with a short side of at most ``short_side`` and the same aspect ratio; both even, as 4:2:0 requires.
 
     Examples
     --------

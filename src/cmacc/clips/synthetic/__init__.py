@@ -1,4 +1,4 @@
-"""The synthetic world: video files in which what is seen causes what is heard."""
+"""The synthetic world: generated videos in which visible events cause the audio."""
 
 from cmacc.clips.synthetic.event import Event, WorldConfig
 from cmacc.clips.synthetic.world import describe_clip, mux, render_clip, write_clip, write_world

@@ -1,4 +1,4 @@
-"""What a synthetic world and one clip of it are: the knobs, the parts of a class, and the facts that cause a clip."""
+"""The settings of a synthetic world, the parts of its classes, and the event of one clip."""
 
 import math
 from dataclasses import dataclass
@@ -21,31 +21,31 @@ DUPLICATE, CLASS, EVENT, MOTION, TIMBRE, PICTURE_NUISANCE, SOUND_NUISANCE = rang
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """The knobs of a world; equal configs make equal files.
+    """Settings of a world. Equal settings give equal files.
 
     Parameters
     ----------
     clip_count : int
-        Number of clips; a clip does not depend on it.
+        Number of clips. Single clips do not depend on it.
     class_count : int
-        2..64.
+        Number of classes, 2..64.
     zipf_exponent : float
         Class frequency is proportional to (class_index + 1) ** -zipf_exponent; 0 is uniform.
     duplicate_share : float
-        Probability that a clip (the first excepted) repeats an earlier clip's event with fresh nuisances.
+        Probability that a clip (except the first) repeats the event of an earlier clip, with new nuisances.
     nuisance : float
-        0 (clean) to 1 (strong).
+        Strength of the nuisances, 0 (clean) to 1 (strong).
     duration_seconds : float
         Length of a clip, 1..60.
     frame_rate_hz, frame_size, sample_rate_hz : int
-        Frames per second, side of the square picture in pixels (even), audio samples per second.
+        Frames per second, frame width and height in pixels (even), audio samples per second.
     seed : int
-        Another seed is another world.
+        Seed; each seed gives another world.
 
     Raises
     ------
     ValueError
-        Where a value is out of its range.
+        A value is out of range.
     """
 
     clip_count: int = 400
@@ -76,10 +76,10 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class Event:
-    """All the causal facts of one clip; two near-duplicates differ in ``index``, ``duplicate_of``, ``nuisance_seed``.
+    """All causes of one clip. Near-duplicates only differ in ``index``, ``duplicate_of`` and ``nuisance_seed``.
 
-    Places are shares of the frame's side from the left; ``onset_seconds`` is empty for the motions that sound
-    without a break (roll, spin, orbit).
+    Positions are relative to the frame width, from the left. ``onset_seconds`` is empty for motions with a continuous
+    sound (roll, spin, orbit).
     """
 
     index: int
@@ -105,9 +105,9 @@ class Event:
 def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
     """Return the shape, motion and timbre of a class.
 
-    A shape is an instrument and has its timbre; a motion is how it is played. Every motion is used before one is used
-    twice, and shapes are shared: with 8 classes a shape leaves four to choose from, with more a motion leaves several
-    as well, so that what an object looks or sounds like at one moment does not tell its class.
+    A shape is an instrument with a timbre; a motion is the way it is played. Every motion is used before any is used
+    twice, and classes share shapes. With 8 classes, a shape leaves four candidates, and with more classes a motion also
+    leaves several. So the appearance or sound at a single moment does not determine the class.
     """
     shapes = max(2, math.ceil(class_count / len(MOTIONS)))
     motion, again = class_index % len(MOTIONS), class_index // len(MOTIONS)
@@ -116,5 +116,5 @@ def class_parts(class_index: int, class_count: int) -> tuple[str, str, str]:
 
 
 def frame_seconds(config: WorldConfig) -> Floats:
-    """Give the time of every frame of a clip, (T,)."""
+    """Time of every frame of a clip, (T,)."""
     return np.arange(round(config.duration_seconds * config.frame_rate_hz)) / config.frame_rate_hz

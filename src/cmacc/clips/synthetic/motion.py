@@ -1,6 +1,6 @@
-"""Motion: times to place, scale, angle, loudness and onsets, one small function a motion.
+"""Motion: position, scale, angle, loudness and onsets as functions of time, one small function per motion.
 
-Frames and audio samples ask the same function, which is what keeps picture and sound in step.
+Video and audio are computed from the same function, which keeps them in sync.
 """
 
 import math
@@ -13,7 +13,7 @@ from cmacc.clips.synthetic.event import Event, Floats
 
 
 class Track(NamedTuple):
-    """A motion at given times: the first five have the times' shape; the onsets (n,) are those of the whole clip."""
+    """A motion at given times: the first five fields have the shape of the times; onsets (n,) are of the whole clip."""
 
     x: Floats
     y: Floats
@@ -31,14 +31,14 @@ def trace(event: Event, seconds: Floats, duration_seconds: float) -> Track:
     ----------
     event : Event
     seconds : (T,) float
-        Where to look.
+        Times at which to evaluate the motion.
     duration_seconds : float
-        Onsets are those in [0, duration_seconds).
+        Onsets are returned in [0, duration_seconds).
 
     Returns
     -------
     Track
-        Places in shares of the frame's side (y downwards), angles in radians, loudness of the sustained sound in 0..1.
+        Positions relative to the frame size (y downwards), angles in radians, loudness of a continuous sound in 0..1.
     """
     rng = np.random.default_rng(event.motion_seed)
     draws = rng.random(4)
@@ -58,19 +58,19 @@ def trace(event: Event, seconds: Floats, duration_seconds: float) -> Track:
 
 
 class _Stage(NamedTuple):
-    """What a motion is made from. ``draws`` (4,) are uniform; onsets may lie outside the clip, `trace` cuts them."""
+    """Inputs of a motion. ``draws`` (4,) are uniform. Motions may return onsets outside the clip; `trace` cuts them."""
 
     event: Event
     seconds: Floats
     duration_seconds: float
-    margin: float  # the least distance of the object's centre from the frame's border
+    margin: float  # minimum distance of the object's centre to the border of the frame
     draws: Floats
     rng: np.random.Generator
     at_rest: Track
 
 
 def _bounce(stage: _Stage) -> Track:
-    """Flights shrink, then the object is thrown again: an accelerating rhythm."""
+    """Bounces get shorter, then the object is thrown again: an accelerating rhythm."""
     event, seconds, duration_seconds, margin, draws, _, at_rest = stage
     period = event.period_seconds
     flights = np.tile(period * 0.72 ** np.arange(4), math.ceil(duration_seconds / period) + 1)
@@ -87,7 +87,7 @@ def _bounce(stage: _Stage) -> Track:
 
 
 def _swing(stage: _Stage) -> Track:
-    """A pendulum that strikes at both extremes."""
+    """A pendulum that sounds at both extremes."""
     event, seconds, duration_seconds, margin, draws, _, at_rest = stage
     swing_period = 1.5 * event.period_seconds
     reach = 0.6 + 0.3 * draws[2]
@@ -115,7 +115,7 @@ def _pulse(stage: _Stage) -> Track:
 
 
 def _roll(stage: _Stage) -> Track:
-    """To and fro without slipping, loud where fast."""
+    """Rolls back and forth without slipping; faster is louder."""
     event, seconds, _, margin, draws, _, at_rest = stage
     reach, turn = 0.5 - margin, 2 * np.pi * (seconds / (2.2 * event.period_seconds) + event.phase)
     return at_rest._replace(
@@ -127,7 +127,7 @@ def _roll(stage: _Stage) -> Track:
 
 
 def _collide(stage: _Stage) -> Track:
-    """A box with four walls, two incommensurate rhythms."""
+    """Collisions with four walls, in two incommensurate rhythms."""
     event, seconds, duration_seconds, margin, draws, _, at_rest = stage
     periods = event.period_seconds, event.period_seconds * (1.25 + 0.6 * draws[2])
     rhythms = tuple(zip(periods, (2 * event.phase, 2 * draws[3]), strict=True))
@@ -144,7 +144,7 @@ def _spin(stage: _Stage) -> Track:
 
 
 def _orbit(stage: _Stage) -> Track:
-    """A carousel seen from the side: near is large and loud."""
+    """A carousel seen from the side: close is large and loud."""
     event, seconds, at_rest = stage.event, stage.seconds, stage.at_rest
     turn = 2 * np.pi * (seconds / (1.4 * event.period_seconds) + event.phase)
     scale = 1 + 0.35 * np.sin(turn)
@@ -157,7 +157,7 @@ def _orbit(stage: _Stage) -> Track:
 
 
 def _dart(stage: _Stage) -> Track:
-    """Rests, then leaps; sounds where it lands."""
+    """Rests, then jumps, and sounds when it lands."""
     event, seconds, duration_seconds, margin, draws, rng, at_rest = stage
     period = event.period_seconds
     leaps = math.ceil(duration_seconds / (0.45 * period)) + 2

@@ -1,6 +1,6 @@
-"""Event to picture: a moving object before a drifting backdrop with distractors, flicker and pixel noise.
+"""Draw the video of an event: a moving object on a drifting background with distractors, flicker and pixel noise.
 
-Drawing is numpy only, one pass over all frames.
+Drawing only uses numpy, in one pass over all frames.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from cmacc.clips.synthetic.motion import trace
 
 
 def _signed_distance(shape: str, u: Floats, v: Floats) -> Floats:
-    """Give the (roughly) signed distance in object radii, negative inside; all shapes have about the same area."""
+    """Approximate signed distance in object radii, negative inside. All shapes have about the same area."""
     radius = np.hypot(u, v)
     if shape == "disc":
         return radius - 0.9

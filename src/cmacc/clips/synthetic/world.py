@@ -1,13 +1,13 @@
-"""The synthetic world: an endless, seeded source of small .mp4 files in which what is seen causes what is heard.
+"""The synthetic world: an unlimited, seeded source of small .mp4 files in which visible events cause the audio.
 
-A class is a (shape, motion, timbre) on a Latin square, so that picture (shape, motion) and sound (rhythm of the motion,
-timbre) each determine the class while no single part does. Size sets the pitch, contacts set the onsets, the horizontal
-place sets the stereo balance: facts of the instance that only the two streams together explain. Colours, background,
-distractors and noise are drawn independently of all that.
+A class is a (shape, motion, timbre) on a Latin square. Video (shape, motion) and audio (rhythm of the motion, timbre)
+each determine the class, while no single part does. Size sets the pitch, contacts set the onsets, and the horizontal
+position sets the stereo balance; these properties of the instance relate the two streams. Colours, background,
+distractors and noise are independent of all of them.
 
-Trade-offs: everything is a pure function of (config, index), so any clip can be made anywhere, in any order, by any
-worker; the price is that a near-duplicate re-derives its original. The flow: `event` (what happens), `motion`
-(where), `picture` and `sound` (how it looks and sounds), and here the files.
+Everything is a pure function of (config, index), so that any worker can make any clip, in any order. The price is that
+a near-duplicate computes its original again. The modules: `event` (what happens), `motion` (where), `picture` and
+`sound` (how it looks and sounds), and this one (the files).
 """
 
 import csv
@@ -50,12 +50,12 @@ TABLE_COLUMNS = ("file", "label", "duplicate_of", "shape", "motion", "timbre", "
 
 
 def describe_clip(config: WorldConfig, index: int) -> Event:
-    """Draw the event of one clip; a pure function, whichever clips exist.
+    """Draw the event of one clip; a pure function, independent of existing clips.
 
     Raises
     ------
     ValueError
-        Where ``index`` is negative; indices beyond ``clip_count`` are allowed, the world has no end.
+        ``index`` is negative. Indices beyond ``clip_count`` are allowed.
     """
     if index < 0:
         raise ValueError(f"describe_clip: index must be at least 0, got {index}")
@@ -80,7 +80,7 @@ def describe_clip(config: WorldConfig, index: int) -> Event:
         timbre=timbre,
         size=SIZE_RANGE[0] * (SIZE_RANGE[1] / SIZE_RANGE[0]) ** size_draw,
         pitch_hz=PITCH_RANGE_HZ[1] * (PITCH_RANGE_HZ[0] / PITCH_RANGE_HZ[1]) ** size_draw,
-        period_seconds=0.55 * (1.0 / 0.55) ** period_draw,  # at most 1 s: every clip holds an onset
+        period_seconds=0.55 * (1.0 / 0.55) ** period_draw,  # at most 1 s, so that every clip has an onset
         phase=phase,
         base_angle_radians=2 * math.pi * angle_draw,
         motion_seed=(config.seed, origin, MOTION),
@@ -102,9 +102,9 @@ def render_clip(config: WorldConfig, index: int) -> tuple[NDArray[np.uint8], NDA
     Returns
     -------
     frames : (T, S, S, 3) uint8
-        RGB; frame i shows the time i / frame_rate_hz.
+        RGB; frame i is at time i / frame_rate_hz.
     sound : (samples, 2) float32
-        In -1..1, left and right; sample n sounds at n / sample_rate_hz.
+        Left and right channel in -1..1; sample n is at time n / sample_rate_hz.
     """
     event = describe_clip(config, index)
     sound = sound_event(config, event)
@@ -115,7 +115,7 @@ def render_clip(config: WorldConfig, index: int) -> tuple[NDArray[np.uint8], NDA
 
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
-    """Hand out a neighbouring name and move it to ``path`` on success: a file under its own name is complete."""
+    """A temporary name beside ``path``, renamed to ``path`` on success, so that a file of that name is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -128,13 +128,13 @@ def _aside(path: Path) -> Iterator[Path]:
 def mux(frames: NDArray[np.uint8], sound: NDArray[np.float32], path: Path, config: WorldConfig) -> None:
     """Encode frames (T, S, S, 3) and sound (samples, 2) as H.264 and AAC into an .mp4 file.
 
-    Frame i has pts i / frame_rate_hz. The AAC encoder starts 1,024 samples early; its packets carry that as negative
-    pts, the muxer turns them into an edit list, and decoders drop the priming: sample 0 is heard at time 0.
+    Frame i has pts i / frame_rate_hz. The AAC encoder starts 1,024 samples early. Its packets have negative pts, which
+    the muxer turns into an edit list, and decoders drop this priming: sample 0 is at time 0.
     """
     with av.open(str(path), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=config.frame_rate_hz, options={"preset": "ultrafast", "crf": "20"})
         video.width, video.height, video.pix_fmt = config.frame_size, config.frame_size, "yuv420p"
-        video.codec_context.thread_count = 1  # the workers are the parallelism
+        video.codec_context.thread_count = 1  # the workers already use all cores
         video.codec_context.time_base = Fraction(1, config.frame_rate_hz)
         audio = container.add_stream("aac", rate=config.sample_rate_hz, layout="stereo", bit_rate=96_000,
                                      options={"aac_coder": "fast"})  # fmt: skip
@@ -148,19 +148,19 @@ def mux(frames: NDArray[np.uint8], sound: NDArray[np.float32], path: Path, confi
         samples.sample_rate, samples.pts = config.sample_rate_hz, 0
         samples.time_base = Fraction(1, config.sample_rate_hz)
         packets += video.encode(None) + audio.encode(samples) + audio.encode(None)
-        # interleaved by time, so that a reader of one window finds both streams close together
+        # Interleaved by time, so that both streams of a window are close together in the file.
         container.mux(sorted(packets, key=lambda packet: (packet.dts or 0) * (packet.time_base or 0)))
 
 
 def write_clip(config: WorldConfig, index: int, path: str | Path) -> None:
-    """Render one clip and write it as .mp4, aside first and then under its name."""
+    """Render one clip and write it as .mp4, atomically."""
     frames, sound = render_clip(config, index)
     with _aside(Path(path)) as part:
         mux(frames, sound, part, config)
 
 
 def _write_missing(config: WorldConfig, folder: Path, index: int) -> tuple[str, ...]:
-    """Write clip ``index`` unless it is there, and return its row of world.csv; at top level, for spawned workers."""
+    """Write clip ``index`` unless it exists, and return its row of world.csv. Top-level, for spawned workers."""
     event = describe_clip(config, index)
     file = f"{event.label}/clip_{index:06d}.mp4"
     if not (folder / file).exists():
@@ -171,7 +171,7 @@ def _write_missing(config: WorldConfig, folder: Path, index: int) -> tuple[str, 
 
 
 def _settle(config: WorldConfig, folder: Path) -> WorldConfig:
-    """Write world.json, or check the one that is there; return the config with the larger of the two counts."""
+    """Write world.json, or check the existing one, and return the config with the larger of the two counts."""
     note, wanted = folder / "world.json", asdict(config)
     found = json.loads(note.read_text()) if note.exists() else wanted
     differing = sorted(name for name in {**wanted, **found} if wanted.get(name) != found.get(name))
@@ -194,20 +194,20 @@ def write_world(
     workers: int = 0,
     progress: Progress = silent,
 ) -> Path:
-    """Write all clips as folder/<label>/clip_000123.mp4, with world.json (the config) and world.csv (the facts).
+    """Write all clips as folder/<label>/clip_000123.mp4, with world.json (the config) and world.csv (the events).
 
-    Complete files of the same config are kept, so an interrupted run resumes; world.csv comes last. As a clip does not
-    depend on ``clip_count``, a folder may grow: a larger count adds clips; a smaller one leaves the larger world.
+    Existing files of the same config are kept, so that an interrupted run resumes; world.csv is written last. Clips do
+    not depend on ``clip_count``: a larger count adds clips to a folder, and a smaller one keeps the larger world.
 
     Parameters
     ----------
     config : WorldConfig
     folder : path
     workers : int
-        Processes; 0 is one per core, 1 stays in this process. More are spawned, so a script needs the usual
+        Number of processes; 0 is one per core, 1 stays in this process. More are spawned, so a script needs the usual
         ``if __name__ == "__main__"``.
     progress : callable, optional
-        Called with (clips done, clips in all) after each clip.
+        Called with (finished clips, all clips) after each clip.
 
     Returns
     -------

@@ -7,7 +7,6 @@ of training. On another kind of device, or on a GPU with non-deterministic sums,
 """
 
 import dataclasses
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import read_config
 from cmacc.pretraining.learner import Learner, autocast_dtype, untrained_encoder
 from cmacc.pretraining.step import select_negatives
-
-log = logging.getLogger("cmacc")
 
 _OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 

@@ -3,6 +3,7 @@
     python benchmarks/transfer_table.py CARDS docs/results.md
 
 A card lies in a folder ``{encoder}-{seed}-{what}``, or ``statistics-{what}``; seeds of one encoder are averaged.
+The page's last section is written by hand, and kept.
 """
 
 import re
@@ -23,6 +24,7 @@ _TITLES = {
     "color": "GRID: the spoken colour, the same clips",
     "pairs-grid": "GRID: video-audio retrieval, held-out clips of one speaker",
 }
+_BY_HAND = "## How these and earlier results came about"
 _NAME = re.compile(r"(?:(?P<encoder>[a-z]+)-(?P<seed>\d+)|statistics)-(?P<what>.+)")
 _INTRODUCTION = """# Transfer on real clips
 
@@ -59,6 +61,8 @@ def main(cards: Path, out: Path) -> None:
     for what, title in _TITLES.items():
         if what in found:
             parts.append(_section(title, found[what]))
+    if out.exists() and (kept := out.read_text(encoding="utf-8").partition(_BY_HAND))[1]:
+        parts.append(kept[1] + kept[2])
     with written_aside(out) as aside:
         aside.write_text("\n".join(parts), encoding="utf-8")
     print(out)

@@ -6,7 +6,8 @@
 
 and its figures change only where a change of the numbers is meant; the commit then says why. Floating-point sums depend
 on the processor's vector width and on the version of torch, so the file says on which machine it was written: there the
-losses must be equal to the last bit, elsewhere within `RELATIVE_TOLERANCE`.
+losses must be equal to the last bit. Elsewhere the first five must be within `RELATIVE_TOLERANCE`, and the later ones
+within `LATER_TOLERANCE`: rounding can change a choice of negatives, and with it all that follows.
 """
 
 import json
@@ -35,7 +36,7 @@ from cmacc.pretraining import (
 from cmacc.pretraining.clip_views import ClipViews
 
 GOLDEN = Path(__file__).with_name("golden.json")
-RELATIVE_TOLERANCE = 2e-3
+RELATIVE_TOLERANCE, LATER_TOLERANCE = 2e-3, 5e-2
 _STEPS = 10
 
 

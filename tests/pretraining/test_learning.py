@@ -35,10 +35,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
             manifest=folder / "manifest.parquet",
             clip=ClipSpec(frame_count=6, frame_rate_hz=4.0, frame_height=32, frame_width=32, audio_seconds=1.5),
             augment=AugmentConfig(min_crop_area=0.8, grey_probability=0.0, gain_db=3.0),
+            clips_per_video=2,  # opening and decoding files would be most of this test's time
             workers=0,
         ),
         encoder=EncoderConfig(mel_bins=40, hidden_size=128, embedding_size=64),
-        dictionary=DictionaryConfig(selector="active", size=32, pool_size=128),
+        dictionary=DictionaryConfig(selector="active", size=32, pool_size=128, refresh="none"),
         optim=OptimConfig(batch_size=16, steps=160, warmup_steps=20),
         save_every=160,
     )
@@ -80,7 +81,7 @@ def test_retrieval_is_far_above_chance_and_at_chance_when_pairs_are_shuffled(
 @pytest.mark.slow
 @pytest.mark.usefixtures("users_checks")
 def test_the_default_beats_the_plain_queue_on_near_classes() -> None:
-    """Sign test over seven worlds of 40 classes that lie near each other, at equal steps: seven of seven, p = 1/128.
+    """Sign test over five worlds of 40 classes that lie near each other, at equal steps: five of five, p = 1/32.
 
     The queue costs about twice the time of these steps, and is not even given the less.
     """
@@ -93,7 +94,7 @@ def test_the_default_beats_the_plain_queue_on_near_classes() -> None:
         dictionary=DictionaryConfig(selector="newest", size=256, pool_size=256),
         objective=ObjectiveConfig(decoupled=False),
     )
-    for seed in range(7):
+    for seed in range(5):
         dataset = VectorDataset(world, seed, torch.device("cpu"))
         found = [
             run_cell(dataset, dataclasses.replace(config, seed=seed), points=1)[-1].metrics["R@10"]

@@ -26,7 +26,7 @@ from cmacc.pretraining import (
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from cmacc.pretraining.clock import PhaseClock
 
-from .golden import GOLDEN, RELATIVE_TOLERANCE, losses, machine
+from .golden import GOLDEN, LATER_TOLERANCE, RELATIVE_TOLERANCE, losses, machine
 
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(
@@ -55,7 +55,8 @@ def test_the_losses_of_ten_steps_are_the_golden_ones() -> None:
     if machine() == golden["machine"]:
         assert found == golden["losses"]
     for name, values in golden["losses"].items():
-        assert found[name] == pytest.approx(values, rel=RELATIVE_TOLERANCE), name
+        assert found[name][:5] == pytest.approx(values[:5], rel=RELATIVE_TOLERANCE), name
+        assert found[name][5:] == pytest.approx(values[5:], rel=LATER_TOLERANCE), name
 
 
 def test_a_step_ends_when_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

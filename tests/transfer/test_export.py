@@ -153,7 +153,13 @@ def test_the_hub_reads_the_model_card(exported: Exported) -> None:
     assert "contrastive-learning" in card.data.tags
     assert "onnx" not in card.data.tags
     assert RESULTS in card.text
-    for fact in ("`(B, 4, 32, 32, 3)`", "`(B, 16000)`", "4 per second", "1 s at 16000 Hz", "12 of 12 steps of 8 clips"):
+    for fact in (
+        "`(B, 4, 32, 32, 3)`",
+        "`(B, 16000)`",
+        "4 per second",
+        "1 s at 16000 Hz",
+        "12 of 12, with batches of 8 clips",
+    ):
         assert fact in card.text, fact
     assert "`active` from a pool of 24" in card.text
     assert "onnxruntime" not in card.text

@@ -64,6 +64,11 @@ def test_replayed_choice_is_what_the_run_took_in(
     small_config: PretrainConfig, tmp_path: Path, precision: PrecisionName, settings: dict[str, object]
 ) -> None:
     config = dataclasses.replace(small_config, objective=ObjectiveConfig(batch_keys="momentum"), precision=precision)
+    if precision == "bf16":
+        # With four frames the last convolution sees two moments, and oneDNN's gradient then holds NaN now and then on
+        # CPUs with AVX512-BF16 but no AMX: it reads memory that nobody wrote.
+        clip = dataclasses.replace(config.data.clip, frame_count=8, frame_rate_hz=8.0)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, clip=clip))
     run = trained(config, tmp_path / "run", **settings)
     replay = SelectionReplay(run)
     every = replay.config.dictionary.select_every

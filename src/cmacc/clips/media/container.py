@@ -8,7 +8,7 @@ Trade-offs and traps:
   and other indices may be wrong), retry with an earlier time, and finally reopen the file and read it from the start,
   which is slow but correct.
 * Several streams of a type: choose the same one as FFmpeg's players (`streams`). A cover image does not count as video.
-* Many containers state one length for the whole file, or none. The length of a stream is then computed from its packets.
+* Many containers state one length for the whole file, or none. Then the length of a stream is computed from packets.
 * Only local files are opened (``protocol_whitelist``): a disguised playlist must not make a decoder access the network.
 """
 
@@ -230,7 +230,7 @@ def frames_from(
     decode: Callable[[InputContainer, VideoStream | AudioStream], Iterator[_Frame]],
     run_in_seconds: float = 0.0,
 ) -> Iterator[_Frame]:
-    """Frames in order, starting at or before ``seconds - run_in_seconds`` if there is such a frame.
+    """Frames in order, starting at or before ``seconds`` if there is such a frame; seeks ``run_in_seconds`` earlier.
 
     ``decode`` reads frames from the current position of the container.
     """

@@ -210,7 +210,7 @@ class OpenFile:
         if period is None:
             return self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
         once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
-        # Compute the position of every sample: if the period is not an integer number of samples, audio would otherwise drift.
+        # Compute the position of every sample: repeating a rounded period would make audio drift from video.
         places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
         indices = np.rint(places).astype(np.int64) % len(once)
         return once[indices], float(indices[0]) / spec.sample_rate_hz

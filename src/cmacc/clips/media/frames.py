@@ -40,7 +40,7 @@ def read_frames(
     medium, container, stream
         The open file.
     times
-        Seconds on the stream's clock, in ascending order. Before the first and after the last frame, that frame is used.
+        Ascending seconds on the stream's clock. Before the first and after the last frame, that frame is used.
     out
         Output array ``(len(times), height, width, 3)``.
 

@@ -131,7 +131,7 @@ class _Forker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno())],  # -P: do not import from the current folder
+                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno())],  # -P: no imports from the current folder
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -103,8 +103,8 @@ def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iter
     """Decode from the last packet that starts at or before the tick ``begin``, or from the current position.
 
     The time stamp of the first frame determines the position of the audio. So it must not depend on what was read
-    before: neither on where a seek lands, nor on whether the decoder is new (the first packet of a new decoder, whichever
-    it is, loses the encoder delay, and Matroska then rounds the time stamp to another millisecond).
+    before: neither on where a seek lands, nor on whether the decoder is new. (The first packet of a new decoder,
+    whichever it is, loses the encoder delay, and Matroska then rounds the time stamp to another millisecond.)
     """
     codec = stream.codec_context
     before: Packet[AudioStream] | None = None

@@ -96,7 +96,7 @@ def draw(config: WorldConfig, event: Event) -> NDArray[np.uint8]:
            _palette(rng, backdrop, nuisance))  # fmt: skip
     flicker = 1 + nuisance * (rng.uniform(0, 0.12) * np.sin(rng.uniform(3, 40) * seconds + rng.uniform(0, 6))
                               + 0.04 * rng.standard_normal(count))  # fmt: skip
-    # Read pixel noise from random positions of one short strip: drawing it for every pixel would cost more than the rest.
+    # Read pixel noise from random positions of one short strip: drawing it per pixel would cost more than the rest.
     strip = rng.standard_normal(4 * frames[0].size, np.float32) * np.float32(255 * nuisance * rng.uniform(0.01, 0.06))
     starts = rng.integers(3 * frames[0].size, size=count)
     pictures = np.empty(frames.shape, np.uint8)

@@ -10,7 +10,7 @@ from cmacc.clips.synthetic.motion import trace
 
 
 def synthesise(timbre: str, pitch_hz: float, seconds: Floats, struck: bool, rng: np.random.Generator) -> Floats:
-    """Synthesise a timbre with peak 1, shape (samples,) as ``seconds``; it decays if ``struck``, else it is sustained."""
+    """Synthesise a timbre with peak 1, shape (samples,) as ``seconds``; decaying if ``struck``, else sustained."""
     rate_hz, t = 1 / (seconds[1] - seconds[0]), seconds
     harmonics = np.arange(1.0, 31.0)
     # (frequency ratios, levels, decay seconds) of the additive timbres. Decays are at most 0.2 s: a longer one may meet

@@ -59,7 +59,7 @@ def _pretrain_parser() -> "ArgumentParser":
         parser_mode="yaml_of_settings",
     )
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
-    parser.add_argument("--out", type=Path, help="run folder to create (default: runs/pretrain)")
+    parser.add_argument("--out", type=Path, help="run folder to create; runs/pretrain if not given")
     parser.add_argument(
         "--resume",
         type=Path,

@@ -102,7 +102,7 @@ def measure(
     Raises
     ------
     TaskError
-        The encoder does not support the task, or fewer than 2 files decode.
+        The encoder does not support the task, or too few files decode.
     """
     modalities = able_modalities(encoder, data.task, data.modalities)
     windows = windows or windows_of(protocol, data.task)

@@ -1,15 +1,15 @@
-"""Actively selected negatives in a training loop of your own: two imports, no trainer, no config.
+"""Use actively selected negatives in your own training loop: two imports, no trainer, no config.
 
-The data are vectors: 20 latent classes, Zipf-distributed as in real collections (a few common, many rare), with a
-latent of their own for every sample, mixed through two fixed random networks into two "modalities". Two small encoders
-learn to bring the two views of a sample together; each has a momentum copy that makes the keys, as in MoCo. What the
-dictionary asks of the loop is marked (1) to (4).
+The data are vectors. There are 20 latent classes, Zipf-distributed as in real collections (a few common, many rare).
+Each sample has its own latent vector, and two fixed random networks map it to two "modalities". Two small encoders
+learn to align the two views of a sample; each has a momentum copy that computes the keys, as in MoCo. The parts of the
+loop that the dictionary requires are marked (1) to (4).
 
-Printed are the loss and the share of held-out pairs that are retrieved at rank 1, before and after training, with the
-actively selected dictionary and with ``selector="newest"``, MoCo's plain queue. The numbers are those of one seed of a
-toy problem: they show that both learn, not which of the two is better.
+The script prints the loss and R@1 on held-out pairs, before and after training, with the actively selected dictionary
+and with ``selector="newest"``, MoCo's queue. These are results of one seed of a toy problem: they show that both learn,
+not which one is better.
 
-Run it with ``python examples/01_active_dictionary.py``: some fifteen seconds on one core.
+Run it with ``python examples/01_active_dictionary.py``; it takes about fifteen seconds on one core.
 """
 
 import copy
@@ -25,8 +25,8 @@ CLASSES, LATENT, INPUT, HIDDEN, DIM = 20, 8, 32, 128, 32
 
 
 def make_pairs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``(count, INPUT)`` of each modality: two views of the same latents, each with noise of its own."""
-    world = torch.Generator().manual_seed(1)  # the classes and the mixing are the same for training and held-out pairs
+    """Draw ``(count, INPUT)`` for each modality: two views of the same latents, with independent noise."""
+    world = torch.Generator().manual_seed(1)  # training and held-out pairs share classes and mixing
     centres = 2 * torch.randn(CLASSES, LATENT, generator=world)
     mixers = [
         (torch.randn(LATENT, 64, generator=world), torch.randn(64, INPUT, generator=world) / 8) for _ in ("a", "b")
@@ -39,7 +39,7 @@ def make_pairs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 class Encoder(nn.Module):
-    """A small MLP; like any encoder for the active dictionary it also hands out what its last linear layer takes in."""
+    """A small MLP. For the active dictionary, it also returns the input of its last linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.last = nn.Linear(HIDDEN, DIM, bias=False)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embedding of length one, its length before, and the penultimate feature."""
+        """Return the normalised embedding, its norm before normalisation, and the penultimate feature."""
         penultimate = self.hidden(inputs)
         projected = self.last(penultimate)
         return normalize(projected, dim=1), projected.norm(dim=1), penultimate
@@ -55,21 +55,21 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def recall_at_1(encoders: nn.ModuleList, pairs: tuple[Tensor, Tensor]) -> float:
-    """Share of held-out ``a`` whose nearest ``b`` is their own; chance is one over their number."""
+    """Share of held-out ``a`` whose nearest ``b`` is the matching one; chance is one over their number."""
     a, b = (encoder(view)[0] for encoder, view in zip(encoders, pairs, strict=True))
     return float(((a @ b.T).argmax(1) == torch.arange(len(a))).float().mean())
 
 
 def train(selector: str, steps: int, batch: int = 32, temperature: float = 0.1, seed: int = 0) -> dict[str, float]:
-    """Train on pairs with one selector; loss (mean of 20 steps) and held-out R@1 before and after."""
-    torch.manual_seed(seed)  # the initial weights
-    generator = torch.Generator().manual_seed(seed)  # all the rest
+    """Train with one selector; return loss (mean of 20 steps) and held-out R@1, before and after training."""
+    torch.manual_seed(seed)  # for the initial weights
+    generator = torch.Generator().manual_seed(seed)  # for everything else
     samples, held_out = make_pairs(4096, generator), make_pairs(500, generator)
     encoders = nn.ModuleList([Encoder(), Encoder()])
     twins = copy.deepcopy(encoders).requires_grad_(False)
     optimizer = torch.optim.Adam(encoders.parameters(), lr=1e-3)
     contrast = CrossModalContrast(temperature)
-    # (1) One dictionary of negatives for each modality's keys.
+    # (1) One dictionary of negatives for the keys of each modality.
     dictionaries = [
         ActiveDictionary(DIM, 256, 1024, penultimate_size=HIDDEN, temperature=temperature, selector=selector)
         for _ in encoders
@@ -85,10 +85,10 @@ def train(selector: str, steps: int, batch: int = 32, temperature: float = 0.1, 
         ]
         loss = torch.zeros(())
         for own, other in ((0, 1), (1, 0)):
-            # (2) The queries of one modality choose among the pooled keys of the other ...
+            # (2) The queries of one modality select among the pooled keys of the other.
             dictionaries[other].select(queries[own], batch, generator, query_ids=ids)
             negatives = dictionaries[other].negatives()
-            # (3) ... which are then negatives beside the batch's own keys; a sample is never its own negative.
+            # (3) The selected keys are negatives in addition to those of the batch. A sample is never its own negative.
             loss = (
                 loss
                 + contrast(
@@ -107,7 +107,7 @@ def train(selector: str, steps: int, batch: int = 32, temperature: float = 0.1, 
             for old, new in zip(twins.parameters(), encoders.parameters(), strict=True):
                 old.lerp_(new, 0.01)
         for dictionary, pushed in zip(dictionaries, keys, strict=True):
-            dictionary.push(pushed)  # (4) The batch's keys enter the pool, for later steps.
+            dictionary.push(pushed)  # (4) Add the keys of the batch to the pool, for later steps.
         losses.append(loss.item())
     return {
         "loss_before": sum(losses[:20]) / len(losses[:20]),
@@ -118,7 +118,7 @@ def train(selector: str, steps: int, batch: int = 32, temperature: float = 0.1, 
 
 
 def main(steps: int = 400) -> dict[str, dict[str, float]]:
-    """Train with both selectors and print what comes out."""
+    """Train with both selectors and print the results."""
     print(f"{'selector':<10}{'loss':>16}{'R@1 of 500':>20}")
     results = {}
     for selector in ("newest", "active"):

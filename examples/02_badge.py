@@ -1,16 +1,16 @@
-"""Which samples to label next: BADGE (Ash et al., 2020) with ``kmeans_plusplus`` on a classifier's last layer.
+"""Select samples to label with BADGE (Ash et al., 2020): ``kmeans_plusplus`` on gradients of the last layer.
 
-The gradient of the loss at the last layer, under the label that the classifier itself would give, is the outer product
-of (probabilities - that label) and the feature that enters the layer: long where the classifier is unsure, and of a
-direction of its own for every kind of doubt. k-means++ seeding on the two factors, which are never multiplied out,
-picks a batch that is unsure and diverse: the call marked (1).
+The gradient of the loss at the last layer, with the predicted label as target, is the outer product of (probabilities -
+one-hot label) and the input feature of the layer. It is long if the classifier is uncertain, and its direction depends
+on the kind of uncertainty. k-means++ seeding on the two factors, without computing their product, selects a batch that
+is uncertain and diverse: the call marked (1).
 
-The data are scikit-learn's handwritten digits (8 x 8, 1,797 of them). Made rarer and cut unevenly, so that a random
-batch wastes most of its labels: nine of ten samples are zeros, ones or twos. Printed is the accuracy on held-out
-digits, balanced over the classes, after each round of 20 labels, for BADGE and for labels drawn at random; mean and
-spread over seeds.
+The data are scikit-learn's handwritten digits (1,797 images of 8 x 8), subsampled to be imbalanced: nine of ten samples
+are zeros, ones or twos, so that a random batch wastes most of its labels. The script prints balanced accuracy on
+held-out digits after each round of 20 labels, for BADGE and for random selection; mean and standard deviation over
+seeds.
 
-Run it with ``python examples/02_badge.py``: some twenty seconds on one core.
+Run it with ``python examples/02_badge.py``; it takes about twenty seconds on one core.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ ROUNDS, BATCH, CLASSES = 6, 20, 10
 
 
 def uneven_digits(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pictures and labels to choose from, where three classes are common; and balanced held-out ones."""
+    """Images and labels to select from, with three common classes; and balanced held-out ones."""
     digits = load_digits()
     pictures, labels = torch.from_numpy(digits.data).float() / 16, torch.from_numpy(digits.target).long()
     order = torch.randperm(len(labels), generator=generator)
@@ -36,7 +36,7 @@ def uneven_digits(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, T
 
 
 class Classifier(nn.Module):
-    """One hidden layer; like BADGE it hands out what enters the last one."""
+    """One hidden layer; also returns the input of the last layer, for BADGE."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class Classifier(nn.Module):
         self.last = nn.Linear(64, CLASSES)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores, and the penultimate feature."""
+        """Return logits and the penultimate feature."""
         feature = self.hidden(pictures)
         return self.last(feature), feature
 
 
 def fit(pictures: Tensor, labels: Tensor, seed: int) -> Classifier:
-    """A classifier trained from scratch on what is labelled."""
+    """Train a classifier from scratch on the labelled samples."""
     torch.manual_seed(seed)
     classifier = Classifier()
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2, weight_decay=1e-4)
@@ -63,7 +63,7 @@ def fit(pictures: Tensor, labels: Tensor, seed: int) -> Classifier:
 
 @torch.no_grad()
 def badge(classifier: Classifier, pictures: Tensor, unlabelled: Tensor, generator: torch.Generator) -> Tensor:
-    """The next batch to label, from gradient embeddings under the classifier's own guess."""
+    """Select the next batch to label, from gradient embeddings for the predicted labels."""
     scores, feature = classifier(pictures)
     probabilities = scores.softmax(1)
     left = probabilities - one_hot(scores.argmax(1), CLASSES)
@@ -72,13 +72,13 @@ def badge(classifier: Classifier, pictures: Tensor, unlabelled: Tensor, generato
 
 @torch.no_grad()
 def balanced_accuracy(classifier: Classifier, pictures: Tensor, labels: Tensor) -> float:
-    """Mean over the classes of the share that is right."""
+    """Mean over classes of the accuracy."""
     right = (classifier(pictures)[0].argmax(1) == labels).float()
     return float(torch.stack([right[labels == c].mean() for c in range(CLASSES)]).mean())
 
 
 def learn(strategy: str, seed: int) -> list[float]:
-    """Accuracy after each round; the first batch is random for both strategies."""
+    """Balanced accuracy after each round; the first batch is random for both strategies."""
     generator = torch.Generator().manual_seed(seed)
     pictures, labels, test_pictures, test_labels = uneven_digits(generator)
     unlabelled = torch.ones(len(labels), dtype=torch.bool)
@@ -97,7 +97,7 @@ def learn(strategy: str, seed: int) -> list[float]:
 
 
 def main(seeds: int = 10) -> dict[str, list[float]]:
-    """Both strategies on the same splits; mean and standard deviation over seeds."""
+    """Run both strategies on the same splits; print mean and standard deviation over seeds."""
     print(f"{'labels':<8}" + "".join(f"{BATCH * (r + 1):>14}" for r in range(ROUNDS)))
     results = {}
     for strategy in ("random", "badge"):

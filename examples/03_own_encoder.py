@@ -1,10 +1,10 @@
-"""Measure an encoder of one's own by cmacc's protocols, beside the log-mel baseline.
+"""Evaluate your own encoder with cmacc's protocols, and compare it with the log-mel baseline.
 
     python examples/03_own_encoder.py
 
-An encoder is any object that says which clips it wants (`spec`) and turns a batch of them into rows. This one hears
-nothing but how loud a sound is over time; on a small rendered world, where classes differ in rhythm, that is worth more
-than chance. The two cards are put side by side: they were made on the same data by the same protocols.
+An encoder is any object that defines the size of its clips (`spec`) and maps a batch of them to feature rows. This one
+only computes the loudness over time. On a small synthetic data set, whose classes differ in rhythm, this is better than
+chance. The two cards are comparable, since they use the same data and protocols.
 """
 
 import tempfile
@@ -19,14 +19,14 @@ from cmacc.transfer import Card, EvaluateOptions, compared, evaluate
 
 
 class Loudness:
-    """The level of a sound in every 20th of a second."""
+    """The audio level in intervals of 1/20 s."""
 
     modalities = ("audio",)
     spec = ClipSpec(audio_seconds=2.0, sample_rate_hz=16_000)
     device = torch.device("cpu")
 
     def embed_video(self, frames: Tensor) -> Tensor:
-        """Never called: pictures are none of its modalities."""
+        """Never called, because video is not among the modalities."""
         raise NotImplementedError
 
     def embed_audio(self, waveforms: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ class Loudness:
 
 
 def main() -> list[Card]:
-    """Render, divide, measure, compare."""
+    """Generate data, evaluate both encoders, and compare the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = WorldConfig(clip_count=64, class_count=4, nuisance=0.1, frame_size=32, duration_seconds=2.0)
         write_world(world, folder / "world")
         manifest = folder / "manifest.parquet"
         scan(list_folders([folder / "world"])).manifest.write(manifest)
-        # Every clip is held out once, in one of four folds.
+        # Four folds: every clip is held out once.
         options = EvaluateOptions(folds=4, workers=0)
         cards = [
             evaluate(encoder, ["labelled"], manifest, folder / name, protocols=["linear", "knn"], options=options)

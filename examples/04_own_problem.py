@@ -1,10 +1,10 @@
-"""Train on data of one's own with cmacc's engine: which left half of a handwritten digit belongs to which right half?
+"""Train on your own data with cmacc's trainer: match left and right halves of handwritten digits.
 
     python examples/04_own_problem.py
 
-`Trainer` knows nothing of clips. It asks a problem for batches, for what the two encoders are to be given of a batch,
-and for the encoders; the active dictionary, the loss, key encoders and learning rate are cmacc's. The left half stands
-for "video" here and the right half for "audio": the names are those of the two sides, whatever they hold.
+`Trainer` does not depend on clips. A problem provides the batches, the encoder inputs for a batch, and the encoders;
+cmacc provides the active dictionary, the loss, key encoders and learning rate schedule. Here, the left half takes the
+role of "video" and the right half that of "audio": these are only the names of the two sides.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,18 +28,18 @@ HELD_OUT = 300
 
 @dataclass(frozen=True)
 class Batch:
-    """Which digits."""
+    """Indices and labels of a batch of digits."""
 
     sample_ids: Tensor
     labels: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """Move the batch to a device."""
         return Batch(self.sample_ids.to(device), self.labels.to(device))
 
 
 class Halves:
-    """Left and right halves (n, 8, 4) of 1,797 digits; a view adds noise that is seeded by digit and visit."""
+    """Left and right halves (n, 8, 4) of 1,797 digits; views have additive noise, seeded by digit and visit."""
 
     def __init__(self) -> None:
         digits = load_digits()
@@ -49,7 +49,7 @@ class Halves:
         self.labels = labels[:-HELD_OUT]
 
     def side(self, modality: Modality, ids: Tensor, visits: Tensor | None = None) -> Tensor:
-        """(n, 32): the half of that side, with noise where visits are given."""
+        """Halves of one side, (n, 32), with noise if ``visits`` are given."""
         half = self.images[ids][:, :, :4] if modality == "video" else self.images[ids][:, :, 4:]
         if visits is None:
             return half.flatten(1)
@@ -57,42 +57,42 @@ class Halves:
         noise = [np.random.default_rng([i, v, modality == "video"]).normal(0, 0.1, 32) for i, v in seeds]
         return half.flatten(1) + torch.from_numpy(np.stack(noise).astype(np.float32))
 
-    # The three verbs of `cmacc.pretraining.Views`; this problem is its own.
+    # The three methods of `cmacc.pretraining.Views`, which this class also implements.
 
     def of(self, batch: Batch, visit: int) -> dict[Modality, Tensor]:
-        """What the encoders are given of a batch."""
+        """Encoder inputs for a batch."""
         kept = self.kept(batch, visit)
         return {"video": self.again("video", kept.__getitem__), "audio": self.again("audio", kept.__getitem__)}
 
     def kept(self, batch: Batch, visit: int) -> dict[str, Tensor]:
-        """What makes the same views again, when a key of the pool is re-encoded."""
+        """Data to recompute the same views, when a key of the pool is re-encoded."""
         return {"sample_ids": batch.sample_ids, "visits": torch.full_like(batch.sample_ids, visit)}
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
-        """One side's views."""
+        """Recompute the views of one side."""
         return self.side(modality, kept("sample_ids"), kept("visits"))
 
     @property
     def views(self) -> "Halves":
-        """As `cmacc.pretraining.Problem` calls them."""
+        """The views, as required by `cmacc.pretraining.Problem`."""
         return self
 
-    # The rest of `cmacc.pretraining.Problem`.
+    # The other members of `cmacc.pretraining.Problem`.
 
-    memory = None  # nothing to put batches together by: they are random
+    memory = None  # not needed, since batches are random
 
     def encoder(self) -> EncoderPair:
-        """Two perceptrons with cmacc's heads."""
+        """Two multilayer perceptrons with cmacc's projection heads."""
         torch.manual_seed(CONFIG.seed)
         backbones = [nn.Sequential(nn.Linear(32, 128), nn.BatchNorm1d(128), nn.ReLU()) for _ in range(2)]
         return EncoderPair(*(Encoder(b, 128, "mlp", 128, CONFIG.encoder.embedding_size) for b in backbones))
 
     def visit(self, step: int) -> int:
-        """The epoch."""
+        """Number of earlier visits of the samples of a step, which is the epoch."""
         return step // (len(self.labels) // CONFIG.optim.batch_size)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Every epoch in an order of its own."""
+        """Batches in random order, reshuffled every epoch."""
         size, count = CONFIG.optim.batch_size, len(self.labels)
         for step in range(first_step, last_step):
             order = torch.from_numpy(np.random.default_rng(self.visit(step)).permutation(count))
@@ -101,7 +101,7 @@ class Halves:
 
 
 def recall(problem: Halves, encoder: nn.Module) -> float:
-    """Share of held-out left halves whose own right half is nearest."""
+    """R@1: share of held-out left halves whose nearest right half is the matching one."""
     ids = torch.arange(len(problem.labels), len(problem.images))
     encoder.eval()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def recall(problem: Halves, encoder: nn.Module) -> float:
 
 
 def main() -> tuple[float, float]:
-    """Train, and print how often the right half is found before and after."""
+    """Train, and print R@1 before and after training."""
     problem = Halves()
     trainer = Trainer(problem, CONFIG)
     before = recall(problem, trainer.learner.encoder)

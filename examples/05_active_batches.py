@@ -1,15 +1,15 @@
-"""Which samples to train on together, in a training loop of your own: one function, no trainer, no dictionary.
+"""Use active batch selection in your own training loop: one function, no trainer, no dictionary.
 
-The data are those of the controlled problem of docs/evidence.md: pairs of vectors of 200 classes that share a latent
-cause. Two small encoders learn which belong together. The samples of a batch are each other's negatives. From the
-second epoch on `active_batches` puts together those that were hard to tell apart at their last visit; all that the loop
-has to keep is both embeddings of every sample, marked (1), and to ask for the next epoch's batches, marked (2).
+The data are those of the controlled problem in docs/evidence.md: pairs of vectors from 200 classes that share a latent
+cause. Two small encoders learn to match them. The samples of a batch are each other's negatives. From the second epoch
+on, `active_batches` groups samples that were hard to distinguish at their last visit. The loop only has to store both
+embeddings of every sample, marked (1), and to request the batches of the next epoch, marked (2).
 
-Printed is how many held-out vectors find their own other half first, with random and with active batches: the mean,
-the least and the greatest of five seeds, each a world of its own.
+The script prints R@1 on held-out pairs, with random and with active batches: mean, minimum and maximum over five seeds,
+each with its own data.
 
-Run it with ``python examples/05_active_batches.py``: less than a minute on one core. Whether choosing pays depends on
-the data: docs/evidence.md has a table of where it does and where it does not.
+Run it with ``python examples/05_active_batches.py``; it takes less than a minute on one core. Whether active batches
+help depends on the data: see the table in docs/evidence.md.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ HIDDEN, DIM = 128, 64
 
 
 def encoder() -> nn.Module:
-    """A small perceptron; the last batch norm centres what the last layer sees."""
+    """A small multilayer perceptron; the last batch norm centres the input of the last layer."""
     return nn.Sequential(
         nn.Linear(WORLD.input_size, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
         nn.Linear(HIDDEN, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN), nn.ReLU(),
@@ -35,7 +35,7 @@ def encoder() -> nn.Module:
 
 
 def train(active: bool, seed: int, epochs: int, batch_size: int = 64) -> float:
-    """Recall at 1 among the held-out pairs, after training."""
+    """Train, and return R@1 on the held-out pairs."""
     torch.manual_seed(seed)
     training, held_out = draw_vectors(WORLD, seed)
     sides = training.video, training.audio
@@ -43,10 +43,10 @@ def train(active: bool, seed: int, epochs: int, batch_size: int = 64) -> float:
     optimizer = torch.optim.AdamW([p for e in encoders for p in e.parameters()], lr=4e-3)
     contrast = CrossModalContrast(temperature=0.1, decoupled=True)
 
-    memory = torch.zeros(2, WORLD.samples, DIM)  # (1) what every sample looked like at its last visit
+    memory = torch.zeros(2, WORLD.samples, DIM)  # (1) embeddings of every sample at its last visit
     known = torch.zeros(WORLD.samples, dtype=torch.bool)
     for epoch in range(epochs):
-        # (2) the epoch's batches: random ones as long as nothing is known
+        # (2) the batches of the epoch; random if no embeddings are known
         batches = active_batches(
             memory[0],
             memory[1],
@@ -74,7 +74,7 @@ def train(active: bool, seed: int, epochs: int, batch_size: int = 64) -> float:
 
 
 def main(seeds: int = 5, epochs: int = 15) -> dict[str, list[float]]:
-    """Train with both and print a table."""
+    """Train with random and active batches, and print a table."""
     results: dict[str, list[float]] = {}
     print(f"{'batches':<8}  recall@1 of {WORLD.held_out}   least   greatest")
     for name in ("random", "active"):

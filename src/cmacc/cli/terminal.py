@@ -1,4 +1,4 @@
-"""What the commands share: how arguments look, progress, and the list of skipped files."""
+"""Shared by the commands: argument parsers, progress, and the list of skipped files."""
 
 import argparse
 import dataclasses
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-# Takes (what, done, total) and optionally a note.
+# Called with (what, done, total) and optionally a note.
 Advance = Callable[..., None]
 
 BAD_INPUT = 2
@@ -35,10 +35,10 @@ def command_parser(command: str, description: str, example: str) -> argparse.Arg
 
 @contextmanager
 def progress_bars(title: str) -> Iterator[Advance]:
-    """Progress on stderr; the function it gives takes (what, done, total) and a note.
+    """Show progress on stderr; yields a function of (what, done, total) and a note.
 
-    A terminal shows a bar for every ``what``. A file or a pipe gets a line every ten seconds, also while ``done``
-    stands still, so that a log tells a slow stage from one that hangs.
+    A terminal shows one bar per ``what``. A file or a pipe gets a line every ten seconds, even while ``done`` does not
+    change, so that a log distinguishes a slow stage from a hang.
     """
     from rich.console import Console
 
@@ -105,14 +105,14 @@ def _lines(title: str) -> Iterator[Advance]:
 
 @dataclass(frozen=True)
 class _Stage:
-    """How far a stage is. It never changes: the thread that prints it may read it at any moment."""
+    """State of a stage. Immutable, because the printing thread may read it at any time."""
 
     what: str
     done: int
     total: int
     note: str
     began_seconds: float
-    first_done: int  # a resumed run does not begin at 0
+    first_done: int  # a resumed run does not start at 0
 
     def line(self) -> str:
         seconds = time.monotonic() - self.began_seconds

@@ -1,4 +1,4 @@
-"""Manifests to trained encoders: ``cmacc pretrain``, and ``cmacc demo``, which goes the whole way."""
+"""The training commands: ``cmacc pretrain``, and ``cmacc demo``, an end-to-end run on synthetic videos."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def pretrain_command(arguments: Sequence[str]) -> int:
-    """A manifest to a run folder with trained encoders."""
+    """Train the encoders on the files of a manifest and save them in a run folder."""
     from cmacc.pretraining import change_on_resume, start_run
 
     parser = _pretrain_parser()
@@ -49,26 +49,26 @@ def _pretrain_parser() -> "ArgumentParser":
     from cmacc.pretraining import PretrainConfig
     from cmacc.pretraining.config import with_present_names
 
-    # Settings files of cmacc 0.1.0 are read too.
+    # Settings files of cmacc 0.1.0 have older names.
     set_loader("yaml_of_settings", lambda text: with_present_names(yaml.safe_load(text)), (yaml.YAMLError,))
     parser = ArgumentParser(
         prog="cmacc pretrain",
-        description="Train both encoders on a manifest's files. Ctrl-C saves and leaves.\n\n"
+        description="Train both encoders on the files of a manifest. Ctrl-C saves a checkpoint and exits.\n\n"
         "example: cmacc pretrain --data.manifest videos.parquet --out runs/first --optim.steps 2000",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parser_mode="yaml_of_settings",
     )
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file of any of the settings below")
-    parser.add_argument("--out", type=Path, help="run folder to make (runs/pretrain)")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with any of the settings below")
+    parser.add_argument("--out", type=Path, help="run folder to create; runs/pretrain if not given")
     parser.add_argument(
         "--resume",
         type=Path,
         metavar="RUN",
-        help="resume this run folder; of the settings below only those that shape no numbers may be given "
-        "(data.workers, save_every...)",
+        help="resume this run; of the settings below, only those that do not affect results may be given "
+        "(data.workers, save_every, ...)",
     )
     parser.add_argument(
-        "--overwrite", type=bool, nargs="?", const=True, default=False, help="replace a run that is in --out"
+        "--overwrite", type=bool, nargs="?", const=True, default=False, help="replace an existing run in --out"
     )
     parser.add_class_arguments(PretrainConfig)
     return parser
@@ -82,23 +82,23 @@ def _config_of(parser: "ArgumentParser", options: "Namespace") -> "PretrainConfi
 
 
 def _given_settings(given: "Namespace") -> dict[str, Any]:
-    """The settings that the command line or its YAML file names, by their dotted names."""
+    """The settings that were given on the command line or in its YAML file, by their dotted names."""
     others = {"config", "out", "resume", "overwrite"}
     return {name: value for name, value in given.items() if name.partition(".")[0] not in others}
 
 
 def demo_command(arguments: Sequence[str]) -> int:
-    """The whole way on the synthetic world."""
+    """Generate synthetic videos, train on them, evaluate, and write a report."""
     parser = command_parser(
         "demo",
-        "Make a small world of videos with sound, pretrain on it, evaluate, and write a report.",
+        "Generate a small data set of videos with audio, pretrain on it, evaluate, and write a report.",
         "cmacc demo --out demo-out",
     )
-    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for everything")
-    parser.add_argument("--clips", type=int, default=960, help="videos to make")
-    parser.add_argument("--steps", type=int, default=500, help="training steps")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder for all files (default: demo-out)")
+    parser.add_argument("--clips", type=int, default=960, help="number of videos (default: 960)")
+    parser.add_argument("--steps", type=int, default=500, help="number of training steps (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that is in --out; the videos are kept")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing run in --out; videos are kept")
     options = parser.parse_args(arguments)
     from cmacc.clips import list_folders, scan
     from cmacc.clips.synthetic import WorldConfig, write_world
@@ -122,7 +122,7 @@ def demo_command(arguments: Sequence[str]) -> int:
     if not outcome.finished:
         _print_outcome(outcome)
         return INTERRUPTED
-    # One window a clip instead of ten: the clips are hardly longer than it.
+    # One window per clip instead of ten, because the clips are hardly longer than a window.
     how = EvaluateOptions(windows=1, workers=1)
     card = evaluate_with_progress(str(out), ["pairs", "labelled"], manifest, out, (), how, options.overwrite)
     with progress_bars("report"):
@@ -137,7 +137,7 @@ def demo_command(arguments: Sequence[str]) -> int:
 
 
 def _print_summary(card: "Card") -> None:
-    """The six results that tell whether the encoders learned anything."""
+    """Print the six results that show whether the encoders learned anything."""
     from rich.console import Console
     from rich.table import Table
 
@@ -156,7 +156,7 @@ def _print_summary(card: "Card") -> None:
     for heading in ("trained", "untrained", "chance"):
         table.add_column(heading, justify="right")
     for name, key in rows.items():
-        if key not in results:  # of a class there is no training file, or no held-out one
+        if key not in results:  # a class has no training file, or no held-out file
             continue
         result = results[key]
         values = (result.value, result.untrained, result.chance)
@@ -172,9 +172,9 @@ def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
     return PretrainConfig(
         data=DataConfig(
             manifest=manifest,
-            # Four frames a second are enough to see the world's motion, and half the work of eight.
+            # Four frames per second are enough to see the motion in these videos, at half the cost of eight.
             clip=ClipSpec(frame_count=8, frame_rate_hz=4.0, frame_height=64, frame_width=64),
-            # Light augmentation: a few hundred steps are too few to learn what strong changes leave.
+            # Light augmentation: a few hundred steps are too few to learn under strong augmentation.
             augment=AugmentConfig(
                 min_crop_area=0.8,
                 brightness=0.2,
@@ -206,7 +206,7 @@ def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
         with progress_bars("pretrain") as advance:
 
             def on_step(done: int, total: int, row: dict[str, float]) -> None:
-                # A step without any negative yet has no loss to show.
+                # The first steps may have no negatives yet, and thus no loss.
                 loss = f"loss {row['loss']:.3f}  " if "loss" in row else ""
                 note = f"{loss}{row['clips_per_second']:.0f} clips/s"
                 advance("steps", done, total, note)

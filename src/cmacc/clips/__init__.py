@@ -1,4 +1,4 @@
-"""Files to clips: probe, scan, decode, windows, transforms, log-mel, loader, the synthetic world."""
+"""Read clips from files: probing, scanning, decoding, windows, transforms, log-mel, loaders, synthetic data."""
 
 from cmacc.clips.catalog.examine import FINDINGS, Examination, Finding
 from cmacc.clips.catalog.listing import LabelTable, ListedFile, Listing, ListingError, list_folders

@@ -1,4 +1,4 @@
-"""A manifest's files as a problem: clips decoded as they are needed, by worker processes."""
+"""The files of a manifest as a training problem: worker processes decode clips on the fly."""
 
 import logging
 from collections import Counter
@@ -15,14 +15,14 @@ from cmacc.pretraining.learner import untrained_encoder
 
 log = logging.getLogger("cmacc")
 
-# Findings of a scan that leave nothing to learn from a pair, or would make a sample its own negative.
+# Scan findings that make a pair useless for training, or would make a sample its own negative.
 _NOT_TRAINED_ON = ("silent", "black", "still", "duplicate")
-# What `ClipStream.excluded` calls a file that is too short for `ClipSpec.short_files` ``refuse``.
+# The reason in `ClipStream.excluded` for a file that is too short for ``refuse`` of `ClipSpec.short_files`.
 _TOO_SHORT = "shorter than a clip"
 
 
 class RunError(ValueError):
-    """A run that cannot begin or go on; the message says why and the way out."""
+    """A run cannot start or continue; the message states the reason and a remedy."""
 
 
 class ClipStream:
@@ -33,21 +33,21 @@ class ClipStream:
     manifest
         The files.
     config
-        The run's.
+        Configuration of the run.
     device
-        Where views are made.
+        Device that computes the views.
 
     Attributes
     ----------
     excluded
-        ``{sample id: reason}`` of the split's files that the scan found unfit to train on.
+        ``{sample id: reason}`` of the files of the split that are excluded because of scan findings.
     bad_files
-        ``{path: reason}`` of the others that turned out not to decode while training.
+        ``{path: reason}`` of other files that did not decode during training.
 
     Raises
     ------
     RunError
-        Too few files are usable; while batches are read, too many of them do not decode.
+        Too few files are usable; or, while reading batches, too many files do not decode.
     """
 
     def __init__(self, manifest: Manifest, config: PretrainConfig, device: torch.device) -> None:
@@ -67,11 +67,11 @@ class ClipStream:
         return untrained_encoder(self._config)
 
     def visit(self, step: int) -> int:
-        """How often the files of a step's batch were due before."""
+        """Number of earlier visits of the files of a step."""
         return self.plan.visit(step)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[ClipBatch]:
-        """The plan's batches, decoded by ``data.workers`` processes."""
+        """The batches of the plan, decoded by ``data.workers`` processes."""
         config = self._config
         loader = training_loader(
             self.plan,
@@ -90,7 +90,7 @@ class ClipStream:
 
 
 def require_random_batches(config: PretrainConfig) -> None:
-    """Refuse batches that are chosen: of clips that are decoded ahead of the step that would choose them.
+    """Reject active batch selection: clips are decoded ahead of the step that would select them.
 
     Raises
     ------
@@ -106,14 +106,14 @@ def require_random_batches(config: PretrainConfig) -> None:
 
 
 def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int], dict[int, str]]:
-    """Sample ids to train on, and ``{sample id: reason}`` of the split's other files, by what the scan found.
+    """Sample ids to train on, and ``{sample id: reason}`` of the excluded files of the split, from the scan findings.
 
-    The reasons are names of `FINDINGS`, or ``shorter than a clip``.
+    Reasons are names of `FINDINGS`, or ``shorter than a clip``.
 
     Raises
     ------
     RunError
-        Too few files remain for a batch.
+        Too few files remain for a batch, or for the dictionary without repeated samples.
     """
     excluded: dict[int, str] = {}
     usable = []
@@ -152,7 +152,7 @@ def _why_excluded(record: MediaRecord, config: PretrainConfig) -> str | None:
 
 
 def excluded_line(excluded: Mapping[int, str], usable_count: int) -> str:
-    """What to say of files that the scan found unfit to train on; empty where there are none.
+    """Message about the excluded files; empty if there are none.
 
     Examples
     --------
@@ -167,7 +167,7 @@ def excluded_line(excluded: Mapping[int, str], usable_count: int) -> str:
 
 
 def training_plan(manifest: Manifest, sample_ids: Sequence[int], config: PretrainConfig) -> TrainingPlan:
-    """Which clips each step of a run takes, of the files that `usable_files` found."""
+    """The clips of each step of a run, from the sample ids of `usable_files`."""
     return TrainingPlan(
         manifest,
         tuple(sample_ids),
@@ -179,19 +179,19 @@ def training_plan(manifest: Manifest, sample_ids: Sequence[int], config: Pretrai
 
 
 def note_bad_file(bad_files: dict[str, str], path: str, reason: str) -> None:
-    """Log a file that is skipped, the first time."""
+    """Record a skipped file, and log it the first time."""
     if path not in bad_files:
         log.warning("skipped: %s: %s", path, reason)
         bad_files[path] = reason
 
 
 def check_bad_fraction(bad_files: dict[str, str], count: int, max_bad_fraction: float) -> None:
-    """Refuse more bad files than allowed among ``count``.
+    """Check that the share of bad files among ``count`` is within the limit.
 
     Raises
     ------
     RunError
-        They are more.
+        There are more bad files than allowed.
     """
     if len(bad_files) > max_bad_fraction * count:
         path, reason = next(iter(bad_files.items()))

@@ -1,4 +1,4 @@
-"""How a batch of clips becomes the encoders' inputs, and how what was kept of a sample becomes them again."""
+"""Convert batches of clips, or stored samples, to augmented inputs of the encoders."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from cmacc.pretraining.config import PretrainConfig
 
 
 class ClipViews:
-    """Augmented pictures and log-mel spectrograms of clips; a view depends on (seed, visit, sample id) alone."""
+    """Augmented frames and log-mel spectrograms of clips; a view depends only on (seed, visit, sample id)."""
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self._config = config
@@ -40,28 +40,28 @@ class ClipViews:
         }
 
     def kept(self, batch: ClipBatch, visit: int) -> dict[str, Tensor]:
-        """uint8 frames and half-precision sound."""
+        """The data to store of a batch: uint8 frames, half-precision waveforms, sample ids and visits."""
         batch = self._paired(batch)
         return {
             "frames": batch.frames,
-            # float16 steps by 2^-11 of a sample's size: 66 dB below it.
+            # float16 has a relative error of at most 2^-11: 66 dB below the signal.
             "waveforms": batch.waveforms.half(),
             "sample_ids": batch.sample_ids,
             "visits": torch.full_like(batch.sample_ids, visit),
         }
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
-        """Frames or spectrograms."""
+        """Recompute the same frames or spectrograms from stored data."""
         views = self._drawn(kept("sample_ids").tolist(), kept("visits").tolist())
         if modality == "video":
             return augment_video(kept("frames").to(self._device), views)
         return self._spectrograms(kept("waveforms").to(self._device).float(), views)
 
     def _paired(self, batch: ClipBatch) -> ClipBatch:
-        """The batch with its own sounds or, as a control, with those of other files of the batch."""
+        """The batch with its own audio or, as a control, with the audio of other files of the batch."""
         if not self._config.data.shuffle_pairs:
             return batch
-        # A cyclic shift gives every picture the sound of another file.
+        # A cyclic shift pairs every video with the audio of another file.
         return dataclasses.replace(batch, waveforms=batch.waveforms.roll(1, dims=0))
 
     def _drawn(self, sample_ids: Sequence[int], visits: Sequence[int]) -> list[View]:

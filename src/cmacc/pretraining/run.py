@@ -1,4 +1,4 @@
-"""``cmacc pretrain``: a run folder trained to its end, with its metrics, checkpoints and log."""
+"""Train a run folder (``cmacc pretrain``): metrics, checkpoints, log and resumption."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """Where a call of `pretrain` ended: ``step`` of ``steps``, and the files that did not decode on the way."""
+    """Result of a call of `pretrain`: the reached ``step`` of ``steps``, and the files that did not decode."""
 
     run_dir: Path
     step: int
@@ -38,7 +38,7 @@ class RunOutcome:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is at its end, or was stopped before."""
+        """Whether the run reached its last step."""
         return self.step == self.steps
 
 
@@ -48,31 +48,31 @@ def pretrain(
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunOutcome:
-    """Train the run in ``run_dir`` from its last checkpoint, or from the beginning, to its end.
+    """Train the run in ``run_dir`` to its end, from its last checkpoint or from the start.
 
     Parameters
     ----------
     run_dir
-        Made by `start_run`, possibly trained on for a while.
+        Run folder from `start_run`, possibly partly trained.
     on_step
-        Called after every step with (steps done, steps of the run, the step's metrics).
+        Called after every step with (steps done, total steps, metrics of the step).
     should_stop
-        Asked after every step; when it says yes, the state is saved and the call returns.
+        Called after every step; if it returns true, the state is saved and `pretrain` returns.
 
     Raises
     ------
     RunError
-        There are too few usable files, or too many do not decode; the data or the settings are not those that the run
-        began with; the loss is no longer finite; or this is one of several processes.
+        There are too few usable files, or too many do not decode; the data or the settings have changed since the run
+        started; the loss is no longer finite; or this is one of several processes.
     ManifestError, ConfigError, CheckpointError
-        What the run folder points to cannot be read.
+        A file of the run cannot be read.
     """
     require_one_process()
     config = read_config(run_dir / "config.yaml")
     manifest = Manifest.read(config.data.manifest)
     with _log_to(run_dir / "run.log"):
         provenance = check_provenance(run_dir, config, manifest)
-        # Precision is ours (`autocast_dtype`): accelerate's own setting cannot change within one Python process.
+        # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
         accelerator = Accelerator(log_with="tensorboard", project_dir=str(run_dir))
         device = accelerator.device
         clips = ClipStream(manifest, config, device)
@@ -115,7 +115,7 @@ def pretrain(
 
 
 def _resume(trainer: Trainer, clips: ClipStream, run_dir: Path, provenance: Provenance | None) -> int:
-    """The step to go on with; state and kept inputs are as they were when the run stopped."""
+    """Restore the state and the input buffer from the last checkpoint; return the next step."""
     try:
         folder = last_checkpoint(run_dir)
     except CheckpointError:
@@ -149,7 +149,7 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 class _MetricsFile:
-    """``metrics.jsonl``: one JSON object a step. Rows from ``first_step`` on, left by a killed run, are cut off."""
+    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed."""
 
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
@@ -158,7 +158,7 @@ class _MetricsFile:
                 try:
                     kept += [line] if json.loads(line)["step"] < first_step else []
                 except json.JSONDecodeError:
-                    break  # the line that a kill cut in two
+                    break  # a line that was truncated by a kill
         aside = path.with_name(f".{path.name}")
         aside.write_text("".join(f"{line}\n" for line in kept))
         os.replace(aside, path)

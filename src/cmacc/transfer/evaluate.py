@@ -1,4 +1,4 @@
-"""From an encoder and data to a result card: measure by each protocol, and the same for the untrained encoder."""
+"""Evaluate an encoder, and its untrained version, with each protocol, and write a result card."""
 
 import time
 from collections.abc import Sequence
@@ -35,32 +35,32 @@ DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How to evaluate, beyond what the protocols fix.
+    """Options of an evaluation that the protocols do not fix.
 
     Attributes
     ----------
     windows
-        Windows of a file that are averaged, instead of the protocol's own number; cards tell the difference.
+        Number of windows per file to average; None uses the protocol's number. The card records it.
     lists
-        Official lists of the data set, where they do not lie with the data.
+        Official lists of the data set, if they are not stored with the data.
     parts
         Numbers of the official splits or folds; all by default.
     folds
         Task ``labelled``: k folds by group instead of the manifest's splits.
     all_files
-        Task ``pairs``: every file instead of those held out, for data that the encoder was never trained on.
+        Task ``pairs``: use all files instead of the held-out ones, for data that the encoder was not trained on.
     allow_partial
         Whether data may be missing.
     with_untrained
-        Whether the same is measured of the untrained encoder.
+        Whether to measure the untrained encoder too.
     epochs
-        Of fine-tuning, instead of the protocol's; cards tell.
+        Number of epochs of fine-tuning; None uses the protocol's number. The card records a departure.
     seed
-        Of folds, fine-tuning and untrained weights.
+        Seed of folds, fine-tuning and untrained weights.
     workers
-        Decoding processes.
+        Number of decoding processes.
     cache
-        Folder for features and for what is known of files.
+        Folder for cached features and scans of files.
     """
 
     windows: int | None = None
@@ -87,31 +87,31 @@ def evaluate(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Card:
-    """Measure an encoder; write ``card.json`` and ``card.md`` (for task ``pairs`` also ``embeddings.safetensors``).
+    """Evaluate an encoder; write ``card.json`` and ``card.md`` (for task ``pairs`` also ``embeddings.safetensors``).
 
     Parameters
     ----------
     encoder
-        See `open_encoder`; or an object with the functions of `ClipEncoder`.
+        A name for `open_encoder`, or an object with the functions of `ClipEncoder`.
     tasks
-        Which tasks.
+        Tasks to evaluate on.
     data
-        Folder of the data set for the official ones, else a manifest.
+        Folder of the data set for the official tasks, otherwise a manifest.
     out
-        Folder; a card there of the same weights keeps its other results.
+        Output folder. An existing card of the same weights keeps its other results.
     protocols
-        Which protocols; each task's own by default (`DEFAULT_PROTOCOLS`).
+        Protocols to use; by default, those of each task (`DEFAULT_PROTOCOLS`).
     options
-        The rest.
+        Further options.
     overwrite
-        Whether results that are there may be lost.
+        Whether existing results may be lost.
     progress
-        Called with (what is being done, done, total).
+        Called with (what, done, total).
 
     Raises
     ------
     EncoderError, TaskError, ProtocolError, FinetuneError, CardError, ManifestError, ListingError
-        The encoder or the data cannot be used so, or ``out`` holds results that would be lost.
+        The encoder or the data cannot be used in this way, or ``out`` holds results that would be lost.
     """
     options = options or EvaluateOptions()
     chosen = _chosen_protocols(tuple(dict.fromkeys(tasks)), protocols)
@@ -122,7 +122,7 @@ def evaluate(
         for modality in able_modalities(opened.encoder, task, _task_modalities(task)):
             if "finetune" in names:
                 require_trainable(opened.encoder, modality)
-    # What can be refused is refused before the work: an hour of it must not end in "choose another --out".
+    # All checks come before the work: an hour of it must not end in "choose another --out".
     path = out / "card.json"
     older = _older_card(path, overwrite)
     card = Card(opened.facts, {}, (), Provenance.now(device, options.seed, run_id=opened.facts.run_id))
@@ -140,7 +140,7 @@ def evaluate(
                 _write_embeddings(outcome.features, out / "embeddings.safetensors")
             card = _with_results(card, found[task], rows, outcome)
             done.add((task, name))
-            # After every protocol: fine-tuning takes hours, and what comes after it may fail.
+            # Write after every protocol: fine-tuning takes hours, and a later protocol may fail.
             _write(joined(older, card, done, overwrite=overwrite), out)
     return joined(older, card, done, overwrite=overwrite)
 
@@ -148,7 +148,7 @@ def evaluate(
 def _chosen_protocols(
     tasks: Sequence[TaskName], asked: Sequence[ProtocolName]
 ) -> dict[TaskName, tuple[ProtocolName, ...]]:
-    """The protocols of every task: of those asked for the ones that suit it, or its own."""
+    """The protocols of every task: the requested ones that suit it, or its defaults."""
     chosen: dict[TaskName, tuple[ProtocolName, ...]] = {}
     for task in tasks:
         if task not in get_args(TaskName):
@@ -165,7 +165,7 @@ def _chosen_protocols(
 
 
 def _check_options(options: EvaluateOptions, chosen: dict[TaskName, tuple[ProtocolName, ...]]) -> None:
-    """Refuse numbers out of range, and options that would have no effect."""
+    """Reject numbers out of range, and options that would have no effect."""
     for name in ("windows", "epochs"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -197,7 +197,7 @@ def _older_card(path: Path, overwrite: bool) -> Card | None:
 
 
 def _with_results(card: Card, data: TaskData, rows: list[Result], outcome: Outcome) -> Card:
-    """The card with what a protocol came to. Files that did not decode are no part of the data that was there."""
+    """The card with the results of a protocol added. Files that did not decode do not count as present data."""
     records = data.manifest.records
     skipped = {
         f"{records[i].path}{f' {records[i].key}' if records[i].key else ''}": why for i, why in outcome.failures.items()
@@ -251,9 +251,9 @@ def _results(
     extracted: dict[str, Features],
     progress: Progress,
 ) -> tuple[list[Result], Outcome]:
-    """The rows of one protocol on one task, and what they were made of.
+    """The result rows of one protocol on one task, and the outcome that they are based on.
 
-    ``extracted`` holds the features of the encoder and of the untrained one from protocol to protocol of a task.
+    ``extracted`` caches the features of the encoder and of the untrained encoder across the protocols of a task.
     """
 
     def measured_of(encoder: ClipEncoder, remark: str) -> Outcome:

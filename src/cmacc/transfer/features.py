@@ -1,7 +1,7 @@
-"""A manifest's files to features: frozen encoders over evenly spread windows, without augmentation.
+"""Extract features of files with a frozen encoder, from evenly spread windows without augmentation.
 
-Features are extracted once: `embed` keeps them under a hash of weights, settings, files and windows, so that a second
-protocol on the same features, or a run that was stopped, does not decode anything again.
+Features are extracted once: `embed` caches them under a hash of weights, settings, files and windows. A second protocol
+on the same features, or an evaluation that was interrupted, does not decode the files again.
 """
 
 import dataclasses
@@ -37,18 +37,18 @@ _CACHE_FORMAT = 2
 
 @dataclass(frozen=True)
 class Features:
-    """Features of n files, W windows each.
+    """Features of n files, with W windows each.
 
     Attributes
     ----------
     sample_ids
-        ``(n,)`` int64 rows of the manifest: the files of which every window decoded.
+        ``(n,)`` int64: manifest rows of the files whose windows all decoded.
     start_seconds
-        ``(n, W)`` start of each window in its file.
+        ``(n, W)``: start of each window in its file.
     by_modality
-        ``(n, W, f)`` features, which probes use; of the modalities asked for.
+        ``(n, W, f)``: features for probes, for each requested modality.
     matched
-        ``(n, W, d)``: in the space in which picture and sound are compared. Empty for encoders without such a space.
+        ``(n, W, d)``: embeddings in the shared space of video and audio. Empty for encoders without such a space.
     failures
         ``{sample id: reason}`` of the other files.
     """
@@ -60,12 +60,12 @@ class Features:
     failures: dict[int, str]
 
     def matched_by_file(self) -> dict[Modality, NDArray[np.float32]]:
-        """``(n, d)``: `matched` averaged over each file's windows, of length one."""
+        """``(n, d)``: `matched` averaged over the windows of each file, with unit length."""
         return {modality: unit_rows(rows.mean(1)) for modality, rows in self.matched.items()}
 
     @property
     def windows(self) -> int:
-        """W."""
+        """W, the number of windows per file."""
         return int(next(iter(self.by_modality.values())).shape[1])
 
 
@@ -80,31 +80,31 @@ def embed(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Features:
-    """Encode files.
+    """Extract features of files.
 
     Parameters
     ----------
     encoder
-        Its ``spec`` says which clips are cut; its device is where the work is done.
+        Its ``spec`` defines the clips; its device runs the computation.
     manifest, sample_ids
-        Which files, in which order.
+        The files, in this order.
     modalities
-        What to encode of them.
+        Modalities to encode.
     windows
-        W, windows spread evenly over each file. Where a file is no longer than one window they coincide, and are
-        decoded once.
+        W, the number of windows spread evenly over each file. If a file is no longer than one window, its windows
+        coincide and are decoded once.
     workers
-        Decoding processes.
+        Number of decoding processes.
     cache
-        Folder in which features are kept and looked for. Only an encoder that is a `torch.nn.Module` has a hash, and
-        only files whose content is known by a hash; others are encoded each time.
+        Folder of cached features. The cache needs an encoder that is a `torch.nn.Module`, and files with a content
+        hash; others are encoded every time.
     progress
-        Called with ("embed", windows done, windows in all).
+        Called with ("embed", windows done, total windows).
 
     Raises
     ------
     EncoderError
-        The encoder lacks a modality, or gives features of a wrong shape or that are not finite.
+        The encoder lacks a modality, or returns features of a wrong shape or that are not finite.
     """
     for modality in modalities:
         if modality not in encoder.modalities:
@@ -114,10 +114,10 @@ def embed(
         key = _cache_key(encoder, manifest, sample_ids, modalities, windows)
         place = None if key is None else cache / "features" / f"{key}.safetensors"
     if place is not None and (kept := _read(place)) is not None:
-        # Kept by the files' contents: in another manifest they may stand in other rows.
+        # The key depends on the files' contents: in another manifest they may have other row numbers.
         return dataclasses.replace(kept, sample_ids=np.asarray(sample_ids, np.int64))
     features = _embedded(encoder, manifest, sample_ids, modalities, windows, workers, progress)
-    if place is not None and not features.failures:  # a fault of a disk or network must not be kept
+    if place is not None and not features.failures:  # a disk or network error must not be cached
         try:
             _write(place, features)
         except OSError as error:
@@ -155,7 +155,7 @@ def _embedded(
                 if modality in matched:
                     matched[modality].append(_match(encoder, modality, rows).float().cpu().numpy())
         progress("embed", min(done, len(requests)), len(requests))
-    # A file of which one window fails is skipped whole: an average over fewer windows is another thing.
+    # Skip a file if any of its windows fails: an average over fewer windows is not comparable.
     kept = [i for i in sample_ids if i not in failures]
     places = _places(wanted, requests, ids, failures, windows)
     return Features(
@@ -172,9 +172,9 @@ def _embedded(
 
 
 def spec_for(spec: ClipSpec, modalities: Sequence[Modality]) -> ClipSpec:
-    """The clips to decode for some modalities: for sounds alone one frame, over the same window, instead of all.
+    """The clips to decode for some modalities: for audio only, one frame over the same window instead of all.
 
-    Decoding pictures that nobody looks at costs more than the sound.
+    Decoding unused frames would cost more than decoding the audio.
     """
     if "video" in modalities:
         return spec
@@ -187,7 +187,7 @@ def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor
     Raises
     ------
     EncoderError
-        The encoder gives another shape.
+        The encoder returns another shape.
     """
     if modality == "video":
         rows = encoder.embed_video(batch.frames.to(encoder.device, non_blocking=True))
@@ -202,19 +202,19 @@ def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor
 
 
 def weights_hash(encoder: nn.Module) -> str:
-    """Sixteen hex digits that change with every weight and statistic of the encoder, and with its settings.
+    """Hash of the weights, buffers and settings of the encoder, sixteen hex digits.
 
-    Settings are what its modules hold as numbers, texts, dataclasses and the like; code is not seen, nor is what other
-    objects hold.
+    Settings are attributes of its modules: numbers, strings, dataclasses and the like. The hash covers neither code nor
+    the contents of other objects.
     """
     digest = hashlib.sha256()
     for name, module in encoder.named_modules():
         settings = {key: value for key, value in vars(module).items() if not key.startswith("_") and key != "training"}
-        # Buffers that are not saved count too: filters of a spectrogram, means of pixels.
+        # Includes buffers that are not saved, such as spectrogram filters and pixel means.
         tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
         tensors |= {key: value for key, value in settings.items() if isinstance(value, Tensor)}
         plain = {key: repr(value) for key, value in settings.items() if not isinstance(value, Tensor)}
-        # A repr with an address in it is of an object that says nothing of itself, and another one at each start.
+        # Skip default reprs: they contain an address, which differs between processes.
         plain = {key: text for key, text in sorted(plain.items()) if " at 0x" not in text}
         digest.update(json.dumps([name, type(module).__qualname__, module.extra_repr(), plain]).encode())
         for key, tensor in sorted(tensors.items()):
@@ -236,8 +236,8 @@ def _match(encoder: ClipEncoder, modality: Modality, features: Tensor) -> Tensor
 def _places(
     wanted: list[ClipRequest], requests: list[ClipRequest], ids: list[int], failures: dict[int, str], windows: int
 ) -> NDArray[np.int64]:
-    """``(n, W)``: where the embedded row of every wanted window stands; several where windows coincide."""
-    # The loader keeps the order of requests and leaves failed ones out; of a file that failed some may have decoded.
+    """``(n, W)``: row number of the embedding of every window; coinciding windows share a row."""
+    # The loader keeps the order of requests and drops failed ones. Some windows of a failed file may have decoded.
     row_of: dict[ClipRequest, int] = {}
     row = 0
     for request in requests:
@@ -273,7 +273,7 @@ def _cache_key(
     if any(file[0] is None for file in files):
         return None
     spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
-    # The sources too: a version's number stays the same while its code is worked on.
+    # Hash the source code too: the version number does not change during development.
     code = code_version("clips", "encoders", "transfer")
     versions = [code, *(version(name) for name in ("cmacc", "torch", "torchvision", "av"))]
     what = [_CACHE_FORMAT, versions, weights_hash(encoder), spec, list(modalities), windows, files]
@@ -291,7 +291,7 @@ def _write(path: Path, features: Features) -> None:
 
 
 def _read(path: Path) -> Features | None:
-    """What `_write` wrote; None where there is none, or a broken one, which is then made again."""
+    """Read cached features; None if the file is missing or corrupt."""
     if not path.is_file():
         return None
     try:

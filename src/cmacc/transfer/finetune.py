@@ -1,21 +1,21 @@
-"""The protocol `finetune`: the whole network is trained on a split's training files and tested with many views.
+"""The protocol `finetune`: train the whole network on a split's training files, and test it with many views.
 
-The recipe is fixed (`FinetuneSettings`, version 1) and is the same for every encoder and data set: nothing is searched,
-nothing is chosen on the test files, and the network of the last step is the one tested. It is our choice within what
-the field does; published numbers were made with schedules of their own, often longer and tuned, and are comparable only
-as far as these agree:
+The recipe is fixed (`FinetuneSettings`, version 1) and the same for every encoder and data set. There is no search, no
+selection on the test files, and the network of the last step is tested. The recipe is our choice within common
+practice. Published numbers use other schedules, which are often longer and tuned, and are comparable only as far as
+these agree:
 
 * Fine-tuning the whole network with a new linear layer: AVID-CMA (Morgado et al., CVPR 2021) and XDC (Alwassel et al.,
   NeurIPS 2020), among many. AVID-CMA's published UCF101 configuration has Adam at 1e-4, dropout 0.5 before the linear
-  layer, random crops, colour changes of 0.4, and 16 epochs in which every file gives 10 windows; here it gives one.
+  layer, random crops, colour changes of 0.4, and 16 epochs with 10 windows per file; here there is one per file.
 * Warm-up (Goyal et al., 2017), then a cosine to zero (Loshchilov and Hutter, ICLR 2017); label smoothing of 0.1
   (Szegedy et al., CVPR 2016).
-* 10 windows x 3 crops, scores averaged: SlowFast (Feichtenhofer et al., ICCV 2019). Its crops are square ones along a
-  picture whose shorter side has the crop's size; so they are here for pictures of 4:3 (UCF101's, among others). Of
-  wider ones the margins, and of narrower ones the top and bottom, are in no crop.
+* 10 windows x 3 crops, scores averaged: SlowFast (Feichtenhofer et al., ICCV 2019). Its crops are squares along a frame
+  whose shorter side has the size of the crop. The same holds here for frames of 4:3 (such as those of UCF101). The
+  margins of wider frames, and the top and bottom of narrower ones, are in no crop.
 
-Trade-offs: an encoder takes whole pixels and waveforms, not normalised tensors, so that augmented pixels are rounded
-back to 0..255 (an error below half a grey level) and spectrograms cannot be masked. In return every `ClipEncoder` that
+Trade-offs: an encoder takes uint8 pixels and waveforms, not normalised tensors, so that augmented pixels are rounded
+back to 0..255 (an error below half a grey level) and spectrograms cannot be masked. In return, every `ClipEncoder` that
 is an `nn.Module` can be fine-tuned, with its own normalisation.
 """
 
@@ -55,36 +55,37 @@ from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learn
 from cmacc.transfer.encoder import ClipEncoder, Modality
 from cmacc.transfer.features import spec_for
 
-# Purposes beside those of `cmacc.clips.seeds`: the new layer's weights, and what a step's dropout draws.
+# Purposes in addition to those of `cmacc.clips.seeds`: weights of the new layer, and dropout of a step.
 _HEAD, _DROPOUT = 100, 101
 
 
 class FinetuneError(ValueError):
-    """Fine-tuning that cannot begin or go on; the message says what must be and what is."""
+    """Fine-tuning cannot start or continue; the message states the requirement and the actual value."""
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """The recipe, version 1; the defaults are what is compared, other values are for tests and studies.
+    """The recipe, version 1. Use the defaults for comparisons, and other values for tests and studies.
 
     Parameters
     ----------
     epochs
-        Visits to every training file, one random window each.
+        Number of visits to every training file, with one random window each.
     batch_size
-        Clips a step; fewer where there are fewer files. An epoch's remainder that fills no batch is dropped.
+        Clips per step, at most the number of files. The remainder of an epoch that does not fill a batch is dropped.
     head_learning_rate, learning_rate
-        AdamW's, at the end of the warm-up: of the new linear layer, which begins at random, and of the encoder.
+        Peak learning rates of AdamW, at the end of the warm-up: of the new, randomly initialised linear layer, and of
+        the encoder.
     warmup_share
-        Share of the steps in which the rates rise linearly, in [0, 1); then they follow half a cosine down to zero.
+        Share of the steps with linear warm-up, in [0, 1); then the rates decay to zero along a half cosine.
     weight_decay
-        On matrices and kernels; norms and biases have none.
+        Weight decay of matrices and kernels; norms and biases have none.
     dropout
-        Share of the features that is dropped before the linear layer, in [0, 1).
+        Dropout of the features before the linear layer, in [0, 1).
     label_smoothing
         Share of the target that is spread over all classes, in [0, 1).
     augment
-        Of training views. Its masks must be zero: there is no spectrogram to mask.
+        Augmentation of training views. Its masks must be zero, since there is no spectrogram to mask.
 
     Raises
     ------
@@ -121,21 +122,22 @@ class FinetuneSettings:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """How one network is tuned and tested.
+    """How to fine-tune and test one network.
 
     Parameters
     ----------
     settings
         The recipe; the defaults are version 1.
     windows
-        Evenly spread windows of a test file. Of one no longer than a window they coincide and are encoded once.
+        Number of evenly spread windows of a test file. If it is no longer than a window, they coincide and are encoded
+        once.
     crops
-        Crops of each window, evenly spread from left to right, of a picture 4/3 as wide as the encoder's; 1 takes the
-        encoder's size as it is. Without meaning for sound.
+        Number of crops of each window, evenly spread from left to right over a frame 4/3 as wide as the encoder's; 1
+        uses the encoder's frame size. Not used for audio.
     seed
-        Of the new layer's weights, the order of the files, windows, augmentation and dropout; at least 0.
+        Seed of the new layer's weights, order of files, windows, augmentation and dropout; at least 0.
     workers
-        Decoding processes; 0 decodes in this one.
+        Number of decoding processes; 0 decodes in the main process.
 
     Raises
     ------
@@ -157,16 +159,16 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class FinetuneFiles:
-    """What is trained on and tested on.
+    """The training and test files.
 
     Attributes
     ----------
     manifest
         The files.
     class_of
-        ``(len(manifest),)``: class index of every row, -1 where it has none.
+        ``(len(manifest),)``: class index of every row, -1 without a class.
     train_ids, test_ids
-        Rows of the manifest, none in both.
+        Disjoint rows of the manifest.
     """
 
     manifest: Manifest
@@ -176,18 +178,18 @@ class FinetuneFiles:
 
 
 class Classifier(nn.Module):
-    """An encoder, dropout, and a new linear layer: raw clips of one modality to logits.
+    """An encoder, dropout, and a new linear layer, from raw clips of one modality to logits.
 
     Parameters
     ----------
     encoder
-        Also an `nn.Module`; it is held, not copied.
+        A `ClipEncoder` that is an `nn.Module`; it is not copied.
     modality
-        Which of its functions is used.
+        The modality to encode.
     feature_size, class_count
-        Of the linear layer, which works in float32 also where the encoder is autocast.
+        Input and output size of the linear layer, which runs in float32 even if the encoder is autocast.
     dropout
-        Before it, in training mode only.
+        Dropout before the linear layer, in training mode only.
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class Classifier(nn.Module):
         self.autocast_dtype = autocast_dtype(PretrainConfig(), encoder.device)  # "auto", as pretraining
 
     def forward(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
-        """Logits of frames ``(B, T, H, W, 3)`` uint8 or of waveforms ``(B, S)``, as the encoder takes them."""
+        """Logits of frames ``(B, T, H, W, 3)`` uint8 or waveforms ``(B, S)``, the inputs of the encoder."""
         lower = self.autocast_dtype
         with torch.autocast(self.encoder.device.type, lower, enabled=lower is not None):
             features = _embed(self.encoder, self.modality, inputs)
@@ -211,20 +213,20 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What came of it.
+    """Result of fine-tuning.
 
     Attributes
     ----------
     scores
-        ``(n, classes)`` float32: softmax averaged over a file's views; rows sum to one.
+        ``(n, classes)`` float32: softmax averaged over the views of a file; rows sum to one.
     sample_ids
-        ``(n,)`` int64: the test files that decoded, in the order asked for.
+        ``(n,)`` int64: the test files that decoded, in the requested order.
     failures
-        ``{sample id: reason}`` of training files, which others replaced, and of test files, which are skipped whole.
+        ``{sample id: reason}`` of training files, which were replaced by others, and of test files, which are skipped.
     epoch_losses
-        Mean training loss of every epoch, in nats; with label smoothing it does not fall to zero.
+        Mean training loss of every epoch, in nats; with label smoothing, it does not approach zero.
     classifier
-        The tuned network, in evaluation mode.
+        The fine-tuned network, in evaluation mode.
     """
 
     scores: NDArray[np.float32]
@@ -243,29 +245,29 @@ def finetune(
 ) -> Finetuned:
     """Train a copy of an encoder with a linear layer on top, end to end, and score the test files.
 
-    The outcome depends on the arguments alone (on a GPU up to the order of its sums), not on the workers; torch's
-    global generators are left as they were.
+    The result depends only on the arguments (on a GPU, up to the order of summation), and not on the workers. The
+    global generators of torch are not changed.
 
     Parameters
     ----------
     encoder
-        An `nn.Module`, differentiable in its parameters. It is never changed: a copy is trained, all of it.
+        An `nn.Module`, differentiable in its parameters. It is not modified: a copy is trained, including all layers.
     modality
-        Which of its functions is used; every file must have that medium.
+        The modality to encode; every file must have it.
     files
-        What is trained on and tested on.
+        The training and test files.
     config
-        How; the recipe's version 1 by default.
+        Configuration; version 1 of the recipe by default.
     progress
-        Called with ("fine-tune", steps done, steps in all), then ("test", windows done, windows in all).
+        Called with ("fine-tune", steps done, total steps), then ("test", windows done, total windows).
 
     Raises
     ------
     FinetuneError
-        The encoder cannot be trained or lacks the modality; the files, their classes or a number are not as above; or
-        the loss is no longer finite.
+        The encoder cannot be trained or lacks the modality; the files, their classes or a number are invalid; or the
+        loss is no longer finite.
     MediaError
-        A training file and all that are tried in its place do not decode.
+        A training file and all its substitutes do not decode.
     """
     config = config or FinetuneConfig()
     require_trainable(encoder, modality)
@@ -279,11 +281,11 @@ def finetune(
 def _new_classifier(
     encoder: ClipEncoder, modality: Modality, class_count: int, dropout: float, seed: int
 ) -> Classifier:
-    """A copy of the encoder below a new linear layer, on the encoder's device, ready to be trained whole."""
+    """A copy of the encoder with a new linear layer on top, on the encoder's device, with all parameters trainable."""
     encoder = copy.deepcopy(encoder)
     assert isinstance(encoder, nn.Module)
     encoder.requires_grad_(True).eval()
-    # A batch of one, with gradients: it tells the width, and whether there is anything to train.
+    # A batch of one, with gradients, shows the feature width and whether there is anything to train.
     features = _embed(encoder, modality, _blank(encoder.spec, modality, encoder.device))
     _require(features.ndim == 2, "finetune: features", "of shape (batch, features)", tuple(features.shape))
     _require(
@@ -300,7 +302,7 @@ def _new_classifier(
 def _train(
     classifier: Classifier, files: FinetuneFiles, config: FinetuneConfig, progress: Progress
 ) -> tuple[tuple[float, ...], dict[int, str]]:
-    """Train to the end of the schedule; the mean loss of every epoch, and the files that did not decode."""
+    """Train to the end of the schedule; return the mean loss of every epoch, and the files that did not decode."""
     device, spec = classifier.encoder.device, classifier.encoder.spec
     settings, train_ids = config.settings, tuple(files.train_ids)
     batch_size = min(settings.batch_size, len(train_ids))
@@ -323,7 +325,7 @@ def _train(
     classifier.train()
     for step, batch in enumerate(loader):
         failures |= batch.failures
-        # By the ids, not by the wish list: a file that did not decode was replaced by another.
+        # Use the ids of the batch, not of the plan: a file that did not decode was replaced by another.
         targets = classes[batch.sample_ids].to(device)
         views = [
             draw_view(settings.augment, seeded_rng(seeds.AUGMENTATION, config.seed, plan.visit(step), sample_id))
@@ -351,12 +353,12 @@ def _train(
 def _score(
     classifier: Classifier, files: FinetuneFiles, config: FinetuneConfig, progress: Progress
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], dict[int, str]]:
-    """Softmax averaged over windows and crops, ``(n, classes)``; ids of the n files that decoded; the other files."""
+    """Softmax averaged over windows and crops, ``(n, classes)``; ids of the n files that decoded; failed files."""
     spec, modality = classifier.encoder.spec, classifier.modality
     manifest, test_ids, batch_size = files.manifest, files.test_ids, config.settings.batch_size
     crops = config.crops if modality == "video" else 1
     wanted = evaluation_requests(manifest, test_ids, spec.length_seconds, config.windows)
-    # The windows of a short file are all the same one, and equal shares of one view are that view.
+    # The windows of a short file coincide, and the average over copies of one view is that view.
     requests = list(dict.fromkeys(wanted))
     loader = evaluation_loader(
         manifest, requests, _decoded_spec(spec, modality, crops), batch_size=batch_size, workers=config.workers
@@ -375,7 +377,7 @@ def _score(
                 np.add.at(sums, places, classifier(view).softmax(1).double().cpu().numpy())
                 np.add.at(counts, places, 1)
         progress("test", done, len(requests))
-    # A file of which one window fails is skipped whole: an average over fewer windows is another thing.
+    # Skip a file if any of its windows fails: an average over fewer windows is not comparable.
     kept = [sample_id for sample_id in test_ids if sample_id not in failures]
     places = [place_of[sample_id] for sample_id in kept]
     scores = np.asarray(sums[places] / counts[places][:, None], np.float32)
@@ -395,14 +397,14 @@ def _blank(spec: ClipSpec, modality: Modality, device: torch.device) -> Tensor:
 
 
 def _decoded_spec(spec: ClipSpec, modality: Modality, crops: int = 1) -> ClipSpec:
-    """What is decoded of a window: for crops a wider picture, for sound a single frame instead of all."""
+    """The clips to decode: wider frames for several crops; for audio, one frame instead of all."""
     if modality == "audio":
         return spec_for(spec, [modality])
     return spec if crops == 1 else dataclasses.replace(spec, frame_width=round(spec.frame_width * 4 / 3))
 
 
 def _views(batch: ClipBatch, spec: ClipSpec, modality: Modality, crops: int) -> Iterator[Tensor]:
-    """What the classifier sees of a batch: its sounds, or its pictures' crops from left to right."""
+    """The classifier's inputs for a batch: its waveforms, or the crops of its frames from left to right."""
     if modality == "audio":
         yield batch.waveforms
         return
@@ -413,16 +415,16 @@ def _views(batch: ClipBatch, spec: ClipSpec, modality: Modality, crops: int) -> 
 
 
 def _augmented(batch: ClipBatch, modality: Modality, views: Sequence[View]) -> Tensor:
-    """Training views of a batch, of the kind that the encoder takes."""
+    """Augmented views of a batch, in the input format of the encoder."""
     if modality == "video":
         return _to_frames(augment_video(batch.frames, views))
     waveforms = augment_waveforms(batch.waveforms, views)
-    # A gain must not leave [-1, 1], which is promised to the encoder; clipping would add harmonics to loud sounds.
+    # Scale down instead of clipping: encoders expect [-1, 1], and clipping would add harmonics to loud audio.
     return waveforms / waveforms.abs().amax(1, keepdim=True).clamp_min(1.0)
 
 
 def _to_frames(video: Float[Tensor, "batch 3 time height width"]) -> UInt8[Tensor, "batch time height width 3"]:
-    """The inverse of `to_video`: the nearest whole pixels."""
+    """The inverse of `to_video`, rounded to uint8 pixels."""
     ends = torch.tensor([0, 255], dtype=torch.uint8, device=video.device)
     black, white = to_video(ends.view(2, 1, 1, 1, 1).expand(2, 1, 1, 1, 3)).unbind()
     pixels = (video - black) / (white - black) * 255
@@ -430,7 +432,7 @@ def _to_frames(video: Float[Tensor, "batch 3 time height width"]) -> UInt8[Tenso
 
 
 def _optimizer(classifier: Classifier, settings: FinetuneSettings) -> torch.optim.AdamW:
-    """AdamW with a group for each of (encoder, new layer) x (decayed, not decayed); ``peak`` is its highest rate."""
+    """AdamW with a group for each of (encoder, new layer) x (decay, no decay); ``peak`` is the peak learning rate."""
     parts: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in classifier.named_parameters():
         peak = settings.head_learning_rate if name.startswith("linear.") else settings.learning_rate
@@ -443,10 +445,10 @@ def _optimizer(classifier: Classifier, settings: FinetuneSettings) -> torch.opti
 
 @contextmanager
 def _seeded(device: torch.device, *identity: int) -> Iterator[None]:
-    """Torch's global generators of the CPU and of ``device``, seeded by what is drawn, and afterwards as before."""
+    """Seed the global torch generators of the CPU and of ``device``, and restore them afterwards."""
     seed = int(seeded_rng(*identity).integers(2**63))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed: it would also seed the other GPUs, which are not put back.
+        # Not torch.manual_seed: it would also seed the other GPUs, which are not restored.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -455,7 +457,7 @@ def _seeded(device: torch.device, *identity: int) -> Iterator[None]:
 
 
 def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
-    """Raise `FinetuneError` where there is nothing of that modality to train."""
+    """Raise `FinetuneError` if the encoder has nothing to train for that modality."""
     _require(
         modality in encoder.modalities,
         "finetune: modality",
@@ -471,7 +473,7 @@ def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
 
 
 def _check_files(files: FinetuneFiles, modality: Modality) -> int:
-    """The number of classes, if the files are as they must be."""
+    """Validate the files and return the number of classes."""
     manifest, class_of, train_ids, test_ids = files.manifest, files.class_of, files.train_ids, files.test_ids
     _require(class_of.shape == (len(manifest),), "finetune: class_of", f"of shape ({len(manifest)},)", class_of.shape)
     if modality == "video":

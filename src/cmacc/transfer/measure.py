@@ -1,4 +1,4 @@
-"""One protocol of one encoder on one task: a `Result` a metric, from frozen features or from fine-tuned networks."""
+"""Measure one encoder with one protocol on one task: a `Result` per metric, from frozen features or fine-tuning."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -28,18 +28,19 @@ _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a protocol came to.
+    """Results of a protocol.
 
     Attributes
     ----------
     results
-        Of all modalities and metrics, over all splits; what the card holds, but for the untrained encoder's value.
+        Results for all modalities and metrics, over all splits, as in the card but without the untrained encoder's
+        value.
     failures
         ``{sample id: reason}`` of files that did not decode.
     idle_modalities
-        ``{modality: reason}`` of those that the encoder has and the files have not.
+        ``{modality: reason}`` of modalities that the encoder has but the files do not have.
     features
-        What was measured, where features were frozen.
+        The measured features; None for fine-tuning.
     """
 
     results: list[Result]
@@ -49,7 +50,7 @@ class Outcome:
 
 
 def able_modalities(encoder: ClipEncoder, task: TaskName, wanted: Sequence[Modality]) -> tuple[Modality, ...]:
-    """What the encoder can do of a task."""
+    """The modalities of a task that the encoder can encode."""
     able = tuple(modality for modality in wanted if modality in encoder.modalities)
     if task == "pairs" and not (len(able) == 2 and isinstance(encoder, MatchingEncoder)):
         raise TaskError(
@@ -76,31 +77,32 @@ def measure(
     features: Features | None = None,
     progress: Progress = silent,
 ) -> Outcome:
-    """Measure.
+    """Measure an encoder with one protocol on one task.
 
     Parameters
     ----------
     encoder
-        In evaluation mode; it stays as it is.
+        Encoder in evaluation mode; it is not modified.
     data
-        Made by `labelled_task`, `pairs_task` or `official_task`.
+        Data from `labelled_task`, `pairs_task` or `official_task`.
     protocol
-        One that suits the task.
+        A protocol that suits the task.
     windows, epochs
-        Instead of the recipe's own.
+        Override the recipe's numbers.
     seed
-        Of fine-tuning.
+        Seed of fine-tuning.
     workers, cache
         See `embed`.
     features
-        What another protocol on the same encoder and data was measured on; nothing is embedded again.
+        Features of the same encoder and data from another protocol. They are reused if their number of windows is the
+        same.
     progress
         Called with (what, done, total).
 
     Raises
     ------
     TaskError
-        The encoder cannot do the task, or hardly any file decodes.
+        The encoder does not support the task, or too few files decode.
     """
     modalities = able_modalities(encoder, data.task, data.modalities)
     windows = windows or windows_of(protocol, data.task)
@@ -149,7 +151,7 @@ def _paired(features: Features, data: TaskData) -> list[Result]:
 def _probed(
     features: Features, data: TaskData, protocol: ProtocolName, progress: Progress
 ) -> tuple[list[Result], dict[str, str]]:
-    """A probe on every modality that the files have, and on both together where the encoder has both."""
+    """Probe every modality that the files have, and both together if the encoder has both."""
     sides: dict[str, NDArray[np.float32]] = dict(features.by_modality)  # type: ignore[arg-type]
     if len(sides) == 2:
         sides["both"] = np.concatenate([sides["video"], sides["audio"]], axis=2)
@@ -193,7 +195,7 @@ def _result(
     windows: int,
     departures: tuple[str, ...] = (),
 ) -> Result:
-    """One metric over the splits, as the card holds it; the untrained encoder's value is for the caller to add."""
+    """One metric over the splits, as in the card. The caller adds the untrained encoder's value."""
     summary = summarised(metrics, groups)
     return Result(
         task=data.task,
@@ -215,7 +217,7 @@ def _result(
 
 
 def _splits_of(modality: str, data: TaskData, usable: Collection[int]) -> tuple[list[Split], str]:
-    """The splits with only such files as have that modality; with a reason instead where it cannot be measured."""
+    """The splits, restricted to files with that modality; or no splits and a reason, if it cannot be measured."""
     columns = {
         "video": [width > 0 for width in data.manifest.column("width")],
         "audio": data.manifest.column("has_audio"),

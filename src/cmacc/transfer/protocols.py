@@ -1,8 +1,8 @@
-"""Protocols of the field on frozen features: features and labels in, metrics out.
+"""Standard evaluation protocols on frozen features: features and labels in, metrics out.
 
-Nothing here knows of files or encoders. Every protocol is a pure function without settings: what it does is fixed
-(`cmacc.transfer.recipes`), and its randomness (inner folds, solver) has fixed seeds: the same features give the same
-numbers.
+This module is independent of files and encoders. Every protocol is a pure function without settings: its recipe is
+fixed (`cmacc.transfer.recipes`), and its randomness (inner folds, solver) has fixed seeds. The same features give the
+same numbers.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cmacc.transfer.metrics import Metric, ProtocolError
 
 _SEED = 0
-_LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest regularisation first: ties go to it
+_LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest regularisation first: it wins ties
 _LINEAR_C_UNTESTED = 0.01
 _LINEAR_ITERATIONS = 1000
 _SMALL_PRODUCT = 5e7  # multiplications
@@ -27,27 +27,27 @@ _KNN_NEIGHBOURS = 20
 _KNN_TEMPERATURE = 0.07
 _CLASS_RECALLS = (1, 5, 10, 20, 50)
 _PAIR_RECALLS = (1, 5, 10)
-_QUERIES_AT_ONCE = 1024  # bounds the memory of cosines: 80 MB for 10,000 training files
+_QUERIES_AT_ONCE = 1024  # limits the memory for cosines: 80 MB for 10,000 training files
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """One side, training or test, of one split.
+    """The training or test rows of one split.
 
     Attributes
     ----------
     features
-        Shape (n, windows, width), n, windows and width at least 1, finite.
+        Shape (n, windows, width), all at least 1; finite.
     labels
         Shape (n,): class index, from 0.
     groups
-        Shape (n,): rows of equal group (cut from one scene or recording) are never parted in inner validation; a
-        number of its own for each row where nothing is known.
+        Shape (n,): inner validation never separates rows of one group (cut from one scene or recording). If groups are
+        unknown, each row has its own number.
 
     Raises
     ------
     ProtocolError
-        If any of it is not as said here.
+        If the shapes or values are not as described above.
     """
 
     features: NDArray[np.float32]
@@ -68,8 +68,8 @@ class Rows:
 def linear(train: Rows, test: Rows) -> list[Metric]:
     """Accuracy of a multinomial logistic regression on features averaged over windows.
 
-    Features are standardised by the training rows. The regularisation strength C comes from `chosen_c`, which
-    never sees ``test``.
+    Features are standardised with statistics of the training rows. `chosen_c` selects the regularisation strength C
+    without access to ``test``.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def linear(train: Rows, test: Rows) -> list[Metric]:
     References
     ----------
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision": L-BFGS, at most 1,000
-    iterations, C by a sweep on validation data.
+    iterations, C selected by a sweep on validation data.
     """
     _check_sides(train, test)
     (predicted,) = _logistic(averaged(train.features), train.labels, averaged(test.features), [chosen_c(train)])
@@ -87,11 +87,11 @@ def linear(train: Rows, test: Rows) -> list[Metric]:
 
 
 def chosen_c(train: Rows) -> float:
-    """C of `linear`: out of 1e-4, 1e-3, ..., 10, the one with most rows right in cross-validation inside ``train``.
+    """C of `linear`: the best of 1e-4, 1e-3, ..., 10 by number of correct rows in cross-validation within ``train``.
 
-    Three folds (two where three cannot be had) are stratified by class and part no group; each is standardised by its
-    own training part. A tie goes to the smaller C, the stronger regularisation. Where groups or classes are too few
-    for two folds whose training parts hold at least 2 classes, C is 0.01.
+    There are three folds (two if three are not possible), stratified by class and without splitting groups. Each is
+    standardised with its own training part. Ties go to the smaller C, which is the stronger regularisation. If there
+    are too few groups or classes for two folds whose training parts have at least 2 classes, C is 0.01.
     """
     features = averaged(train.features)
     folds = _inner_folds(train)
@@ -107,9 +107,9 @@ def chosen_c(train: Rows) -> float:
 def svm(train: Rows, test: Rows) -> list[Metric]:
     """Accuracy of a one-vs-rest linear SVM (C = 0.01) on windows, decision values averaged over a test file's windows.
 
-    Every window of a training file is an example of its own, standardised by all of them; a file's examples weigh as
-    much as one together, and equal windows of it (it is no longer than a window) are one. Equal averages go to the
-    lower class.
+    Every window of a training file is a separate example, and all examples are standardised together. The examples of
+    a file have a total weight of one. Equal windows of a file (which is no longer than a window) count as one. Ties go
+    to the lower class.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def svm(train: Rows, test: Rows) -> list[Metric]:
     distinct = [np.unique(windows, axis=0) for windows in train.features]
     counts = [len(windows) for windows in distinct]
     examples = np.concatenate(distinct).astype(np.float64)
-    # C weighs errors against the penalty by their sum: with ten windows a file it would otherwise be ten times as weak.
+    # C multiplies the sum of errors: with ten windows per file, regularisation would otherwise be ten times as weak.
     weights = np.repeat([1 / count for count in counts], counts)
     scaler = StandardScaler().fit(examples, sample_weight=weights)
     # The dual solver was 1.6 times (12,800 x 512, 50 classes) to 3.6 times (6,000 x 1,536) as fast as the primal one.
@@ -139,15 +139,15 @@ def svm(train: Rows, test: Rows) -> list[Metric]:
     count, windows_per_file, width = test.features.shape
     windows = scaler.transform(test.features.reshape(-1, width).astype(np.float64))
     scores = model.decision_function(windows).reshape(count, windows_per_file, -1).mean(axis=1)
-    if scores.shape[1] == 1:  # of two classes scikit-learn gives the second's values only
+    if scores.shape[1] == 1:  # for two classes, scikit-learn only returns the values of the second
         scores = np.concatenate([-scores, scores], axis=1)
     return [_accuracy(np.asarray(model.classes_[scores.argmax(axis=1)], np.int64), train.labels, test.labels)]
 
 
 def knn(train: Rows, test: Rows) -> list[Metric]:
-    """Accuracy of the vote of the 20 nearest training rows (all, if fewer) by cosine of window-averaged features.
+    """Accuracy of a vote of the 20 nearest training rows (or all, if fewer) by cosine of window-averaged features.
 
-    A vote weighs exp(cosine / 0.07). Of equally near rows the earlier one is taken; equal votes go to the lower class.
+    A vote has weight exp(cosine / 0.07). Ties in distance go to the earlier row, ties in votes to the lower class.
 
     Raises
     ------
@@ -171,9 +171,9 @@ def knn(train: Rows, test: Rows) -> list[Metric]:
 def class_retrieval(train: Rows, test: Rows) -> list[Metric]:
     """R@1, 5, 10, 20 and 50: share of test rows with a training row of their class among the k nearest.
 
-    By cosine of window-averaged features. An equal cosine of a row of another class counts as ahead, so that a
-    collapsed encoder does not score best. Chance is that of k training rows drawn without replacement, averaged over
-    the queries.
+    Rows are ranked by cosine of window-averaged features. In a tie, a row of another class ranks first, so that a
+    collapsed encoder does not score best. Chance assumes k training rows drawn without replacement, averaged over the
+    queries.
 
     Raises
     ------
@@ -199,9 +199,9 @@ def class_retrieval(train: Rows, test: Rows) -> list[Metric]:
 
 
 def pair_retrieval(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> list[Metric]:
-    """R@1, R@5, R@10 and median rank of finding row i of the gallery by row i of the queries (`ranks`).
+    """R@1, R@5, R@10 and median rank of gallery row i for query row i (`ranks`).
 
-    Chance is that of ranks drawn evenly from 1..n.
+    Chance assumes ranks drawn uniformly from 1..n.
     """
     found = ranks(queries, gallery)
     count = len(found)
@@ -210,20 +210,20 @@ def pair_retrieval(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -
 
 
 def ranks(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Rank, 1 to n, of the right gallery row for every query, by inner product of the rows as they are given.
+    """Rank, 1 to n, of the correct gallery row for every query, by inner product of the unnormalised rows.
 
-    An equal score of another row counts as ahead, so that a collapsed encoder scores worst and not best. Memory grows
-    as n squared (800 MB of scores for 10,000 rows).
+    In a tie, the other row ranks first, so that a collapsed encoder scores worst and not best. Memory is quadratic in n
+    (800 MB of scores for 10,000 rows).
 
     Parameters
     ----------
     queries, gallery
-        Shape (n, width); row i of one belongs to row i of the other. For cosines, make them `unit_rows` first.
+        Shape (n, width); row i of one belongs to row i of the other. For cosines, apply `unit_rows` first.
 
     Raises
     ------
     ProtocolError
-        If the shapes are not alike, or there are NaN or infinities.
+        If the shapes differ, or there are NaN or infinities.
     """
     if queries.ndim != 2 or queries.shape != gallery.shape or 0 in queries.shape:
         shapes = f"{queries.shape} and {gallery.shape}"
@@ -232,7 +232,7 @@ def ranks(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray
     _check_finite("gallery", gallery)
     exact_queries, exact_gallery = queries.astype(np.float64), gallery.astype(np.float64)
     scores = exact_queries @ exact_gallery.T
-    # BLAS may sum the last columns in another order, so copies of a row differ by rounding: they must count as equal.
+    # BLAS may sum the last columns in another order, so scores of identical rows differ by rounding but must tie.
     rounding = 1e-12 * np.linalg.norm(exact_queries, axis=1) * np.linalg.norm(exact_gallery, axis=1).max()
     return np.asarray((scores >= (np.diagonal(scores) - rounding)[:, None]).sum(axis=1), np.int64)
 
@@ -240,21 +240,21 @@ def ranks(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray
 def scores_accuracy(
     scores: NDArray[np.floating[Any]], labels: NDArray[np.int64], train_labels: NDArray[np.int64]
 ) -> list[Metric]:
-    """Accuracy of the highest class score, for fine-tuned networks; equal scores go to the lower class.
+    """Accuracy of the highest class score, for fine-tuned networks; ties go to the lower class.
 
     Parameters
     ----------
     scores
-        Shape (n, classes), finite: of each test item, averaged over its windows and crops.
+        Shape (n, classes), finite: scores of each test item, averaged over its windows and crops.
     labels
-        Shape (n,): the right classes.
+        Shape (n,): the correct classes.
     train_labels
-        Shape (rows,): of the training part, for chance.
+        Shape (rows,): labels of the training part, for chance.
 
     Raises
     ------
     ProtocolError
-        If shapes do not fit, scores are not finite, or a label has no column or no training row.
+        If shapes do not match, scores are not finite, or a label has no column or no training row.
     """
     if scores.ndim != 2 or 0 in scores.shape:
         raise ProtocolError(f"scores: must have shape (n, classes), neither of them 0, got {scores.shape}")
@@ -277,7 +277,7 @@ def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows made of length one, shape (n, width); a row of zeros stays so."""
+    """Normalise rows to unit length, shape (n, width); rows of zeros stay zero."""
     return _unit(rows).astype(np.float32)
 
 
@@ -318,7 +318,7 @@ def _check_sides(train: Rows, test: Rows) -> None:
 
 
 def _inner_folds(train: Rows) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Row numbers of the training and held-out part of each fold; empty where no inner validation is possible."""
+    """Row numbers of the training and held-out part of each fold; empty if inner validation is not possible."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     for count in (3, 2):
@@ -326,7 +326,7 @@ def _inner_folds(train: Rows) -> list[tuple[NDArray[np.int64], NDArray[np.int64]
             continue
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=_SEED)
         with warnings.catch_warnings():
-            # It warns of classes with fewer rows than folds: held out, such rows are wrong for every C alike.
+            # It warns about classes with fewer rows than folds. Their held-out rows are wrong for every C alike.
             warnings.simplefilter("ignore", UserWarning)
             folds = list(splitter.split(train.labels, train.labels, train.groups))
         if all(len(held_out) and len(np.unique(train.labels[fitted])) > 1 for fitted, held_out in folds):
@@ -337,7 +337,7 @@ def _inner_folds(train: Rows) -> list[tuple[NDArray[np.int64], NDArray[np.int64]
 def _logistic(
     train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32], cs: Sequence[float]
 ) -> list[NDArray[np.int64]]:
-    """Classes that logistic regressions of each C give ``test``; (n, width) features, standardised here."""
+    """Classes of ``test`` predicted by logistic regression with each C; standardises the (n, width) features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
@@ -345,11 +345,11 @@ def _logistic(
     scaler = StandardScaler().fit(train.astype(np.float64))
     fitted, asked = scaler.transform(train.astype(np.float64)), scaler.transform(test.astype(np.float64))
     if len(fitted) < fitted.shape[1]:
-        # The solution lies in the span of the training rows, and an L2 penalty knows no direction: rotated
-        # into that span it is the same, and 400 rows of width 1,536 are fitted about four times as fast.
+        # The solution lies in the span of the training rows, and the L2 penalty is invariant under rotation. So a
+        # rotation into that span gives the same solution; 400 rows of width 1,536 are fitted about four times as fast.
         basis = np.linalg.qr(fitted.T)[0]
         fitted, asked = fitted @ basis, asked @ basis
-    # L-BFGS makes hundreds of products of this size. Where they are small, waking BLAS threads for each costs more than
+    # L-BFGS computes hundreds of products of this size. If they are small, waking BLAS threads for each costs more than
     # the product: 7 times as long for 480 rows and 8 classes on two busy cores.
     small = fitted.size * len(np.unique(labels)) < _SMALL_PRODUCT
     with _convergence_ignored(), threadpool_limits(1 if small else None):
@@ -359,7 +359,7 @@ def _logistic(
 
 @contextmanager
 def _convergence_ignored() -> Iterator[None]:
-    """Without the warning that iterations ran out: a weakly regularised fit is right on separable rows long before."""
+    """Ignore convergence warnings: on separable rows, a weakly regularised fit is correct long before it converges."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
@@ -367,9 +367,9 @@ def _convergence_ignored() -> Iterator[None]:
 
 
 def _cosines(test: Rows, train: Rows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Blocks of test row numbers (b,) and their cosines with every training row (b, n), of window-averaged features.
+    """Blocks of test row numbers (b,) and their cosines with all training rows (b, n), from window-averaged features.
 
-    Rounded to 12 decimals, so that copies of a row tie in whichever order BLAS sums.
+    Cosines are rounded to 12 decimals, so that identical rows tie in whichever order BLAS sums.
     """
     queries, gallery = _unit(averaged(test.features)), _unit(averaged(train.features))
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
@@ -378,14 +378,14 @@ def _cosines(test: Rows, train: Rows) -> Iterator[tuple[NDArray[np.int64], NDArr
 
 
 def _drawn_by_chance(members: NDArray[np.int64], total: int, k: int) -> float:
-    """Mean over queries of the chance that k of ``total`` rows, drawn without replacement, hold one of ``members``."""
+    """Mean probability over queries that k of ``total`` rows, drawn without replacement, include one of ``members``."""
     drawn = np.arange(min(k, total))
     missed = np.maximum(total - members[:, None] - drawn, 0) / (total - drawn)
     return float(1 - missed.prod(axis=1).mean())
 
 
 def _accuracy(predicted: NDArray[np.int64], train_labels: NDArray[np.int64], test_labels: NDArray[np.int64]) -> Metric:
-    """Chance is the accuracy of always naming the most frequent training class."""
+    """Accuracy of predictions; chance is the accuracy of always predicting the most frequent training class."""
     most_frequent = np.bincount(train_labels).argmax()
     right = (predicted == test_labels).astype(np.float64)
     return Metric("accuracy", right, float((test_labels == most_frequent).mean()))

@@ -1,4 +1,4 @@
-"""The page of a scan: what the files are like, what is wrong with which, and which were skipped."""
+"""The HTML page of a scan: properties of the files, findings, and skipped files."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,33 +8,33 @@ from cmacc.clips.catalog.listing import other_files
 from cmacc.viewer.figures import histogram_panel
 from cmacc.viewer.page import Figure, check_out, counted, duration, render, write_page
 
-# A page must open on a phone: what comes beyond these is counted only.
+# Limits that keep the page small enough for a phone; the rest is only counted.
 _MOST_THUMBNAILS, _MOST_ROWS, _MOST_MISSING = 200, 500, 100
 
 
 def write_scan_page(result: ScanResult, out: Path, *, overwrite: bool = False) -> Path:
-    """Write the page of a scan. The same files give the same page, byte for byte.
+    """Write the page of a scan. The output is deterministic.
 
     Parameters
     ----------
     result
-        What `scan` gave.
+        Result of `scan`.
     out
-        The page.
+        Path of the page.
     overwrite
-        Whether a file that is there may be replaced.
+        Whether an existing file may be replaced.
 
     Raises
     ------
     ReportError
-        ``out`` is a folder, or there already.
+        ``out`` is a folder, or already exists.
     """
     check_out("scan", out, overwrite)
     return write_page(out, render_scan_page(result))
 
 
 def render_scan_page(result: ScanResult) -> str:
-    """The page as text."""
+    """Render the page as a string."""
     records = list(result.manifest.records)
     return render(
         "scan.html.j2",
@@ -56,7 +56,7 @@ def _tiles(result: ScanResult) -> list[tuple[str, str, str]]:
     bytes_ = sum(examination.size_bytes for examination in result.examinations.values())
     shown = [
         (f"{len(result.manifest):,}", "samples", counted(len(result.manifest.classes()), "class", "classes")),
-        (duration(seconds), "of video and sound", f"{bytes_ / 1e9:,.2f} GB with the skipped files"),
+        (duration(seconds), "of video and audio", f"{bytes_ / 1e9:,.2f} GB including skipped files"),
         (f"{len(result.skipped):,}", "files skipped", "see below for the reasons"),
     ]
     if result.listing.listed_count:
@@ -66,7 +66,7 @@ def _tiles(result: ScanResult) -> list[tuple[str, str, str]]:
 
 
 def _findings(result: ScanResult) -> list[tuple[str, int, str, list[tuple[Path, str]]]]:
-    """Of every kind of finding: name, how many files have it, what it means, and which (file, detail)."""
+    """For every kind of finding: name, number of files, meaning, and list of (file, detail)."""
     root_of = {file.path: file.root for file in result.listing.files}
     counts = Counter(name for e in result.examinations.values() for name in {f.name for f in e.findings})
     details: dict[str, list[tuple[Path, str]]] = {name: [] for name in FINDINGS}
@@ -96,7 +96,7 @@ def _histograms(result: ScanResult) -> list[Figure]:
 
 
 def _skipped(result: ScanResult) -> list[tuple[Path, str, str]]:
-    """File, reason and thumbnail (JPEG in base64, or empty)."""
+    """File, reason and thumbnail (base64 JPEG, or empty) of every skipped file."""
     root_of = {file.path: file.root for file in result.listing.files}
     return [
         (

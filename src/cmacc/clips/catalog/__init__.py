@@ -1,1 +1,1 @@
-"""Folders to manifests: listing, layouts, examination, scan."""
+"""Create manifests from folders: listing, layouts of data sets, examination, scan."""

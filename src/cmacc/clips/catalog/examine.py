@@ -1,16 +1,16 @@
-"""Examine one file: what it holds, what is wrong with it, and what it looks and sounds like.
+"""Examine one file: its properties, its problems, and its perceptual fingerprints.
 
-Three passes, each cheaper than the next: the bytes (hash), the packets (all of them, not decoded: time stamps, ends,
-damage that the container notices), and a few windows, decoded strictly, so that a picture that FFmpeg would patch up in
-silence counts as damaged. Between the windows damage is not seen.
+There are three passes, each cheaper than the next: the bytes (hash), all packets without decoding (time stamps, ends,
+damage that the container detects), and a few windows. These are decoded strictly, so that a frame that FFmpeg would
+silently conceal counts as damaged. Damage between the windows is not detected.
 
-An undamaged file is opened twice: for its hash, and by FFmpeg for all the rest, which takes 0.61 of the time of six
-openings (200 clips of GRID, benchmarks/scanning.py). If the strict decoder refuses anything, each part is read again by
-itself from a newly opened file.
+An undamaged file is opened twice: once for its hash, and once by FFmpeg for the rest. This takes 0.61 of the time of
+six openings (200 clips of GRID, benchmarks/scanning.py). If the strict decoder fails, each part is read again from a
+newly opened file.
 
-Trap: AAC fills high bands with noise from its decoder's running random numbers, so the sound of a window depends a
-little on what was decoded before it. The order is always the same, and so are the results; another order moves up to 4
-of a print's 192 bits.
+Trap: AAC decoders fill high bands with pseudo-random noise, so the audio of a window depends slightly on what was
+decoded before. The order is fixed, and so are the results; another order changes up to 4 of the 192 bits of a
+fingerprint.
 """
 
 import base64
@@ -44,36 +44,36 @@ from cmacc.clips.media.decoding import MediaInfo, OpenFile, read_info
 from cmacc.clips.media.sound import mono
 from cmacc.clips.windows import spread_starts
 
-# Raised when an examination of the same bytes would come to something else: what was noted before then counts no more.
+# Increase it when the examination of the same bytes would give other results. This invalidates older journal entries.
 VERSION = 3
-# What a finding is called, and what it says of a file.
+# Names of findings and their meanings.
 FINDINGS = {
-    "unreadable": "cannot be opened, or nothing in it decodes",
-    "corrupt": "part of it is damaged or missing",
-    "too_short": "shorter than asked for",
-    "no_audio": "no sound",
-    "no_picture": "no picture",
-    "silent": "its sound is silence",
-    "black": "its picture is black",
-    "still": "its picture never changes",
-    "variable_frame_rate": "frames do not follow in equal steps",
-    "offset": "sound and picture begin at different times",
-    "audio_shorter": "the sound ends before the picture",
-    "duplicate": "the same bytes as another file",
+    "unreadable": "cannot be opened, or nothing in it can be decoded",
+    "corrupt": "part of the file is damaged or missing",
+    "too_short": "shorter than the minimum length",
+    "no_audio": "no audio",
+    "no_picture": "no video",
+    "silent": "audio is silent",
+    "black": "video is black",
+    "still": "video does not change",
+    "variable_frame_rate": "intervals between frames are not constant",
+    "offset": "audio and video start at different times",
+    "audio_shorter": "audio ends before video",
+    "duplicate": "same bytes as another file",
     "near_duplicate": "looks and sounds like another file",
 }
 _WINDOWS = 3
 _SPEC = ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=72, frame_width=96, audio_seconds=1.0)
 _SILENT_DBFS = -60.0
-_BLACK_LEVEL = 20.0  # of 255; limited-range black, noise and all
-_STILL_LEVELS = 2.0  # of fields of 8 x 8 pixels; the flicker of an encoded still picture averages out to less
+_BLACK_LEVEL = 20.0  # of 255; allows for limited-range black and noise
+_STILL_LEVELS = 2.0  # of means over 8 x 8 pixels; compression noise of a still picture averages out to less
 _OFFSET_SECONDS = 0.1
 _MISSING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth knowing of a file: a name of `FINDINGS`, and the particulars in words."""
+    """A finding about a file: a name in `FINDINGS`, and a description of the details."""
 
     name: str
     detail: str
@@ -81,22 +81,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found out about a file.
+    """Result of the examination of a file.
 
     Attributes
     ----------
     content_hash, size_bytes
-        SHA-256 in hex, and length, of the file.
+        SHA-256 of the file, in hex, and its size.
     info
-        What it holds; None if it is unreadable.
+        Properties of the file; None if it is unreadable.
     findings
-        What is wrong or odd.
+        Problems and peculiarities.
     loudness_dbfs
-        Root mean square of the windows' sound against full scale; None without sound.
+        Root mean square of the audio of the windows, relative to full scale; None without audio.
     picture_print, sound_print
-        Fingerprints, in hex; None without a picture or sound that has features.
+        Fingerprints, in hex; None without video or audio, or if a window is featureless.
     thumbnail
-        A small JPEG of the middle, in base64; None without a picture.
+        A small JPEG of a frame from the middle, in base64; None without video.
     """
 
     content_hash: str
@@ -113,12 +113,12 @@ class Examination:
         return any(finding.name == name for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """As what JSON knows."""
+        """Convert to types that JSON supports."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Examination":
-        """From what `to_json` gave."""
+        """Create from the output of `to_json`."""
         info = data["info"]
         return cls(
             **data | {"info": info and MediaInfo(**info), "findings": tuple(Finding(**f) for f in data["findings"])}
@@ -126,17 +126,17 @@ class Examination:
 
 
 def unreadable(reason: str, size_bytes: int = 0) -> Examination:
-    """The examination of a file that could not be examined, and must not be opened again."""
+    """The result for a file that could not be examined; it must not be opened again."""
     return Examination("", size_bytes, None, (Finding("unreadable", reason),))
 
 
 def examine(path: Path) -> dict[str, Any]:
-    """Examine a file; gives `Examination.to_json`, for `guarded` to hand over.
+    """Examine a file; returns `Examination.to_json`, which `guarded` can transfer.
 
     Raises
     ------
     OSError
-        The file cannot be read at all.
+        The file cannot be read.
     """
     digest, size = _hash(path)
     try:
@@ -151,7 +151,7 @@ def examine(path: Path) -> dict[str, Any]:
     picture = np.stack([clip.frames.numpy() for clip in clips]) if info.width else None
     sound = np.stack([clip.waveform.numpy() for clip in clips]) if info.has_audio else None
     findings += _picture_findings(picture) + _sound_findings(path, info, sound)
-    whole = len(clips) == _WINDOWS  # prints of fewer windows could not be compared
+    whole = len(clips) == _WINDOWS  # fingerprints of fewer windows are not comparable
     return Examination(
         content_hash=digest,
         size_bytes=size,
@@ -180,25 +180,25 @@ def _reason(error: MediaError, path: Path) -> str:
 
 @dataclass
 class _Packets:
-    """What the time stamps of all packets tell; seconds on the file's clock, by the stream's index where it matters."""
+    """Facts from the time stamps of all packets, in seconds on the file's clock; dictionaries are by stream index."""
 
     video: int | None
     audio: int | None
-    starts: dict[int, float]  # as the container states them
+    starts: dict[int, float]  # as stated by the container
     stated_frames: int
-    stated_seconds: float | None  # of the picture, where the container states that
-    stated_end: float | None  # of the longest stream, of all that are in the file
+    stated_seconds: float | None  # of the video, if the container states it
+    stated_end: float | None  # of the longest of all streams in the file
     times: dict[int, list[float]]
     ends: dict[int, float]
     damaged: list[float]
-    fault: str | None = None  # why they could not be read to the end
+    fault: str | None = None  # why the packets could not be read to the end
 
 
 _Reading = tuple[MediaInfo, _Packets, list[Clip], list[str]]
 
 
 def _read(path: Path) -> _Reading:
-    """Facts, packets, the windows' clips, and what is wrong with those windows of which there is none.
+    """Properties, packets, the clips of the windows, and the errors of windows that do not decode.
 
     Raises
     ------
@@ -211,11 +211,11 @@ def _read(path: Path) -> _Reading:
 
 
 def _read_at_once(path: Path) -> _Reading:
-    """From one open container; any damage is an error."""
+    """Read everything from one open container; any damage is an error."""
     medium = Medium.file(path)
     with medium.open() as container:
         file = _strict(medium, container)
-        packets = _read_packets(medium, container)  # first: after a seek, some formats do not give all of them
+        packets = _read_packets(medium, container)  # first, because after a seek some formats do not return all of them
         if packets.fault is not None:
             raise MediaError(f"{path}: {packets.fault}")
         container.seek(0)
@@ -224,7 +224,7 @@ def _read_at_once(path: Path) -> _Reading:
 
 
 def _read_in_parts(path: Path) -> _Reading:
-    """From a newly opened container for each part, so that damage to one says nothing of the others."""
+    """Read each part from a newly opened container, so that damage to one does not affect the others."""
     medium = Medium.file(path)
     with medium.open() as container:
         packets = _read_packets(medium, container)
@@ -242,12 +242,12 @@ def _read_in_parts(path: Path) -> _Reading:
 
 
 def _starts(info: MediaInfo) -> list[float]:
-    # A file shorter than a window has one and the same window thrice, so that all fingerprints are equally long.
+    # A file shorter than a window has the same window three times, so that all fingerprints have the same length.
     return spread_starts(info.duration_seconds, _SPEC.length_seconds, _WINDOWS)
 
 
 def _strict(medium: Medium, container: InputContainer) -> OpenFile:
-    """The file, with every error of its decoders raised, instead of patched up."""
+    """The file, with decoders that raise errors instead of concealing them."""
     file = OpenFile([(medium, container)])
     for stream in (*container.streams.video, *container.streams.audio):
         stream.codec_context.options = {**stream.codec_context.options, "err_detect": "explode"}
@@ -271,7 +271,7 @@ def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
     )
     last = 0.0
     try:
-        # Also of other streams, since the longest of all is what reaches the stated end.
+        # Include other streams, since the stated end is that of the longest stream.
         for packet in container.demux([s for s in container.streams if not s.disposition & Disposition.attached_pic]):
             stream, end = packet.stream_index, packet_end_seconds(packet)
             if end is not None:
@@ -286,12 +286,12 @@ def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
     except (av.FFmpegError, ValueError) as error:
         found.fault = f"cannot be read on from {last:.1f} s ({type(error).__name__})"
     if found.damaged == [last] and isinstance(medium.content, Path) and _states_no_length(medium.content):
-        found.damaged.clear()  # FFmpeg takes it for damage that the file ends within one of its packets
+        found.damaged.clear()  # FFmpeg reports damage because the file ends within one of FFmpeg's packets
     return found
 
 
 def _states_no_length(path: Path) -> bool:
-    """Whether it is a WAV or CAF file that was written to a pipe: its header was never completed."""
+    """Whether it is a WAV or CAF file that was written to a pipe, so that its header was never completed."""
     with path.open("rb") as file:
         form = file.read(12)
         if form[:4] == b"RIFF" and form[8:] == b"WAVE":
@@ -321,7 +321,7 @@ def _packet_findings(packets: _Packets, info: MediaInfo) -> list[Finding]:
         until, stated = ends[video] - packets.starts[video], packets.stated_seconds
         if stated is not None and stated - until > _MISSING_SECONDS:
             findings.append(Finding("corrupt", f"the picture ends at {until:.1f} s of the stated {stated:.1f} s"))
-        # Where a container states one length for all streams, a picture shorter than that is whole.
+        # If a container states one length for all streams, video that is shorter than that is not damaged.
         until, end = max(ends.values()), packets.stated_end
         if stated is None and end is not None and end - until > _MISSING_SECONDS:
             findings.append(Finding("corrupt", f"the file ends at {until:.1f} s of the stated {end:.1f} s"))
@@ -373,8 +373,8 @@ def _sound_findings(path: Path, info: MediaInfo, sound: NDArray[np.float32] | No
         return [Finding("no_audio", "the file has none")]
     if _loudness_dbfs(sound) >= _SILENT_DBFS:
         return []
-    # A bark in the middle of padding, as in ESC-50, may lie between the windows: before a file is called silent, all of
-    # it is heard.
+    # A short sound within padding, as in ESC-50, may lie between the windows. So decode all of the audio before calling
+    # a file silent.
     loudest, second, count = -120.0, [np.zeros(0, np.float32)], 0
     try:
         with Medium.file(path).open() as container:
@@ -401,7 +401,7 @@ def _loudness_dbfs(sound: NDArray[np.float32]) -> float:
 
 
 def _print(views: list[bytes | None]) -> str | None:
-    """All views' bits in hex; none if one view has no features."""
+    """The bits of all views in hex; None if one view is featureless."""
     return None if any(view is None for view in views) else b"".join(view or b"" for view in views).hex()
 
 

@@ -1,8 +1,8 @@
-"""Perceptual fingerprints of picture and sound, and the near-duplicates that they find among many files.
+"""Perceptual fingerprints of video and audio, and the search for near-duplicates.
 
-A fingerprint says of each neighbouring pair in a coarse view which one is brighter or louder. Scaling, re-encoding and
-a change of brightness or level leave most of these bits as they are; other content changes half of them. Both look at
-the same places of a file (shares of its length), so a copy that was cut is not found.
+Each bit of a fingerprint says which of two neighbouring values in a coarse view is brighter or louder. Scaling,
+re-encoding and changes of brightness or level preserve most bits; different content changes half of them. Fingerprints
+are taken at fixed relative positions in a file, so copies that were cut are not found.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 BITS_PER_VIEW = 64
-# Two files count as alike where at most this share of the bits differs, in picture and in sound. Of unrelated files'
-# 192 bits half differ, give or take 4 %: neither share is reached by chance among millions.
+# Two files are near-duplicates if at most these shares of the bits differ, in video and in audio. For unrelated files,
+# half of the 192 bits differ, with a deviation of 4 %: even among millions, neither share is reached by chance.
 PICTURE_DIFFERENCE, SOUND_DIFFERENCE = 0.10, 0.22
-_FLAT_LEVELS = 6.0  # grey levels of deviation, below which noise alone decides the bits
+_FLAT_LEVELS = 6.0  # standard deviation in grey levels, below which noise determines the bits
 _BAND_BYTES = 2
-_NEIGHBOURS = 64  # compared within a band's equal values, so that thousands of title cards do not cost their square
+_NEIGHBOURS = 64  # compared among equal values of a band, so that thousands of title cards do not take quadratic time
 
 
 def picture_bits(frame: UInt8[np.ndarray, "height width 3"]) -> bytes | None:
-    """Eight bytes for a frame, a "difference hash": which of two fields abreast is brighter. None for a flat one."""
+    """Difference hash of a frame, eight bytes: which of two horizontal neighbours is brighter. None if it is flat."""
     luma = frame @ np.array([0.299, 0.587, 0.114])
     if luma.std() < _FLAT_LEVELS:
         return None
@@ -30,10 +30,9 @@ def picture_bits(frame: UInt8[np.ndarray, "height width 3"]) -> bytes | None:
 
 
 def sound_bits(waveform: Float[np.ndarray, " samples"], sample_rate_hz: int) -> bytes | None:
-    """Eight bytes for a sound: how the energy between neighbouring bands changes in time; None for silence.
+    """Fingerprint of audio, eight bytes: how energy differences of neighbouring bands change in time. None for silence.
 
-    The form is that of Haitsma and Kalker (A Highly Robust Audio Fingerprinting System, ISMIR 2002), on 9 bands and 9
-    moments.
+    It follows Haitsma and Kalker (A Highly Robust Audio Fingerprinting System, ISMIR 2002), with 9 bands and 9 times.
     """
     if np.sqrt(np.mean(np.square(waveform))) < 1e-3:
         return None
@@ -49,19 +48,19 @@ def sound_bits(waveform: Float[np.ndarray, " samples"], sample_rate_hz: int) -> 
 def near_duplicates(
     pictures: Sequence[bytes | None], sounds: Sequence[bytes | None]
 ) -> list[tuple[int, int, float | None, float | None]]:
-    """Pairs of files that are alike in all that both have: picture, sound, or the two.
+    """Pairs of files that are alike in every modality that both have: video, audio, or both.
 
     Parameters
     ----------
     pictures, sounds
-        For each file the bits of its views, one after the other; None where it has none. All of one kind are equally
-        long.
+        For each file, the concatenated bits of its views; None if there are none. All video fingerprints have the same
+        length, and so have all audio fingerprints.
 
     Returns
     -------
-    list of (first, second, share of picture bits that differ or None, share of sound bits that differ or None)
-        ``first < second``, sorted. A pair is found if at least one run of 16 bits agrees, which all but about one in a
-        hundred pairs near the limits do.
+    list of (first, second, share of differing video bits or None, share of differing audio bits or None)
+        Sorted, with ``first < second``. A pair is found only if at least one aligned group of 16 bits is equal. About
+        one in a hundred pairs near the limits is missed.
     """
     pairs = _candidates(pictures, PICTURE_DIFFERENCE) | _candidates(sounds, SOUND_DIFFERENCE)
     found = []
@@ -75,7 +74,7 @@ def near_duplicates(
 
 
 def _candidates(prints: Sequence[bytes | None], most: float) -> set[tuple[int, int]]:
-    """Pairs of files of whose bits at most that share differs, if at least one band of them is equal."""
+    """Pairs of files with at least one equal band, of whose bits at most the share ``most`` differs."""
     present = [i for i, bits in enumerate(prints) if bits is not None]
     if not present:
         return set()
@@ -90,7 +89,7 @@ def _candidates(prints: Sequence[bytes | None], most: float) -> set[tuple[int, i
             if not equal.any():
                 break
             ones, others = order[:-step][equal], order[step:][equal]
-            # Chance alone makes a hundred million such pairs among a million files: only those alike are kept.
+            # Filter here: a million files have a hundred million such pairs by chance alone.
             alike = np.bitwise_count(rows[ones] ^ rows[others]).sum(1) <= most * 8 * rows.shape[1]
             pairs.update(zip(files[ones[alike]].tolist(), files[others[alike]].tolist(), strict=True))
     return pairs
@@ -104,7 +103,7 @@ def _difference(first: bytes | None, second: bytes | None) -> float | None:
 
 
 def _coarse(picture: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.float64]:
-    """Means over a grid of equal fields; the picture is at least that large."""
+    """Means over a grid of equal fields; the picture must be at least as large as the grid."""
     height, width = picture.shape[0] // rows * rows, picture.shape[1] // columns * columns
     fields = picture[:height, :width].reshape(rows, height // rows, columns, width // columns)
     return np.asarray(fields.mean((1, 3)))

@@ -1,11 +1,11 @@
-"""Named data sets on disk: their official lists, and the ways in which people's files are named and laid out.
+"""Public data sets on disk: their official lists, and common naming and folder conventions of copies.
 
-Each function reads the set's own lists and finds the files for them wherever they lie beneath the folder, in class
-folders or flat, under any ending, since most copies have been converted. Files that a list does not name are no part of
-its protocol: they are skipped, and only counted. Nothing is downloaded and no media file is opened.
+Each function reads the official lists of a data set and finds their files anywhere under the folder, in class folders
+or flat, with any file extension, since most copies have been converted. Files that a list does not name are not part of
+the protocol; they are skipped and counted. Nothing is downloaded and no media file is opened.
 
-A list of YouTube segments is read along with the folder: a file's name says whether it holds the whole video, and then
-the list's times count, or the segment already cut, which has no times:
+For lists of YouTube segments, the file name determines whether a file is the whole video, to which the times of the
+list apply, or the cut segment, which needs no times:
 
     whole video   |-------------[========]---------|   {id}.mp4               start_seconds, end_seconds of the list
     cut segment                 [========]             {id}_000030_000040.mp4  0, None
@@ -33,8 +33,8 @@ from cmacc.clips.catalog.listing import (
     require_media,
 )
 
-# An id has exactly 11 characters, among them the '-' and '_' that also part a name's pieces; so it is counted, never
-# split off. 'Y' before it is the habit of tools whose own options would read an id like "-0RWZT-miFs" as an option.
+# An id has exactly 11 characters, which may include the separators '-' and '_', so it is matched by length. Some tools
+# add a prefix 'Y', because an id such as "-0RWZT-miFs" would be parsed as a command-line option.
 _SEGMENT_NAME = re.compile(r"Y?([A-Za-z0-9_-]{11})(?:_(\d+(?:\.\d+)?))?(?:_(\d+(?:\.\d+)?))?", re.ASCII)
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}", re.ASCII)
 _KINETICS_SPLITS = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
@@ -43,25 +43,25 @@ _VGGSOUND_SECONDS = 10.0
 
 
 def list_kinetics(root: Path | str, csv: Path | str, *, ids_are_cut: bool = False) -> Listing:
-    """Kinetics-400, -600 or -700 by one of its official CSV files.
+    """List Kinetics-400, -600 or -700 from one of the official CSV files.
 
-    Files are named ``{id}_{start:06d}_{end:06d}`` (cut; as the set's download scripts do, and the official class
-    folders that torchvision's `Kinetics` reads) or ``{id}`` (the whole video). The split ``validate`` of the later
-    releases is given as ``val``; the group is the video's id.
+    Files are named ``{id}_{start:06d}_{end:06d}`` (cut segment; as in the official download scripts, and in the class
+    folders that torchvision's `Kinetics` reads) or ``{id}`` (whole video). The split ``validate`` of later releases
+    becomes ``val``. The group is the video id.
 
     Parameters
     ----------
     root
         Folder of the files.
     csv
-        Columns youtube_id, time_start, time_end in seconds; optionally label and split. Others are not read.
+        Columns youtube_id, time_start, time_end in seconds; optionally label and split. Other columns are ignored.
     ids_are_cut
-        Whether a file named by the id alone is the segment already cut, not the whole video.
+        Whether a file named by the id only is the cut segment, not the whole video.
 
     Raises
     ------
     ListingError
-        The folder holds no media file; the CSV is missing, lacks a column or has a bad row; a file's name fits two
+        The folder has no media file; the CSV is missing, lacks a column or has an invalid row; a file name matches two
         segments of its video.
     """
     owner = "list_kinetics"
@@ -82,30 +82,30 @@ def list_kinetics(root: Path | str, csv: Path | str, *, ids_are_cut: bool = Fals
 def list_audioset(
     root: Path | str, csv: Path | str, indices: Path | str | None = None, *, ids_are_cut: bool = False
 ) -> Listing:
-    """AudioSet by one of its segment lists, such as ``balanced_train_segments.csv``.
+    """List AudioSet from one of the segment lists, such as ``balanced_train_segments.csv``.
 
-    A segment has several labels; they are joined by ``";"``, since display names hold commas. Files are named ``{id}``
-    (the whole video), ``{id}_{start}`` or ``{id}_{start}_{end}``, with times in milliseconds or seconds
-    (``--PJHxphWEs_30.000_40.000.flac``), each also with a ``Y`` before the id. The list does not say of which split it
-    is, so ``split`` is None; the group is the video's id.
+    A segment has several labels; they are joined by ``";"``, since display names contain commas. Files are named
+    ``{id}`` (whole video), ``{id}_{start}`` or ``{id}_{start}_{end}``, with times in milliseconds or seconds
+    (``--PJHxphWEs_30.000_40.000.flac``), each optionally with the prefix ``Y``. The list does not state its split, so
+    ``split`` is None. The group is the video id.
 
     Parameters
     ----------
     root
         Folder of the files.
     csv
-        The list of the page "AudioSet: Download": comments that begin with ``#``, then
+        A list from the page "AudioSet: Download": comments that begin with ``#``, then
         ``YTID, start_seconds, end_seconds, "mid,mid"``.
     indices
-        ``class_labels_indices.csv`` of the same page (index, mid, display_name); without it labels are the mids.
+        ``class_labels_indices.csv`` from the same page (index, mid, display_name); without it, labels are the mids.
     ids_are_cut
-        Whether a file named by the id alone is the segment already cut, not the whole video. So are the ``Y{id}.wav``
-        of some collections: their name does not tell.
+        Whether a file named by the id only is the cut segment, not the whole video. In some collections the files
+        ``Y{id}.wav`` are cut; the name does not show it.
 
     Raises
     ------
     ListingError
-        The folder holds no media file; a list is missing, lacks a column or has a bad row.
+        The folder has no media file; a list is missing, lacks a column or has an invalid row.
     """
     owner = "list_audioset"
     names: dict[str, str] | None = None
@@ -130,25 +130,25 @@ def list_audioset(
 
 
 def list_vggsound(root: Path | str, csv: Path | str, *, ids_are_cut: bool = False) -> Listing:
-    """VGGSound by its ``vggsound.csv``.
+    """List VGGSound from ``vggsound.csv``.
 
     Every segment lasts 10 s. Files are named ``{id}_{start:06d}``, ``{id}_{start}``, ``{id}_{start ms}_{end ms}``
-    (cut) or ``{id}`` (the whole video). The group is the video's id.
+    (cut segment) or ``{id}`` (whole video). The group is the video id.
 
     Parameters
     ----------
     root
         Folder of the files.
     csv
-        Without a header, as the page "VGGSound: A Large-scale Audio-Visual Dataset" describes it: YouTube id, start
-        seconds, label, train/test.
+        CSV file without a header, as described on the page "VGGSound: A Large-scale Audio-Visual Dataset": YouTube id,
+        start seconds, label, train/test.
     ids_are_cut
-        Whether a file named by the id alone is the segment already cut, not the whole video.
+        Whether a file named by the id only is the cut segment, not the whole video.
 
     Raises
     ------
     ListingError
-        The folder holds no media file; the CSV is missing or has a bad row.
+        The folder has no media file; the CSV is missing or has an invalid row.
     """
     owner = "list_vggsound"
 
@@ -166,10 +166,10 @@ def list_vggsound(root: Path | str, csv: Path | str, *, ids_are_cut: bool = Fals
 
 
 def list_ucf101(root: Path | str, lists: Path | str, split: int) -> Listing:
-    """UCF101 by one of its three official splits for action recognition.
+    """List UCF101 with one of the three official splits for action recognition.
 
-    Files are matched by name without the ending (``v_BabyCrawling_g01_c01``). The 25 groups of a class were cut from
-    one film each, so that ``group`` is class and group, ``BabyCrawling_g01``.
+    Files are matched by name without extension (``v_BabyCrawling_g01_c01``). Each of the 25 groups of a class was cut
+    from one film, so ``group`` is class and group, ``BabyCrawling_g01``.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def list_ucf101(root: Path | str, lists: Path | str, split: int) -> Listing:
     Raises
     ------
     ListingError
-        The split is unknown; the folder holds no media file; a list is missing or has a bad row.
+        The split is unknown; the folder has no media file; a list is missing or has an invalid row.
     """
     owner = "list_ucf101"
     _require_choice(owner, "split", split, (1, 2, 3))
@@ -218,10 +218,10 @@ def list_ucf101(root: Path | str, lists: Path | str, split: int) -> Listing:
 
 
 def list_hmdb51(root: Path | str, lists: Path | str, split: int) -> Listing:
-    """HMDB51 by one of its three official splits, 70 train and 30 test clips a class.
+    """List HMDB51 with one of the three official splits, with 70 train and 30 test clips per class.
 
-    Files are matched by name without the ending. Clips that a split does not use have the split ``unused``. The lists
-    do not say which clips come from one film, so that ``group`` is None.
+    Files are matched by name without extension. Clips that a split does not use have the split ``unused``. The lists do
+    not state which clips come from one film, so ``group`` is None.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def list_hmdb51(root: Path | str, lists: Path | str, split: int) -> Listing:
     Raises
     ------
     ListingError
-        The split is unknown; the folder holds no media file; the lists are missing or have a bad row.
+        The split is unknown; the folder has no media file; the lists are missing or have an invalid row.
     """
     owner = "list_hmdb51"
     _require_choice(owner, "split", split, (1, 2, 3))
@@ -258,11 +258,11 @@ def list_hmdb51(root: Path | str, lists: Path | str, split: int) -> Listing:
 
 
 def list_esc50(root: Path | str, meta_csv: Path | str, fold: int, only_esc10: bool = False) -> Listing:
-    """ESC-50, or ESC-10 within it, with one of the five official folds held out.
+    """List ESC-50, or its subset ESC-10, with one of the five official folds held out.
 
-    Files are matched by name without the ending. The group is the recording that a clip was cut from, ``src_file``.
-    The official folds keep recordings together but for four, whose clips of two classes lie in two folds (131943 and
-    134049 in 2 and 3, 209698 and 234879 in 4 and 5); within ESC-10 there is no exception.
+    Files are matched by name without extension. The group is the recording that a clip was cut from, ``src_file``. The
+    official folds keep recordings together except for four, whose clips of two classes are in two folds (131943 and
+    134049 in 2 and 3, 209698 and 234879 in 4 and 5). ESC-10 has no exceptions.
 
     Parameters
     ----------
@@ -271,14 +271,14 @@ def list_esc50(root: Path | str, meta_csv: Path | str, fold: int, only_esc10: bo
     meta_csv
         ``meta/esc50.csv``: filename, fold, target, category, esc10, src_file, take.
     fold
-        1 to 5: the fold that is ``test``; the others are ``train``.
+        1 to 5: the fold with split ``test``; the others have split ``train``.
     only_esc10
-        Skip the other 40 classes; their files then count as unmatched.
+        Whether to skip the other 40 classes; their files then count as unmatched.
 
     Raises
     ------
     ListingError
-        The fold is unknown; the folder holds no media file; the CSV is missing, lacks a column or has a bad row.
+        The fold is unknown; the folder has no media file; the CSV is missing, lacks a column or has an invalid row.
     """
     owner = "list_esc50"
     _require_choice(owner, "fold", fold, (1, 2, 3, 4, 5))
@@ -303,9 +303,9 @@ class _Row(NamedTuple):
     """A row of an official list."""
 
     key: str
-    """The part of a file's name that finds the row: its stem or its id."""
+    """The part of the file name that identifies the row: its stem or id."""
     name: str
-    """What the list itself calls it."""
+    """Name in the list."""
     label: str | None
     split: str | None
     group: str | None
@@ -315,7 +315,7 @@ class _Row(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """How well a file's name fits a row (lower is better), and whether the row is a segment of it."""
+    """How well a file name matches a row (lower is better), and whether the file is the whole video."""
 
     rank: int
     is_whole: bool
@@ -344,10 +344,10 @@ def _list_segments(owner: str, root: Path | str, rows: Iterable[_Row], ids_are_c
 
 
 def _times_agree(times: list[str], row: _Row) -> bool:
-    """Whether the times in a name are the row's, both in seconds or both in milliseconds.
+    """Whether the times in a name match the row, all in seconds or all in milliseconds.
 
-    Whole numbers may have been rounded either way. Read in the wrong unit, no time but 0 agrees: 30 s as milliseconds
-    is 30000 s, longer than any video.
+    Integers may have been rounded up or down. In the wrong unit, no time except 0 matches: 30000 for 30 s would be
+    longer than any video.
     """
     for scale in (1, 1000):
         pairs = zip(times, (row.start_seconds, row.end_seconds or 0.0), strict=False)
@@ -363,21 +363,21 @@ def _match(
     key_of: Callable[[str], str | None],
     fit: Callable[[_Row, FoundFile], _Fit | None],
 ) -> Listing:
-    """Give each row of a list its file.
+    """Find the file of each row of a list.
 
-    The files are held by key and the rows pass by one at a time: the longest list, AudioSet's, has two million.
+    Files are indexed by key and rows are processed one at a time, since the longest list, AudioSet's, has two million.
 
     Parameters
     ----------
     key_of
-        A file's stem -> its rows' key, None where the name cannot be of this set.
+        Function from the stem of a file to the key of its rows, or None if the name cannot belong to this data set.
     fit
-        How a file of a row's key fits it, None for not at all.
+        How well a file with the key of a row matches it, or None for no match.
     """
     media = find_media(owner, root)
     require_media(owner, [media])
     by_key: dict[str, list[FoundFile]] = {}
-    # Of several that fit, a file rather than a link to it, and a video rather than the audio extracted from it.
+    # Among several matches, prefer a file to a link to it, and a video to the audio extracted from it.
     for file in sorted(media.files, key=lambda f: (f.is_link, os.path.splitext(f.name)[1].lower() in AUDIO_SUFFIXES)):
         key = key_of(normal(os.path.splitext(file.name)[0]))
         if key is not None:
@@ -420,7 +420,7 @@ def _match(
                     f"{row.where}: {row.name} must have label and split of {_short(other.where)}, "
                     f"{other.label!r} and {other.split!r}, got {row.label!r} and {row.split!r}"
                 )
-            listed_count -= 1  # the same row again
+            listed_count -= 1  # a repeated row
             continue
         taken[place] = row
         files.append(ListedFile(media.path(file), media.root, row.label, row.split, row.group, *place[1:]))
@@ -442,7 +442,7 @@ def _same_sample(one: _Row, other: _Row) -> bool:
 
 
 def _short(where: str) -> str:
-    return where.partition(": ")[2]  # without the owner, which the message begins with
+    return where.partition(": ")[2]  # without the owner, which the message starts with
 
 
 def _require_choice(owner: str, what: str, value: int, choices: tuple[int, ...]) -> None:
@@ -457,7 +457,7 @@ def _require_list(owner: str, path: Path) -> None:
 
 
 def _text_lines(owner: str, path: Path) -> Iterator[tuple[str, str]]:
-    """``("owner: file, line 3", line)`` without the blanks and CRs at the lines' ends; empty lines are skipped."""
+    """``("owner: file, line 3", line)``, stripped of white space; empty lines are skipped."""
     _require_list(owner, path)
     with open_text(f"{owner}: {path}", path) as file:
         for number, line in enumerate(file, start=1):
@@ -468,10 +468,10 @@ def _text_lines(owner: str, path: Path) -> Iterator[tuple[str, str]]:
 def _csv_rows(
     owner: str, path: Path, columns: tuple[str, ...], has_header: bool = True
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """``("owner: file, line 3", cells by column)``; without a header, ``columns`` name the cells in their order."""
+    """``("owner: file, line 3", cells by column)``; without a header, ``columns`` name the cells, in order."""
     _require_list(owner, path)
     with open_text(f"{owner}: {path}", path) as file:
-        # Blanks after commas would be part of a value and hide its quotes.
+        # Otherwise spaces after commas would be part of a value and hide its quotes.
         reader = csv_reader.reader(file, skipinitialspace=True)
         names: list[str] = []
         if has_header:

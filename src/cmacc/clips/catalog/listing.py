@@ -1,8 +1,8 @@
-"""From folders and a table of labels to a list of files, before any of them is opened.
+"""List media files from folders and a table of labels, without opening them.
 
-The stage before `probe`: it reads folders and tables, opens no media file and fetches nothing. What is listed lies in
-the folders that were named: paths and links that lead out of them are skipped and named, so that a table from elsewhere
-cannot point a scan at other files of the machine. Named data sets stand in `cmacc.clips.catalog.layouts`.
+This stage precedes `probe`: it reads folders and tables, but no media files, and downloads nothing. All listed files
+are in the given folders. Paths and links that lead out of them are skipped and reported, so that a table from elsewhere
+cannot point a scan at other files of the machine. For public data sets, see `cmacc.clips.catalog.layouts`.
 """
 
 import csv
@@ -30,28 +30,28 @@ AUDIO_SUFFIXES = frozenset(
     )
 )  # fmt: skip
 _MEDIA_SUFFIXES = VIDEO_SUFFIXES | AUDIO_SUFFIXES
-_MOST_ENDINGS = 10  # named; the rest is counted
+_MOST_ENDINGS = 10  # listed; the rest is only counted
 _PATH_COLUMNS = ("path", "file", "filename", "video")
 
 
 class ListingError(ValueError):
-    """A listing that cannot be made as asked: no files, or a table or list that does not fit."""
+    """A listing is not possible: there are no files, or a table or list is invalid."""
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file, or a segment of a longer one, and what is said of it.
+    """A file, or a segment of a longer one, with its label, split and group.
 
     Attributes
     ----------
     path
-        The file, absolute.
+        Absolute path of the file.
     root
-        The folder that it was found under, absolute.
+        Absolute path of the folder that was searched.
     label, split, group
-        None where unknown. Samples of a group (one scene, one speaker) belong into one split.
+        None if unknown. Samples of a group (one scene, one speaker) belong in one split.
     start_seconds, end_seconds
-        The segment, half open; 0 and None for the whole file.
+        Half-open interval of the segment; 0 and None for the whole file.
     """
 
     path: Path
@@ -65,27 +65,28 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """What was found, and what does not fit.
+    """Listed files, and mismatches with the table or official list.
 
     Attributes
     ----------
     files
-        In the order of the folders, in each sorted by path, then by start; no file twice but for different segments.
+        The files, in the order of the folders, then sorted by path and start. Files only repeat with different
+        segments.
     missing
-        Rows of the table or official list without a file, by the list's own name for them.
+        Names of the rows of the table or official list without a file.
     unmatched_count
-        Media files in the folder that stand for no row, 0 without a table. `list_folders` keeps them; a named data
-        set skips them: they are not part of its protocol.
+        Number of media files without a row, 0 without a table. `list_folders` keeps them; the functions for public data
+        sets skip them, because they are not part of the protocol.
     listed_count
-        Rows in the table or list, 0 without one.
+        Number of rows in the table or list, 0 without one.
     missing_splits
-        Of an official list: the split of each of the ``missing``.
+        For an official list, the split of each row in ``missing``.
     skipped
-        ``(path, reason)``: links that lead out of the folder or nowhere, links to folders, folders that cannot be
-        read, and rows whose path leaves the folder. A row whose file is a skipped link is also among the ``missing``.
+        ``(path, reason)``: links that lead out of the folder or are broken, links to folders, folders that cannot be
+        read, and rows whose path leaves the folder. A row whose file is a skipped link is also in ``missing``.
     other_endings
-        ``(extension, number of files)`` of the files that were passed over because theirs is none of a media file's,
-        the most frequent first; ``""`` for files without one.
+        ``(extension, number of files)`` of files that were ignored because it is not an extension of media files, most
+        frequent first; ``""`` for files without extension.
     """
 
     files: tuple[ListedFile, ...]
@@ -99,19 +100,19 @@ class Listing:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """A table of facts about files: which columns say what.
+    """A table with labels, splits or groups of files, and the names of its columns.
 
-    A CSV file with a header; a ``.json`` file that holds a list of objects, or one object ``{path: {column: value}}``;
-    or a ``.jsonl`` file with one object a line.
+    The table is a CSV file with a header; a ``.json`` file with a list of objects, or one object
+    ``{path: {column: value}}``; or a ``.jsonl`` file with one object per line.
 
     Attributes
     ----------
     csv_path
-        The table, whatever its kind.
+        Path of the table, in any of these formats.
     label_column, split_column, group_column
-        None where the table does not say.
+        None if the table has no such column.
     path_column
-        None means the first of path, file, filename, video that the table has.
+        None selects the first of path, file, filename, video that exists.
     """
 
     csv_path: Path
@@ -122,25 +123,25 @@ class LabelTable:
 
 
 def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None) -> Listing:
-    """Every media file under ``folders``.
+    """List all media files under ``folders``.
 
-    Without a table, or with one that has no label column, a file's label is the first folder beneath the given one,
-    provided that there are at least two such class folders. A row belongs to a file by its path beneath the folder,
-    else by file name alone where table and folders both hold that name once. A file that two of the folders hold, or
-    that a link inside them names again, counts once: twice in a batch, it would be its own negative.
+    Without a table, or if it has no label column, the label of a file is the name of the first folder below the given
+    one, if there are at least two such class folders. Rows are matched to files by path relative to the folder, or by
+    file name only if the name is unique in both the table and the folders. A file that is in two of the folders, or
+    that a link inside them refers to, is listed once: twice in a batch, it would be its own negative.
 
     Parameters
     ----------
     folders
-        Searched recursively; links to folders are not followed, and are listed in ``skipped``.
+        Folders to search recursively. Links to folders are not followed, but listed in ``skipped``.
     labels
         Table of labels, splits and groups.
 
     Raises
     ------
     ListingError
-        A folder is missing, none holds a media file, or the table is missing, cannot be read, lacks a column or says
-        two things of one path.
+        A folder is missing, there are no media files, or the table is missing, cannot be read, lacks a column or has
+        conflicting rows for one path.
     """
     owner = "list_folders"
     searched = [find_media(owner, folder) for folder in folders]
@@ -162,7 +163,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
                     used.add(normal(key))
                     break
             before = chosen.get(file.real)
-            # Of a file and the links to it that which the table names stands for all, else the file itself.
+            # Among a file and the links to it, prefer the one that the table names, and then the file itself.
             if before is None or (row is None, file.is_link) < (before[2] is None, before[1].is_link):
                 chosen[file.real] = (media, file, row)
 
@@ -185,7 +186,7 @@ def list_folders(folders: Sequence[Path | str], labels: LabelTable | None = None
 
 
 class FoundFile(NamedTuple):
-    """A media file beneath a folder; ``relative`` with slashes, ``real`` what it is once links are resolved."""
+    """A media file under a folder: its ``relative`` path, with slashes, and its ``real`` path, with links resolved."""
 
     relative: str
     real: str
@@ -193,48 +194,48 @@ class FoundFile(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The file's name with its ending."""
+        """File name with extension."""
         return self.relative.rsplit("/", 1)[-1]
 
     @property
     def first_folder(self) -> str | None:
-        """The first folder beneath the searched one, None for a file that lies in that itself."""
+        """The first folder below the searched one; None for a file directly in it."""
         return self.relative.split("/", 1)[0] if "/" in self.relative else None
 
 
 class FoundMedia(NamedTuple):
-    """The media files of one folder, sorted as paths sort, and what was skipped."""
+    """The media files of one folder, sorted by path, and skipped entries."""
 
     root: Path
     real_root: str
     files: list[FoundFile]
     skipped: list[tuple[Path, str]]
     other_endings: dict[str, Counter[str]]
-    """By folder, so that a folder that is searched twice is counted once."""
+    """By folder, so that a folder that is searched twice counts once."""
 
     def path(self, file: FoundFile) -> Path:
-        """The file's absolute path."""
+        """Absolute path of the file."""
         return Path(os.path.join(self.root, file.relative))
 
 
 def find_media(owner: str, folder: Path | str) -> FoundMedia:
-    """Search a folder and its folders by `os.scandir`, which needs no call to the system per regular file.
+    """Search a folder recursively with `os.scandir`, which needs no system call per regular file.
 
-    Links to folders are not followed: that alone keeps a link to a folder above from an endless search, and a link to
-    a folder beside from listing its files twice. They are listed as skipped. A link to a file is good while what it
-    leads to lies beneath the folder.
+    Links to folders are not followed, but listed as skipped: a link to a parent folder would cause an endless search,
+    and a link to another folder would list its files twice. Links to files are followed if the target is under the
+    folder.
 
     Parameters
     ----------
     owner
-        Who asks, for the message.
+        Name of the caller, for error messages.
     folder
-        May itself be reached through a link.
+        Folder to search; its path may contain links.
 
     Raises
     ------
     ListingError
-        There is no such folder.
+        The folder does not exist.
     """
     if not os.path.isdir(folder):
         got = "a file" if os.path.exists(folder) else "nothing there"
@@ -251,7 +252,7 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
             with os.scandir(f"{real_root}/{folder_within}") as entries:
                 for entry in entries:
                     relative = folder_within + entry.name
-                    if not _is_text(entry.name):  # which neither a manifest nor a page can hold
+                    if not _is_text(entry.name):  # manifests and pages cannot store such a name
                         shown = os.fsencode(f"{root}/{relative}").decode("utf-8", "backslashreplace")
                         skipped.append((Path(shown), "its name is not UTF-8"))
                         continue
@@ -277,14 +278,14 @@ def find_media(owner: str, folder: Path | str) -> FoundMedia:
 
 
 def by_ending(searched: Sequence[FoundMedia]) -> tuple[tuple[str, int], ...]:
-    """`Listing.other_endings` of several folders."""
+    """Compute `Listing.other_endings` for several folders."""
     by_folder = {folder: counts for media in searched for folder, counts in media.other_endings.items()}
     counts = sum(by_folder.values(), Counter[str]())
     return tuple(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
 def other_files(endings: Sequence[tuple[str, int]]) -> str:
-    """`Listing.other_endings` in words; empty where there are none.
+    """Describe `Listing.other_endings` in words; empty if there are none.
 
     Examples
     --------
@@ -313,14 +314,14 @@ def _reason_against_link(real: str, real_root: str, is_media: bool) -> str | Non
     if os.path.isdir(real):
         return f"is a link to the folder {real}; links to folders are not followed"
     if not is_media:
-        return None  # of no concern, wherever it leads
+        return None  # irrelevant, wherever it leads
     if not real.startswith(f"{real_root}/"):
         return f"is a link to {real}, outside {real_root}"
     return None if os.path.isfile(real) else f"is a link to {real}, where no file is"
 
 
 def require_media(owner: str, searched: Sequence[FoundMedia]) -> None:
-    """Raise `ListingError` where no folder holds a media file; what was skipped is then the likely cause."""
+    """Raise `ListingError` if no folder has a media file; the message includes skipped entries as the likely cause."""
     if any(media.files for media in searched):
         return
     skipped = [entry for media in searched for entry in media.skipped]
@@ -331,36 +332,36 @@ def require_media(owner: str, searched: Sequence[FoundMedia]) -> None:
 
 
 def normal(name: str) -> str:
-    """The composed form of Unicode: macOS hands names out decomposed, so that they differ from those in a list."""
+    """Normalise to composed Unicode (NFC): macOS returns decomposed file names, which differ from those in lists."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def place_within(path: str, real_roots: Sequence[str]) -> str | None:
-    """A path of a table in plain form, relative or absolute as it is; None where it leaves every one of the folders.
+    """Normalise a path from a table, keeping it relative or absolute; None if it is outside of all folders.
 
     Parameters
     ----------
     path
-        Relative to any of the folders, or absolute.
+        Path relative to any of the folders, or absolute.
     real_roots
-        The folders without links.
+        The folders, with links resolved.
     """
     plain = posixpath.normpath(path)
     if not posixpath.isabs(plain):
         return None if plain in (".", "..") or plain.startswith("../") else normal(plain)
-    # The folder may be reached through a link; the file's own link is `find_media`'s matter.
+    # Only resolve links in the folder's path; `find_media` handles links to files.
     plain = posixpath.join(os.path.realpath(posixpath.dirname(plain)), posixpath.basename(plain))
     return normal(plain) if any(plain.startswith(f"{root}/") for root in real_roots) else None
 
 
 @contextmanager
 def open_text(what: str, path: Path) -> Iterator[TextIO]:
-    """A table or list as UTF-8 text, with or without the mark that spreadsheets put before it.
+    """Open a table or list as UTF-8 text, with or without a byte order mark.
 
     Raises
     ------
     ListingError
-        There is no such file, or it is not what it should be; also for what the caller meets while reading.
+        The file does not exist or is invalid; this includes errors while the caller reads it.
     """
     if not path.is_file():
         raise ListingError(f"{what}: no such file")
@@ -379,11 +380,11 @@ class _Facts(NamedTuple):
 
 
 _Line = tuple[str, dict[str, Any]]
-"""Where it stands, and its cells by column."""
+"""Its location in the table, and its cells by column."""
 
 
 def _read_table(table: LabelTable, real_roots: Sequence[str]) -> tuple[dict[str, _Facts], dict[Path, str]]:
-    """The rows by their plain path, and those that leave the folders."""
+    """The rows by normalised path, and the rows whose path leaves the folders."""
     what = f"label table {table.csv_path}"
     read = {".json": _json_lines, ".jsonl": _jsonl_lines}.get(table.csv_path.suffix.lower(), _csv_lines)
     with open_text(what, table.csv_path) as file:
@@ -419,12 +420,12 @@ def _cell(value: object, what: str) -> str | None:
 
 
 def _trimmed(text: str) -> str:
-    """Without what spreadsheets and editors leave around a name, which would make two names of one."""
+    """Strip byte order marks and white space, which spreadsheets and editors add, so that equal names compare equal."""
     return text.replace("\ufeff", "").strip()
 
 
 def _csv_lines(file: TextIO, table: LabelTable, what: str) -> tuple[list[str], list[_Line]]:
-    # Blanks after commas would be part of a value and hide its quotes.
+    # Otherwise spaces after commas would be part of a value and hide its quotes.
     reader = csv.DictReader(file, skipinitialspace=True)
     columns = reader.fieldnames = [_trimmed(name) for name in reader.fieldnames or ()]
     return columns, [(f"line {reader.line_num}", line) for line in reader]
@@ -459,7 +460,7 @@ def _objects(entries: Iterable[tuple[str, object]], what: str) -> tuple[list[str
 
 
 def _unique_names(rows: dict[str, _Facts], searched: Sequence[FoundMedia]) -> dict[str, str]:
-    """File name -> the row's key, for names that table and folders both hold once: no label is shared by chance."""
+    """Map file names to row keys, for names that are unique in both table and folders, to avoid accidental matches."""
     in_table = Counter(key.rsplit("/", 1)[-1] for key in rows)
     bearers: dict[str, set[str]] = {}
     for media in searched:

@@ -1,8 +1,8 @@
-"""The manifest: one row a file, as Parquet or CSV, the only thing that later stages know of a folder.
+"""The manifest: one row per sample, as Parquet or CSV. Later stages only use the manifest, not the folders.
 
-A path is written relative to the manifest's own folder where the file lies beneath it (so that the two can be moved
-together), and absolute otherwise. In memory the rows are Arrow columns: a million of them take about 200 MB, and no
-Python object a row that a forked worker would copy by looking at it.
+Paths are stored relative to the manifest's folder if the file is under it (so that both can be moved together), and
+absolute otherwise. In memory the rows are Arrow columns: a million rows take about 200 MB, and there is no Python
+object per row that a forked worker would copy on access.
 """
 
 import csv
@@ -46,12 +46,12 @@ SCHEMA = pa.schema(
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 _REQUIRED = ("path", "duration_seconds", "has_audio")
 _TEXTS = ("label", "split", "group", "content_hash", "findings", "key")
-# A CSV of one's own need not know the size: 1 then stands for "has a picture".
+# A hand-written CSV may omit the frame size: 1 then means that the file has video.
 _DEFAULTS = {"width": 1, "height": 1}
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be read or used; the message says what is wrong and where."""
+    """A manifest cannot be read or used; the message states the problem and its location."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,25 @@ class MediaRecord:
     Attributes
     ----------
     path
-        The file, or the shard; the text of a URL where the shard lies at one.
+        Path of the file or shard; a string if the shard is at a URL.
     duration_seconds
         Length of the sample.
     fps, width, height
-        Of the picture; ``width`` is 0 without one.
+        Frame rate and size of the video; ``width`` is 0 without video.
     has_audio, audio_rate_hz
-        Of the sound.
+        Whether there is audio, and its sample rate.
     label, split, group
-        None where unknown. Samples of a group (one scene, one speaker) belong into one split.
+        None if unknown. Samples of a group (one scene, one speaker) belong in one split.
     start_seconds
-        Where the sample begins in its file: 0 but for segments of longer files.
+        Start of the sample in its file; 0 except for segments of longer files.
     content_hash
-        SHA-256 of the file's bytes, in hex.
+        SHA-256 of the file, in hex.
     findings
-        What `cmacc scan` noticed, by name, such as ``silent`` or ``duplicate``.
+        Names of the findings of `cmacc scan`, such as ``silent`` or ``duplicate``.
     key
         Name of a packed sample in its shards.
     video, audio
-        Where picture and sound lie in a shard; both None for a file of its own.
+        Location of video and audio in a shard; both None for a separate file.
     """
 
     path: Path | str
@@ -106,12 +106,12 @@ class MediaRecord:
 
     @property
     def name(self) -> str:
-        """What to call the sample: its key, or its file's name."""
+        """Name of the sample: its key, or its file name."""
         return self.key or Path(self.path).name
 
     @property
     def source(self) -> Path | PackedSample:
-        """What `decode_clips` takes."""
+        """The source for `decode_clips`."""
         if self.video is None and self.audio is None:
             return Path(self.path)
         return PackedSample(str(self.path), self.video, self.audio)
@@ -131,7 +131,7 @@ class Manifest:
 
     @classmethod
     def of_table(cls, table: pa.Table) -> "Manifest":
-        """The manifest of a table in `SCHEMA`, whose paths are absolute or URLs."""
+        """Create a manifest from a table with `SCHEMA`, whose paths are absolute or URLs."""
         manifest = cls()
         manifest.table = table.select(SCHEMA.names).cast(SCHEMA).combine_chunks()
         return manifest
@@ -146,7 +146,7 @@ class Manifest:
 
     @property
     def records(self) -> Sequence[MediaRecord]:
-        """The rows, each made when it is asked for."""
+        """The rows as `MediaRecord`, created on access."""
         return _Records(self.table)
 
     def column(self, name: str) -> list[Any]:
@@ -155,11 +155,11 @@ class Manifest:
         return values
 
     def classes(self) -> list[str]:
-        """All labels, sorted; a label's place in this list is its class index."""
+        """All labels, sorted; the index of a label in this list is its class index."""
         return sorted(label for label in pc.unique(self.table.column("label")).to_pylist() if label is not None)
 
     def label_indices(self) -> list[int]:
-        """Class index of every row, -1 where there is none."""
+        """Class index of every row, -1 without a label."""
         index: dict[str | None, int] = {label: i for i, label in enumerate(self.classes())}
         return [index.get(label, -1) for label in self.column("label")]
 
@@ -168,9 +168,9 @@ class Manifest:
         return [i for i, record in enumerate(self.records) if condition(record)]
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change when a file's content, its label or split changes (not its place).
+        """Hash of the content, label and split of all files (not of their location), sixteen hex digits.
 
-        For rows without a content hash the name stands for the content.
+        For rows without a content hash, the file name is used instead.
         """
         digest = hashlib.sha256()
         names = ("path", "duration_seconds", "content_hash", "label", "split", "start_seconds")
@@ -187,7 +187,7 @@ class Manifest:
         Raises
         ------
         ManifestError
-            The file is missing, of another kind, lacks a required column, or a value does not parse.
+            The file is missing, has another format, lacks a required column, or a value does not parse.
         """
         path = Path(path)
         if not path.is_file():
@@ -207,12 +207,12 @@ class Manifest:
         return cls.of_table(_checked(table, path))
 
     def write(self, path: Path | str) -> None:
-        """Write as ``.parquet`` or ``.csv`` by the name's ending, aside first, then renamed into place.
+        """Write the manifest atomically, as ``.parquet`` or ``.csv`` according to the extension.
 
         Raises
         ------
         ManifestError
-            The name has another ending.
+            The path has another extension.
         """
         path = Path(path)
         if path.suffix not in (".parquet", ".csv"):
@@ -231,7 +231,7 @@ class Manifest:
 
 
 class _Records(Sequence[MediaRecord]):
-    """The rows of a table as records; iterating goes by blocks, ten times faster than row by row."""
+    """The rows of a table as records. Iteration converts blocks, which is ten times faster than row by row."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -261,10 +261,10 @@ class _Records(Sequence[MediaRecord]):
 
 
 def assign_split(keys: Sequence[str], test_fraction: float, seed: int = 0) -> list[str]:
-    """Share files out between ``train`` and ``test``; files with the same key stay together.
+    """Split files into ``train`` and ``test``; files with the same key stay together.
 
-    Keys are ordered by a hash of key and seed and the first ``round(test_fraction * number of distinct keys)`` are
-    test, so that the outcome depends neither on the order of the files nor on their folder.
+    Keys are sorted by a hash of key and seed, and the first ``round(test_fraction * number of distinct keys)`` are
+    test. So the result depends neither on the order of the files nor on their folder.
 
     Raises
     ------
@@ -310,12 +310,12 @@ def _portable(path: str, root: Path) -> str:
     if path.startswith(f"{root}/"):
         return path[len(f"{root}/") :]
     absolute = Path(path)
-    resolved = absolute.parent.resolve() / absolute.name  # the folder may be reached through a link
+    resolved = absolute.parent.resolve() / absolute.name  # the folder path may contain a link
     return str(resolved.relative_to(root)) if resolved.is_relative_to(root) else path
 
 
 def _checked(table: pa.Table, manifest: Path) -> pa.Table:
-    """Columns of `SCHEMA`, parsed where they are text, with absolute paths."""
+    """The table with columns of `SCHEMA`, parsed from text if necessary, and absolute paths."""
     columns = {}
     for field in SCHEMA:
         given = table.column(field.name) if field.name in table.column_names else pa.nulls(len(table))
@@ -327,7 +327,7 @@ def _checked(table: pa.Table, manifest: Path) -> pa.Table:
 
 
 def _parsed(column: pa.ChunkedArray | pa.Array, field: pa.Field, manifest: Path) -> pa.Array | pa.ChunkedArray:
-    """The column in the field's type; values are parsed one by one only where the types differ or one is bad."""
+    """The column in the type of the field; values are only parsed one by one if types differ or a value is invalid."""
     default = _default(field.name)
     if field.name not in _REQUIRED:
         if pa.types.is_null(column.type):
@@ -353,7 +353,7 @@ def _parsed(column: pa.ChunkedArray | pa.Array, field: pa.Field, manifest: Path)
 
 
 def _default(name: str) -> object:
-    """What stands for nothing; None where nothing may stand."""
+    """Default for a missing value; None if the column may have missing values."""
     if name in _TEXTS or name.endswith(("_offset", "_size")):
         return None
     return _DEFAULTS.get(name, 0)
@@ -373,7 +373,7 @@ def _value(field: pa.Field, value: object) -> object:
         return _TRUTHS[text]
     text = str(value).strip()
     if pa.types.is_integer(field.type) and text.lstrip("+-").isdigit():
-        return int(text)  # not through float: offsets may have more digits than that holds
+        return int(text)  # not via float, which cannot represent all digits of large offsets
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{field.name} must be finite, got {number}")

@@ -1,7 +1,7 @@
-"""From a listing to a manifest: every file examined in a guarded process, once; copies found; splits drawn.
+"""Create a manifest from a listing: examine every file in a guarded process, find copies, and draw splits.
 
-What an examination came to is noted at once in a journal, so that a scan that was killed goes on where it stopped, and
-a later one looks only at files that have changed.
+The result of every examination is written to a journal immediately, so that a killed scan can be resumed, and a later
+scan only examines files that have changed.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _THREADS = 2
 
 
 class ScanError(ValueError):
-    """A scan that cannot be done as asked; the message says why."""
+    """A scan is not possible; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class ScanResult:
     manifest
         The files that can be used.
     examinations
-        Of every file that was found, in the listing's order, with the findings that come from comparing files.
+        Examinations of all files, in the order of the listing, including findings from comparisons between files.
     skipped
         ``{path: reason}`` of the files that are not in the manifest.
     listing
-        What was found and what was not.
+        The listing that was scanned.
     """
 
     manifest: Manifest
@@ -67,28 +67,28 @@ def scan(
     journal: Path | None = None,
     progress: Progress = silent,
 ) -> ScanResult:
-    """Examine every listed file and make the manifest of those that can be used.
+    """Examine every listed file and create a manifest of the usable ones.
 
     Parameters
     ----------
     listing
-        What `list_folders` or another of its kind found.
+        Listing from `list_folders` or a similar function.
     exclude
-        Names of findings (see `FINDINGS`) that keep a file out of the manifest.
+        Names of findings (see `FINDINGS`) that exclude a file from the manifest.
     min_seconds
         Files shorter than this get the finding ``too_short``.
     test_fraction
-        Share of files (of groups) that become ``test``; only files that the listing puts in no split are shared out.
+        Share of files (or of groups) with split ``test``. Only files without a split in the listing are assigned.
         Duplicates and near-duplicates stay together.
     seed
-        Of the split.
+        Seed of the split.
     executor, timeout_seconds, journal, progress
         See `examine_files`.
 
     Raises
     ------
     ScanError
-        The listing holds no file, or ``exclude`` names a finding that does not exist.
+        The listing is empty, ``exclude`` names an unknown finding, or ``test_fraction`` is out of range.
     """
     unknown = [name for name in exclude if name not in FINDINGS]
     if unknown:
@@ -120,7 +120,7 @@ def scan(
     if test_fraction > 0:
         together = _joined(groups, [str(record.path) for record in records], alike)
         drawn = assign_split(together, test_fraction, seed)
-        # What goes together with a file that the listing has put somewhere goes there.
+        # Files of a group with a split in the listing get the same split.
         given = {group: record.split for group, record in zip(together, records, strict=True) if record.split}
         records = [
             record if record.split else dataclasses.replace(record, split=given.get(group, split))
@@ -138,22 +138,23 @@ def examine_files(
     journal: Path | None = None,
     progress: Progress = silent,
 ) -> dict[Path, Examination]:
-    """Examine the files of a listing, or take the examinations that the journal holds of unchanged ones.
+    """Examine the files of a listing. Results for unchanged files are taken from the journal.
 
     Parameters
     ----------
     listing
         The files.
     part
-        ``(i, n)``: only the i-th of n parts, counted from 1, for batch schedulers. Parts share the journal's folder.
+        ``(i, n)``: examine only the i-th of n parts, counted from 1, for batch schedulers. Parts share the journal
+        folder.
     executor
-        Where the tasks run; two threads here by default.
+        Executor of the tasks; by default, two threads of this process.
     timeout_seconds
-        Time after which a file counts as unreadable.
+        Time limit per file, after which it counts as unreadable.
     journal
-        Folder for what is found out on the way; none is kept by default.
+        Folder of the journal; none by default.
     progress
-        Called with (files done, files in all).
+        Called with ("files", files done, total files).
     """
     paths = list(dict.fromkeys(file.path for file in listing.files))[part[0] - 1 :: part[1]]
     stamps = {path: _stamp(path) for path in paths}
@@ -180,8 +181,10 @@ def examine_files(
 
 
 def _examine_guarded(paths: list[Path], timeout_seconds: float) -> list[tuple[Examination, list[int | float] | None]]:
-    """For each file what was found, and how long that holds: [] for as long as the file does not change; [seconds] up
-    to that limit, which the file did not meet; None where a disk or network failed, and the next scan may do better.
+    """The examination of each file, and its validity.
+
+    The validity is [] if the result holds as long as the file does not change, [seconds] if the file exceeded that time
+    limit, and None after a disk or network error, which may not occur in the next scan.
     """
     found: list[tuple[Examination, list[int | float] | None]] = []
     for path in paths:
@@ -198,7 +201,7 @@ def _examine_guarded(paths: list[Path], timeout_seconds: float) -> list[tuple[Ex
 
 
 def _stamp(path: Path) -> list[int | float] | None:
-    """What changes when the file does; None where it is gone."""
+    """A stamp that changes with the file; None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -207,14 +210,14 @@ def _stamp(path: Path) -> list[int | float] | None:
 
 
 class _JournalFile:
-    """Takes a line for every file examined; to None it writes nothing."""
+    """Writes a line for every examined file; with path None, it writes nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a", encoding="utf-8")
-            # A kill may have cut the last line in two: the next must not be glued to it. Empty lines are skipped.
+            # A kill may have truncated the last line, so start a new one. Empty lines are skipped.
             self._file.write("\n")
 
     def __enter__(self) -> "_JournalFile":
@@ -232,14 +235,14 @@ class _JournalFile:
 
 
 def _read_journal(folder: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
-    """Path, entry and line of all parts' files; a later line on a path takes the place of an earlier one."""
+    """Path, entry and line of all journal files; later lines for a path replace earlier ones."""
     for file in sorted(folder.glob("journal*.jsonl")):
         with file.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:
-                    continue  # a line that a kill cut in two: that file is examined again
+                    continue  # a line truncated by a kill: its file is examined again
                 if isinstance(entry, dict) and isinstance(entry.get("stamp"), list):
                     yield Path(entry["path"]), entry, line
 
@@ -247,7 +250,7 @@ def _read_journal(folder: Path) -> Iterator[tuple[Path, dict[str, Any], str]]:
 def _journaled(
     folder: Path, stamps: dict[Path, list[int | float] | None], timeout_seconds: float
 ) -> dict[Path, Examination]:
-    """What the journal holds of these files that is still true."""
+    """The journal entries of these files that are still valid."""
     known = {}
     for path, entry, _ in _read_journal(folder):
         *stamp, limit = [*entry["stamp"], float("inf")][:4]
@@ -257,7 +260,7 @@ def _journaled(
 
 
 def _tidy_journal(folder: Path, stamps: dict[Path, list[int | float] | None]) -> None:
-    """One line a file, in order, in one journal: it does not grow from scan to scan."""
+    """Rewrite the journal as one file with one line per file, so that it does not grow with every scan."""
     lines = {path: line for path, entry, line in _read_journal(folder) if stamps.get(path) == entry["stamp"][:3]}
     with written_aside(folder / "journal.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
         file.writelines(lines[path] for path in stamps if path in lines)
@@ -277,7 +280,7 @@ def _with_length(examination: Examination, min_seconds: float) -> Examination:
 
 
 def _mark_copies(examinations: dict[Path, Examination]) -> list[tuple[str, str]]:
-    """Add the findings ``duplicate`` and ``near_duplicate`` to the later of two alike; return all such pairs."""
+    """Add the findings ``duplicate`` and ``near_duplicate`` to the later file of each pair; return all pairs."""
     pairs: list[tuple[str, str]] = []
 
     def mark(path: Path, name: str, original: Path, detail: str) -> None:
@@ -306,7 +309,7 @@ def _mark_copies(examinations: dict[Path, Examination]) -> list[tuple[str, str]]
             if share is not None
         ]
         detail = f"of {originals[first]} ({', '.join(shares)} print differs)"
-        if examinations[originals[second]].has("near_duplicate"):  # of a third one: once is enough to say
+        if examinations[originals[second]].has("near_duplicate"):  # of another file: one finding is enough
             pairs.append((str(originals[first]), str(originals[second])))
         else:
             mark(originals[second], "near_duplicate", originals[first], detail)
@@ -314,7 +317,7 @@ def _mark_copies(examinations: dict[Path, Examination]) -> list[tuple[str, str]]
 
 
 def _joined(groups: list[str], paths: list[str], alike: list[tuple[str, str]]) -> list[str]:
-    """Group names such that files alike, and files of one group, have one."""
+    """Merged group names: files of one group, and copies of each other, share one."""
     leader = {name: name for name in groups}
 
     def leading(name: str) -> str:
@@ -345,7 +348,7 @@ def _why_skipped(file: ListedFile, examination: Examination, exclude: Sequence[s
 
 
 def _seconds(file: ListedFile, info: MediaInfo) -> float:
-    """Length of the sample: of the segment, as far as the file has it."""
+    """Length of the sample: the part of the segment that is within the file."""
     return min(file.end_seconds or float("inf"), info.duration_seconds) - file.start_seconds
 
 

@@ -1,16 +1,16 @@
-"""From a plan to batches: a dataset that decodes, torch's DataLoader around it, and a loader that outlives its workers.
+"""Load the batches of a plan: a dataset that decodes clips, a DataLoader, and a loader that survives dead workers.
 
-Training batches always hold exactly ``batch_size / ranks`` clips. A file that turns out not to decode is replaced by
-another, drawn from (seed, visit, sample id), and reported in ``ClipBatch.failures``: the loop decides when too many are
-bad. The same becomes of a file that kills the worker that decodes it, or on which it hangs.
+Training batches always have exactly ``batch_size / ranks`` clips. A file that does not decode is replaced by another,
+drawn from (seed, visit, sample id), and reported in ``ClipBatch.failures``. The training loop decides when there are
+too many. The same applies to a file that crashes or hangs its worker.
 
 Trade-offs and traps:
 
-* A worker that dies takes the whole DataLoader with it: torch has no way to replace one, and locks that the dead one
-  held stay shut. All workers are then restarted at the first batch that was not handed over.
-* torch tells of a dead worker by raising in its SIGCHLD handler, wherever the main thread happens to be, say inside an
-  optimizer's step. The loader's workers are therefore taken off that watch (`workers.unwatch`, the one place that
-  uses private names of torch), and looked after once a second instead.
+* A dead worker makes the whole DataLoader unusable: torch cannot replace one worker, and locks that it held are never
+  released. All workers are then restarted at the first batch that was not delivered.
+* torch reports a dead worker by raising in its SIGCHLD handler, wherever the main thread is, for example inside an
+  optimizer step. The loader's workers are therefore removed from that handler (`workers.unwatch`, the only place that
+  uses private names of torch), and checked once per second instead.
 """
 
 import logging
@@ -41,9 +41,9 @@ __all__ = [
 
 HANG_SECONDS = 120.0
 _POLL_SECONDS = 1
-_MOST_DEATHS = 6  # in a row without a batch: three files that kill, in one batch
+_MOST_DEATHS = 6  # in a row without a batch: allows three crashing files in one batch
 _NO_SAMPLE = -1
-# Beginnings of torch's messages, which are all that tells these errors from those of a file or of a disk.
+# Prefixes of torch's messages, the only way to distinguish these errors from file or disk errors.
 _DIED, _TIMED_OUT = "DataLoader worker (pid", "DataLoader timed out"
 
 log = logging.getLogger("cmacc")
@@ -64,35 +64,36 @@ def training_loader(
 ) -> "ClipLoader":
     """Batches of the steps ``first_step <= step < last_step``, in order.
 
-    They depend on the plan alone: not on workers or ranks, nor on the step at which a run was resumed.
+    They depend only on the plan, not on workers, ranks, or the step at which a run was resumed.
 
     Parameters
     ----------
     plan
-        What each step's batch holds. With ``clips_per_video`` k > 1, k batches are read before the first of them is
-        given: it comes later, and twice k batches per worker are in memory.
+        The batch of each step. With ``clips_per_video`` k > 1, k batches are read before the first is delivered: the
+        first one takes longer, and 2 k batches per worker are in memory.
     spec
         Size of the clips.
     first_step, last_step
-        May lie within a group of ``clips_per_video`` steps; the group is then read whole, the rest of it dropped.
+        Range of steps. If it starts or ends within a group of ``clips_per_video`` steps, the whole group is read and
+        the other steps are dropped.
     workers
-        Decoding processes; 0 decodes in this one, where a file that crashes its decoder ends it.
+        Number of decoding processes; 0 decodes in the main process, which a file that crashes its decoder then kills.
     rank, ranks
-        Of several processes each gets its own ``batch_size / ranks`` clips of every batch: rank r those from
-        ``r * batch_size / ranks`` on.
+        With several processes, rank r gets ``batch_size / ranks`` clips of every batch, starting from
+        ``r * batch_size / ranks``.
     start_method
-        How workers begin; None is the platform's way.
+        Start method of workers; None uses the platform's default.
     pin_memory
-        Whether batches come in page-locked memory, for copies to a GPU in the background.
+        Whether batches are in page-locked memory, for asynchronous copies to a GPU.
     hang_seconds
-        After so long without an end to any file, workers count as dead.
+        Workers count as dead after this time without progress on any file.
 
     Raises
     ------
     ValueError
-        ``batch_size`` does not divide by ``ranks``, or there is no such rank.
+        ``batch_size`` is not divisible by ``ranks``, or ``rank`` is out of range.
     MediaError
-        While reading: a file and all its substitutes do not decode, or workers die again and again.
+        While reading: a file and all its substitutes do not decode, or workers die repeatedly.
     """
     if ranks < 1 or plan.batch_size % ranks:
         raise ValueError(f"training_loader: ranks must be a divisor of batch_size ({plan.batch_size}), got {ranks}")
@@ -109,7 +110,7 @@ def training_loader(
 def evaluation_loader(
     manifest: Manifest, requests: Sequence[ClipRequest], spec: ClipSpec, *, batch_size: int, workers: int
 ) -> "ClipLoader":
-    """Batches of the requests in order; a file that does not decode is missing from its batch and in ``failures``."""
+    """Batches of the requests in order. Files that do not decode are missing, and listed in ``failures``."""
     batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
     tasks = [_Task([r.sample_id for r in b], starts_seconds=tuple(r.start_seconds for r in b)) for b in batches]
     dataset = _Clips(FileTable.of(manifest), spec, None, 1, workers)
@@ -117,12 +118,12 @@ def evaluation_loader(
 
 
 class ClipLoader:
-    """Batches of clips in order; iterate over it. Made by `training_loader` and `evaluation_loader`.
+    """Iterable over batches of clips, in order. Created by `training_loader` and `evaluation_loader`.
 
-    When a worker dies (a crash of FFmpeg, the kernel short of memory) or hangs, all are restarted at the first batch
-    that was not handed over, which leaves the batches as they would have been. A sample that was being decoded at two
-    deaths, without coming through in between, is blamed: for the rest of this loader's life it counts as one that does
-    not decode. One death alone is no proof: a kill from outside meets an innocent file.
+    If a worker dies (FFmpeg crashes, or the kernel runs out of memory) or hangs, all workers are restarted at the first
+    batch that was not delivered. The batches do not change. If a sample was being decoded at two deaths, without being
+    decoded successfully in between, the loader treats it as one that does not decode from then on. One death is not
+    enough, since a worker may have been killed from outside while decoding a good file.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class ClipLoader:
     ) -> None:
         self._dataset = dataset
         self._tasks = tasks
-        self._batches = batches  # those wanted of all that the tasks make
+        self._batches = batches  # the requested ones among all batches of the tasks
         self._workers = workers
         self._start_method = start_method
         self._pin_memory = pin_memory
@@ -156,20 +157,20 @@ class ClipLoader:
                 number += 1
 
     def _data_loader(self, place: int, workers: Workers | None) -> "DataLoader[list[ClipBatch]]":
-        """A DataLoader of the tasks from ``place`` on; what a task makes is a list of batches."""
+        """A DataLoader for the tasks from ``place`` on; a task yields a list of batches."""
         return DataLoader(
             self._dataset,
             batch_size=None,
             sampler=(self._tasks[i] for i in range(place, len(self._tasks))),
             collate_fn=_unchanged,
             num_workers=self._workers,
-            # Ahead of the step by two batches a worker, as torch is by itself; but not by two groups of many.
+            # Prefetch two batches per worker, as is torch's default, but only one group if groups have several batches.
             prefetch_factor=max(1, 2 // self._dataset.batch_count) if self._workers else None,
             worker_init_fn=begin_worker if self._workers else None,
             multiprocessing_context=workers.context if workers is not None else None,
             timeout=_POLL_SECONDS if self._workers else 0,
             pin_memory=self._pin_memory,
-            # torch would otherwise draw the workers' base seed from the global generator and disturb the caller's.
+            # torch would otherwise draw the base seed of workers from the global generator, and change its state.
             generator=torch.Generator().manual_seed(0),
         )
 
@@ -200,10 +201,10 @@ class ClipLoader:
                     ) from error
             finally:
                 workers.kill()
-                iterator = None  # now torch shuts its queues and threads
+                iterator = None  # lets torch close its queues and threads
 
     def _next(self, iterator: Iterator[list[ClipBatch]], workers: Workers) -> list[ClipBatch]:
-        """What the iterator gives next. Raises torch's own errors for a death, and for as long without progress."""
+        """The next item of the iterator. Raises torch's errors for a dead worker, or for too long without progress."""
         progress = self._dataset.slots.clone()
         since = time.monotonic()
         while True:
@@ -218,19 +219,19 @@ class ClipLoader:
                 elif time.monotonic() - since > self._hang_seconds:
                     raise RuntimeError(f"{_TIMED_OUT}: nothing decoded in {self._hang_seconds:g} s") from error
             except (OSError, EOFError) as error:
-                # A batch arrives as the address of its memory: if its worker dies before that is fetched, there is
-                # nobody to answer, perhaps a moment before the death can be seen.
+                # A batch is sent as a handle of shared memory. If its worker dies before the handle is received, this
+                # error may occur shortly before the worker counts as dead.
                 time.sleep(0.1)
                 if not workers.dead():
                     raise
                 raise RuntimeError(f"{_DIED} unknown) died with a batch on its way") from error
 
     def _find_culprits(self, error: RuntimeError, workers: Workers) -> None:
-        """Suspect, or at the second time blame, what the lost workers were decoding."""
+        """Mark the samples that the lost workers were decoding as suspects, or blame them the second time."""
         dataset = self._dataset
         hung = str(error).startswith(_TIMED_OUT)
         lost = range(self._workers) if hung else workers.dead()
-        # Each once: two workers at the same file, as a substitute perhaps, are one death's witnesses.
+        # Count each sample once: two workers may decode the same file, for example as a substitute.
         at_work = sorted({int(dataset.slots[number, 0]) for number in lost} - {_NO_SAMPLE})
         log.warning(
             "loader: %s, at %s; workers are restarted",
@@ -248,7 +249,7 @@ def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker does in one go: the batches that share some files. ``starts_seconds`` where nothing is drawn."""
+    """A unit of work: the batches that share some files. ``starts_seconds`` is only set for evaluation."""
 
     sample_ids: list[int]
     visit: int = 0
@@ -256,7 +257,7 @@ class _Task:
 
 
 class _PlannedTasks(Sequence[_Task]):
-    """The tasks of a range of the plan's groups of steps, each made when it is asked for."""
+    """The tasks of a range of groups of steps, created on access."""
 
     def __init__(self, plan: TrainingPlan, groups: range, share: slice) -> None:
         self._plan, self._groups, self._share = plan, groups, share
@@ -270,11 +271,11 @@ class _PlannedTasks(Sequence[_Task]):
 
 
 class _Clips(Dataset[list[ClipBatch]]):
-    """Makes a task's ``batch_count`` batches; with ``windows`` those of training, full ones by taking substitutes.
+    """Creates the ``batch_count`` batches of a task: training batches with substitutes, if ``windows`` are given.
 
-    ``slots`` has a row a worker, shared with the main process, which reads it when the worker is dead: the sample being
-    decoded or -1, and a counter that moves with every sample begun or done. ``blamed`` are samples not to be tried,
-    with the reason: what is written there reaches the workers that are started next.
+    ``slots`` has one row per worker, in memory shared with the main process, which reads it when the worker is dead:
+    the sample being decoded or -1, and a counter that changes when a sample is started or done. ``blamed`` maps samples
+    that must not be decoded to the reason. Changes only reach workers that are started later.
     """
 
     def __init__(
@@ -340,7 +341,7 @@ class _Clips(Dataset[list[ClipBatch]]):
 
 
 class _Batch:
-    """A batch in the making, whose memory is taken once."""
+    """A batch under construction, in preallocated memory."""
 
     def __init__(self, spec: ClipSpec, size: int) -> None:
         shape = (size, spec.frame_count, spec.frame_height, spec.frame_width, 3)

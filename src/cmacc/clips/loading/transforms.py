@@ -1,6 +1,6 @@
-"""Augmentation of a batch on its device. What to do is drawn per sample (`draw_view`); doing it is a pure function.
+"""Augmentation of a batch on its device. `draw_view` draws parameters per sample; applying them is deterministic.
 
-A clip has one crop, one flip and one colour change for all its frames, so that motion stays motion.
+All frames of a clip share one crop, flip and colour change, so that motion is preserved.
 """
 
 import math
@@ -13,29 +13,30 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-# Mean and deviation of Kinetics' pixels, rounded: the torchvision video models expect about this.
+# Rounded mean and deviation of Kinetics pixels, close to what the torchvision video models expect.
 _PIXEL_MEAN, _PIXEL_DEVIATION = 0.43, 0.22
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How far a training view may depart from its clip; zeros (and ``min_crop_area=1``) mean no change.
+    """Strength of the augmentation of training views; zeros (and ``min_crop_area=1``) mean no change.
 
     Parameters
     ----------
     min_crop_area
-        Smallest share of the picture that a random resized crop keeps, in (0, 1].
+        Smallest share of the frame area that a random resized crop keeps, in (0, 1].
     max_aspect_change
-        Largest factor by which the crop's aspect is stretched, >= 1.
+        Largest factor of change in the aspect ratio of the crop, >= 1.
     flip_probability, grey_probability
-        Of a mirrored and of a colourless clip; 1 for ``grey_probability`` trains on grey pictures and evaluates so too.
+        Probability of a horizontal flip, and of conversion to grey. With 1 for ``grey_probability``, training and
+        evaluation both use grey frames.
     brightness, contrast, saturation
         Factors are drawn from ``[1 - x, 1 + x]``, x in [0, 1).
     gain_db
-        The sound's level changes by up to this much, either way.
+        Largest change of the audio level, up or down.
     time_mask, frequency_mask
-        Longest masked share of the spectrogram's axes, in [0, 1).
+        Largest masked share of the spectrogram's axes, in [0, 1).
     """
 
     min_crop_area: float = 0.4
@@ -66,7 +67,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class View:
-    """One drawn augmentation. Shares are of the picture's or spectrogram's size, each in [0, 1]."""
+    """Parameters of one augmentation. Crops and masks are relative to the frame or spectrogram size, in [0, 1]."""
 
     crop_top: float
     crop_left: float
@@ -83,7 +84,7 @@ class View:
 
 
 def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
-    """Draw one view. The number of draws does not depend on the config, so switching one part off leaves the rest."""
+    """Draw one view. The number of draws is constant, so that switching off one part does not change the others."""
     area, aspect, top, left, flip, grey, brightness, contrast, saturation, gain = rng.random(10).tolist()
     time_length, time_start, band_width, band_start = rng.random(4).tolist()
     scale = math.sqrt(config.min_crop_area + (1 - config.min_crop_area) * area)
@@ -115,12 +116,12 @@ def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
 
 
 def to_video(frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch 3 time height width"]:
-    """Plain conversion for evaluation: channels first and normalised, nothing drawn."""
+    """Conversion without augmentation, for evaluation: channels first, normalised."""
     return frames.permute(0, 4, 1, 2, 3).float().div_(255).sub_(_PIXEL_MEAN).div_(_PIXEL_DEVIATION)
 
 
 def grey_video(video: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch 3 time height width"]:
-    """Luma in all three channels: what ``grey_probability=1`` trains on."""
+    """Luma in all three channels, as in training with ``grey_probability=1``."""
     weights = torch.tensor(_GREY_WEIGHTS, device=video.device).view(1, 3, 1, 1, 1)
     return (video * weights).sum(1, keepdim=True).expand_as(video)
 
@@ -128,14 +129,14 @@ def grey_video(video: Float[Tensor, "batch 3 time height width"]) -> Float[Tenso
 def augment_video(
     frames: UInt8[Tensor, "batch time height width 3"], views: Sequence[View]
 ) -> Float[Tensor, "batch 3 time height width"]:
-    """Crop and resize, mirror, and change the colours of each clip by its view; then normalise."""
+    """Crop, resize, flip and change the colours of each clip according to its view; then normalise."""
     batch, time, height, width, _ = frames.shape
     rows = _sampled_places([(view.crop_top, view.crop_height) for view in views], height, frames.device)
     columns = _sampled_places([(view.crop_left, view.crop_width) for view in views], width, frames.device)
     flips = torch.tensor([view.flip for view in views], device=frames.device)
     columns = torch.where(flips[:, None], columns.flip(1), columns)
     grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), dim=-1)
-    # A clip has one crop for all its frames, so frames and colours together are the channels of one picture.
+    # All frames of a clip share one crop, so frames and colours together form the channels of one image.
     stacked = frames.permute(0, 4, 1, 2, 3).reshape(batch, 3 * time, height, width).float()
     video = functional.grid_sample(stacked, grid, padding_mode="border", align_corners=False)
     pixels = video.view(batch, 3, -1)
@@ -148,10 +149,10 @@ def augment_video(
 def _sampled_places(
     crops: Sequence[tuple[float, float]], size: int, device: torch.device
 ) -> Float[Tensor, "batch size"]:
-    """Where along one axis the resized crop is sampled, in `grid_sample`'s coordinates (-1 to 1, edge to edge).
+    """Sampling positions of the resized crop along one axis, in `grid_sample` coordinates (-1 to 1, edge to edge).
 
-    Crops (start, length) are rounded to whole pixels. Nothing beyond the crop's outermost pixels is sampled, which is
-    what cutting the crop out and resizing it would do.
+    Crops (start, length) are rounded to whole pixels. No pixel outside of the crop is sampled, as if the crop were cut
+    out first and then resized.
     """
     lengths = [max(1, round(length * size)) for _, length in crops]
     starts = [min(round(start * size), size - length) for (start, _), length in zip(crops, lengths, strict=True)]
@@ -163,13 +164,14 @@ def _sampled_places(
 def _colour_changes(
     mean_colours: Float[Tensor, "batch 3"], views: Sequence[View]
 ) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 3"]]:
-    """Brightness, contrast about the clip's mean luma, saturation or grey, and normalisation are all affine in a
-    pixel's colour: together ``matrix @ rgb + offset``, for colours in [0, 1].
+    """One affine map ``matrix @ rgb + offset`` per clip, for colours in [0, 1].
+
+    It combines brightness, contrast about the mean luma of the clip, saturation or grey, and normalisation.
     """
     device = mean_colours.device
 
     def column(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float32, device=device)  # NumPy's numbers would make it float64
+        return torch.tensor(list(values), dtype=torch.float32, device=device)  # NumPy floats would make it float64
 
     luma = column(_GREY_WEIGHTS)
     brightness = column(view.brightness for view in views)
@@ -185,7 +187,7 @@ def _colour_changes(
 def augment_waveforms(
     waveforms: Float[Tensor, "batch samples"], views: Sequence[View]
 ) -> Float[Tensor, "batch samples"]:
-    """Change each sound's level by its view's gain."""
+    """Scale each waveform by the gain of its view."""
     gains = waveforms.new_tensor([10 ** (view.gain_db / 20) for view in views])
     return waveforms * gains[:, None]
 
@@ -193,7 +195,7 @@ def augment_waveforms(
 def mask_spectrograms(
     spectrograms: Float[Tensor, "batch mels time"], views: Sequence[View]
 ) -> Float[Tensor, "batch mels time"]:
-    """Replace each view's band and stretch of time by the spectrogram's mean (SpecAugment; Park et al., 2019)."""
+    """Replace frequency band and time span of each view by the spectrogram mean (SpecAugment, Park et al. 2019)."""
     _, mels, time = spectrograms.shape
     device = spectrograms.device
 

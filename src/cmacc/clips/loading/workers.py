@@ -1,7 +1,7 @@
-"""The worker processes of torch's DataLoader: known, killed when done with, and off torch's watch.
+"""Manage worker processes of torch's DataLoader: track, kill, and remove them from torch's SIGCHLD handler.
 
-Workers are killed, not asked to end: nothing of theirs is wanted any more, and one may hang in a decoder. So nothing
-may depend on what a process does at its end, nor on a lock that one may hold when it is killed.
+Workers are killed, not asked to exit: their results are no longer needed, and one may hang in a decoder. So nothing may
+depend on cleanup at exit, or on a lock that a killed worker may hold.
 """
 
 import copy
@@ -20,10 +20,10 @@ StartMethod = Literal["fork", "spawn"]
 
 
 class Workers:
-    """The processes of one DataLoader, which torch starts by way of ``context``, so that they are known here."""
+    """The processes of one DataLoader. torch starts them through ``context``, which records them."""
 
     def __init__(self, start_method: StartMethod | None) -> None:
-        self.processes: list[BaseProcess] = []  # in the order of their numbers
+        self.processes: list[BaseProcess] = []  # in order of worker number
         context = multiprocessing.get_context(start_method or multiprocessing.get_start_method())
         self.context = cast(Any, copy.copy(context))
         start = self.context.Process
@@ -35,16 +35,16 @@ class Workers:
         self.context.Process = recorded
         self.context.Event = _Flag
         if not multiprocessing.util.abstract_sockets_supported:
-            # See `begin_worker`. A worker whose parent has such a folder uses that one, and the parent removes it at
-            # its own end.
+            # See `begin_worker`. Workers use the temporary folder of their parent if it has one, and the parent removes
+            # it at exit.
             multiprocessing.util.get_temp_dir()
 
     def dead(self) -> list[int]:
-        """Numbers of the workers that have ended."""
+        """Numbers of the workers that have exited."""
         return [number for number, process in enumerate(self.processes) if not process.is_alive()]
 
     def kill(self) -> None:
-        """Leave none behind."""
+        """Kill all workers and wait for their exit."""
         started = [process for process in self.processes if process.pid is not None]
         for process in started:
             process.kill()
@@ -53,12 +53,12 @@ class Workers:
 
 
 def begin_worker(_: int) -> None:
-    """What a worker does first; torch's ``worker_init_fn``."""
-    # Ctrl-C goes to the whole process group; only the main process answers it, then ends its workers.
+    """Initialise a worker; the ``worker_init_fn`` of the DataLoader."""
+    # Ctrl-C goes to the whole process group. Only the main process handles it, and then kills its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A process that sends tensors listens at a socket in a folder `pymp-*` of the temp folder. It would leave that
-    # behind when it is killed, and hang where the folder's path is so long that it makes no valid address (108 bytes).
-    # Linux has sockets without a file, whose names begin with a zero byte.
+    # A process that sends tensors listens on a socket in a temporary folder `pymp-*`. When killed, it would leave the
+    # folder behind, and it would hang if the path is too long for a socket address (108 bytes). Linux supports sockets
+    # without a file, whose names begin with a zero byte.
     if multiprocessing.util.abstract_sockets_supported:
         multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
 
@@ -68,7 +68,7 @@ def _address_without_file(family: str) -> str:
 
 
 class _Flag:
-    """Stands in for ``multiprocessing.Event``, whose lock a killed worker may hold for good."""
+    """Replacement for ``multiprocessing.Event``, whose lock would never be released by a killed worker."""
 
     def __init__(self) -> None:
         self._is_set = torch.zeros(1, dtype=torch.bool).share_memory_()
@@ -81,10 +81,10 @@ class _Flag:
 
 
 def unwatch(iterator: Any) -> None:
-    """Take a DataLoader's workers off the watch of torch's SIGCHLD handler.
+    """Remove a DataLoader's workers from torch's SIGCHLD handler.
 
-    torch offers no way: the handler, one for the whole process, is set by the first DataLoader of anyone, and to set
-    another would blind those of our host. tests/clips/loading/test_loader.py says what must hold of the two names.
+    torch has no public function for this. The handler is global, set by the first DataLoader of the process, and
+    replacing it would disable it for other DataLoaders. tests/clips/loading/test_loader.py tests the two private names.
     """
     torch._C._remove_worker_pids(id(iterator))
-    iterator._worker_pids_set = False  # else torch would take them off a second time, which is an error
+    iterator._worker_pids_set = False  # otherwise torch would remove them again, which is an error

@@ -1,1 +1,1 @@
-"""Containers, frames, sound, guarded processes: from a file to exact windows of it."""
+"""Decode exact windows of files: containers, frames, audio, guarded processes."""

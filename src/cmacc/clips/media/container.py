@@ -2,14 +2,14 @@
 
 Trade-offs and traps:
 
-* One thread per decoder (``thread_type = "NONE"``): workers give the parallelism, and FFmpeg's frame threads can
-  deadlock together with Python logging callbacks.
-* Seeking goes to the keyframe before the window and decodes forward; a seek that fails or lands too late (MPEG-TS has
-  no index, and other indices lie) is tried again earlier, then met by reopening and reading from the beginning, slow
-  but right.
-* Several streams of a kind: the choice is that of FFmpeg's players (`streams`). A cover picture is no video.
-* Many containers state one length for the whole file, or none. What a stream lacks is counted from its packets.
-* Only local files are opened (``protocol_whitelist``): a playlist in disguise must not make a decoder fetch an address.
+* One thread per decoder (``thread_type = "NONE"``): workers provide the parallelism, and FFmpeg's frame threads can
+  deadlock with Python logging callbacks.
+* Seek to the keyframe before the window, and decode forward. If a seek fails or lands too late (MPEG-TS has no index,
+  and other indices may be wrong), retry with an earlier time, and finally reopen the file and read it from the start,
+  which is slow but correct.
+* Several streams of a type: choose the same one as FFmpeg's players (`streams`). A cover image does not count as video.
+* Many containers state one length for the whole file, or none. Then the length of a stream is computed from packets.
+* Only local files are opened (``protocol_whitelist``): a disguised playlist must not make a decoder access the network.
 """
 
 import io
@@ -30,28 +30,29 @@ from av.video.stream import VideoStream
 
 from cmacc.clips.clip import MediaError
 
-# A frame belongs to a time also when a rounding of the last digits says that it begins a hair later.
+# A frame also counts as started at a time if, due to rounding, its start is slightly later.
 ROUNDING_SECONDS = 1e-6
-# No real file is beyond them, but a damaged one may say so, and would have gigabytes allocated.
+# Limits that real files do not exceed. Damaged files may state more, which would allocate gigabytes.
 MOST_PIXELS = 2**26  # 8192 x 8192
 _HIGHEST_AUDIO_RATE_HZ = 1_000_000
 LONGEST_SECONDS = 30 * 86_400.0
-# A seek may land after the time asked for, or between keyframes: then it is tried again so much earlier.
+# A seek may land after the requested time, or between keyframes. Then it is retried this much earlier.
 _SEEK_BACK_SECONDS = (0.0, 2.0, 10.0)
-# After a seek FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
-# frames), and on the last page of an Ogg stream (the asked time plus a tick a packet). Sound is cheap to skip through.
+# After a seek, FFmpeg may invent time stamps: in MPEG program streams, which do not stamp every frame (off by some
+# frames), and on the last page of an Ogg stream (the requested time plus a tick per packet). Skipping through audio is
+# cheap.
 _LOST_BY_SEEKING = (("mpeg", "video"), ("mpeg", "audio"), ("ogg", "audio"))
-# FFmpeg gives each of their streams the length that the header states for the whole file.
+# Formats in which FFmpeg assigns the length of the whole file to each stream.
 _ONE_LENGTH = ("asf", "gxf")
-# Bare streams, whose length FFmpeg guesses from the first bit rate or the last time stamp.
+# Raw streams, whose length FFmpeg estimates from the first bit rate or the last time stamp.
 _GUESSED_LENGTH = (
     "aac", "ac3", "amr", "dts", "eac3", "h264", "hevc", "loas", "m4v", "mjpeg", "mp3", "mpeg", "mpegvideo", "truehd",
 )  # fmt: skip
-# A guess so near to the truth comes from a header, which knows what of the last packet is padding.
+# An estimate this close to the counted length comes from a header, which excludes padding of the last packet.
 _PADDING_SECONDS = 0.1
-# FFmpeg writes it into an AVI header where a pipe does not let it go back and write the true number.
+# FFmpeg writes this to an AVI header if it cannot seek back to write the actual number, as in a pipe.
 _UNKNOWN_FRAMES = 2**30
-# Streams made for some of the listeners, or to be heard beside the main one.
+# Streams for a part of the audience, or that accompany the main stream.
 _SECONDARY = (
     Disposition.dub
     | Disposition.comment
@@ -60,7 +61,7 @@ _SECONDARY = (
     | Disposition.clean_effects
     | Disposition.dependent
 )
-# What these name may lie anywhere, outside the folder that a scan was told to keep to.
+# They may refer to files outside of the scanned folder.
 _LISTS_OF_FILES = ("concat", "hls", "dash", "imf")
 _FAULTS = (av.FFmpegError, ValueError, OSError, ArithmeticError, IndexError, RuntimeError)
 _Frame = TypeVar("_Frame", VideoFrame, AudioFrame)
@@ -69,18 +70,18 @@ _Stream = TypeVar("_Stream", VideoStream, AudioStream)
 
 @dataclass(frozen=True)
 class Medium:
-    """Something to open: a local file, or a file's bytes in memory; ``name`` is what errors call it."""
+    """A local file, or the bytes of a file in memory; ``name`` is used in error messages."""
 
     name: str
     content: Path | bytes
 
     @classmethod
     def file(cls, path: Path | str) -> "Medium":
-        """A local file."""
+        """Create from a local file."""
         return cls(str(path), Path(path))
 
     def open(self) -> AbstractContextManager[InputContainer]:
-        """Open for reading; every fault of FFmpeg's inside the ``with`` becomes a `MediaError` that names the file."""
+        """Open for reading. FFmpeg errors inside the ``with`` block become a `MediaError` with the name of the file."""
         return _opened(self)
 
 
@@ -101,22 +102,23 @@ def _opened(medium: Medium) -> Iterator[InputContainer]:
     except MediaError:
         raise
     except _FAULTS as error:
-        reason = getattr(error, "strerror", None) or error  # without the path, which is said already
+        reason = getattr(error, "strerror", None) or error  # without the path, which the message already has
         raise MediaError(f"{medium.name}: does not decode ({type(error).__name__}: {reason})") from error
 
 
 def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, AudioStream | None]:
     """The video and the audio stream that FFmpeg's players would choose, ready to decode on one thread.
 
-    A stream marked as default is preferred, and one that is not dubbed, a comment or for the hearing or visually
-    impaired. Between equals FFmpeg decides (for audio: of the program that the video belongs to, then by bit rate).
+    Default streams are preferred, and streams that are not dubs, comments or for the hearing or visually impaired. In a
+    tie, FFmpeg decides (for audio: the program of the video, then the bit rate).
 
     Raises
     ------
     MediaError
-        There is neither, FFmpeg does not know the codec of one, or its size or rate is absurd; ``name`` is the file's.
+        There is neither, FFmpeg does not know the codec of one, or its frame size or sample rate exceeds a limit. The
+        message contains ``name``.
     """
-    # A cover is a video stream of one picture: not what a clip is made of.
+    # Exclude cover images, which are video streams of one frame.
     pictures = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     video = _preferred(pictures, container.streams.best("video"))
     audio = _preferred(container.streams.audio, container.streams.best("audio", related=video))
@@ -124,14 +126,14 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
         raise MediaError(f"{name}: neither picture nor sound in the file")
     for stream in (video, audio):
         if stream is not None:
-            if stream.codec_context is None:  # whatever PyAV's types say
+            if stream.codec_context is None:  # possible, despite PyAV's type annotations
                 raise MediaError(f"{name}: FFmpeg does not know the codec of its {stream.type} stream")
             stream.codec_context.thread_type = "NONE"
     if video is not None:
         if video.codec_context.width * video.codec_context.height > MOST_PIXELS:
             size = f"{video.codec_context.width} x {video.codec_context.height}"
             raise MediaError(f"{name}: a picture must have at most {MOST_PIXELS} pixels, got {size}: damaged?")
-        # The size may change on the way. Options that are set already, such as strictness, stay.
+        # The size may change later in the stream. Keep options that are already set, such as strictness.
         video.codec_context.options = {**video.codec_context.options, "max_pixels": str(MOST_PIXELS)}
     if audio is not None and not 0 <= audio.codec_context.sample_rate <= _HIGHEST_AUDIO_RATE_HZ:
         rate = audio.codec_context.sample_rate
@@ -140,18 +142,18 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
 
 
 def _preferred(candidates: Sequence[_Stream], best_of_ffmpeg: object) -> _Stream | None:
-    # Whatever PyAV's types say, there is no context where FFmpeg does not know the codec.
+    # Despite PyAV's type annotations, the context is None if FFmpeg does not know the codec.
     candidates = [stream for stream in candidates if stream.codec_context is not None] or candidates
 
     def rank(stream: _Stream) -> tuple[int, bool]:
         marks = stream.disposition
         return bool(marks & Disposition.default) - bool(marks & _SECONDARY), stream == best_of_ffmpeg
 
-    return max(candidates, key=rank, default=None)  # of equals the first
+    return max(candidates, key=rank, default=None)  # the first, in a tie
 
 
 def stream_start_seconds(stream: VideoStream | AudioStream) -> float:
-    """Where the stream begins on the file's clock."""
+    """Start of the stream on the file's clock."""
     if stream.start_time is None or stream.time_base is None:
         return 0.0
     return float(stream.start_time * stream.time_base)
@@ -162,12 +164,12 @@ def _is_unfinished(container: InputContainer) -> bool:
 
 
 def stated_frames(container: InputContainer, stream: VideoStream) -> int:
-    """Number of frames as the container states it; 0 where it does not."""
+    """Number of frames stated by the container; 0 if unknown."""
     return 0 if _is_unfinished(container) else stream.frames
 
 
 def stated_seconds(container: InputContainer, stream: VideoStream | AudioStream) -> float | None:
-    """Length of a stream as the container states it; None where it states none, that of the whole file, or a guess."""
+    """Length of a stream stated by the container; None if missing, estimated, or that of the whole file."""
     if container.format.name in (*_ONE_LENGTH, *_GUESSED_LENGTH) or _is_unfinished(container):
         return None
     seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
@@ -175,7 +177,7 @@ def stated_seconds(container: InputContainer, stream: VideoStream | AudioStream)
 
 
 def stated_end_seconds(container: InputContainer) -> float | None:
-    """Where the longest stream ends by what the container states, on the file's clock; None where it states nothing."""
+    """End of the longest stream stated by the container, on the file's clock; None if unknown."""
     if not container.duration or container.format.name in _GUESSED_LENGTH or _is_unfinished(container):
         return None
     seconds = container.duration / av.time_base
@@ -188,21 +190,21 @@ def stream_duration_seconds(
     stream: VideoStream | AudioStream,
     ends: Mapping[int, float] | None = None,
 ) -> float:
-    """Length of a stream: as stated, else counted from its packets; 0 where nothing tells it.
+    """Length of a stream: as stated, or computed from its packets; not positive if unknown.
 
     Parameters
     ----------
     medium, container, stream
         The open file.
     ends
-        Where each stream ends on the file's clock, by its index, where that is known already: to count it, the whole
-        file is read once more.
+        End of each stream on the file's clock, by stream index, if already known. Otherwise, if the length is not
+        stated, the whole file is read again.
     """
     stated = stated_seconds(container, stream)
     if stated is not None:
         return stated
     if ends is None:
-        with medium.open() as fresh:  # not all containers can go back to their beginning
+        with medium.open() as fresh:  # not all containers can seek back to the start
             known = [packet_end_seconds(packet) for packet in fresh.demux(fresh.streams[stream.index])]
         ends = {stream.index: max((end for end in known if end is not None), default=0.0)}
     counted = ends.get(stream.index, 0.0) - stream_start_seconds(stream)
@@ -212,8 +214,8 @@ def stream_duration_seconds(
     return counted
 
 
-def packet_end_seconds(packet: Any) -> float | None:  # of type `Packet`, which is generic in PyAV's stubs only
-    """Where what a packet holds ends on the file's clock; None where it does not say."""
+def packet_end_seconds(packet: Any) -> float | None:  # a `Packet`, which is only generic in PyAV's stubs
+    """End of a packet on the file's clock; None if it is empty or has no time stamp."""
     stamp = packet.pts if packet.pts is not None else packet.dts
     if not packet.size or stamp is None or packet.time_base is None:
         return None
@@ -228,14 +230,14 @@ def frames_from(
     decode: Callable[[InputContainer, VideoStream | AudioStream], Iterator[_Frame]],
     run_in_seconds: float = 0.0,
 ) -> Iterator[_Frame]:
-    """Frames in order, from one at or before ``seconds`` on where there is one; ``run_in_seconds`` earlier if asked.
+    """Frames in order, starting at or before ``seconds`` if there is such a frame; seeks ``run_in_seconds`` earlier.
 
-    ``decode`` reads frames from where the container stands.
+    ``decode`` reads frames from the current position of the container.
     """
     assert stream.time_base is not None
     start = stream.start_time or 0
     latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
-    earliest = start - math.ceil(run_in_seconds / stream.time_base)  # the run-in of the first frame is before the start
+    earliest = start - math.ceil(run_in_seconds / stream.time_base)  # the run-in of the first frame precedes the start
     for back_seconds in () if (container.format.name, stream.type) in _LOST_BY_SEEKING else _SEEK_BACK_SECONDS:
         target = math.floor((seconds - run_in_seconds - back_seconds) / stream.time_base)
         if back_seconds and target <= earliest:
@@ -248,7 +250,7 @@ def frames_from(
             continue
         if first is None or first.pts is None or first.pts > latest:
             continue
-        # What decoding from elsewhere gives first may lack what it refers to.
+        # A first frame that is not a keyframe may refer to missing frames.
         if isinstance(first, AudioFrame) or first.key_frame:
             yield first
             yield from frames

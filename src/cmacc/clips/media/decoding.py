@@ -1,4 +1,4 @@
-"""Read media: what a file holds (`probe`) and exact windows of it (`decode_clips`)."""
+"""Read properties of media files (`probe`), and decode exact windows of them (`decode_clips`)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ from cmacc.clips.media.frames import read_frames
 from cmacc.clips.media.sound import read_sound
 from cmacc.clips.storage import PackedSample, read_extent
 
-_WORTH_A_SEEK_SECONDS = 0.7  # what lies closer is sooner decoded than sought
+_WORTH_A_SEEK_SECONDS = 0.7  # shorter gaps are faster to decode than to seek
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file holds. A file without picture has ``fps``, ``width`` and ``height`` 0."""
+    """Properties of a file. Without video, ``fps``, ``width`` and ``height`` are 0."""
 
     duration_seconds: float
     fps: float
@@ -35,12 +35,12 @@ class MediaInfo:
 
 
 def probe(path: Path | str) -> MediaInfo:
-    """Read a file's facts and decode the first frame of each stream, so that a file that cannot be used shows it.
+    """Read the properties of a file, and decode the first frame of each stream to detect unusable files.
 
     Raises
     ------
     MediaError
-        The file is missing, holds neither picture nor sound, or does not decode.
+        The file is missing, has neither video nor audio, or does not decode.
     """
     medium = Medium.file(path)
     with medium.open() as container:
@@ -48,11 +48,11 @@ def probe(path: Path | str) -> MediaInfo:
 
 
 def read_info(medium: Medium, container: InputContainer, ends: Mapping[int, float] | None = None) -> MediaInfo:
-    """`probe` of an open file that stands at its beginning; for ``ends`` see `stream_duration_seconds`."""
+    """`probe` for a newly opened file; for ``ends`` see `stream_duration_seconds`."""
     name = medium.name
     video, audio = streams(container, name)
     undecoded = {stream.index for stream in (video, audio) if stream is not None}
-    # Both in one go: not all containers can go back to their beginning.
+    # Decode both in one pass: not all containers can seek back to the start.
     for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
         if packet.stream_index in undecoded and packet.decode():
             undecoded.remove(packet.stream_index)
@@ -87,33 +87,33 @@ def decode_clip(source: Path | str | PackedSample, start_seconds: float, spec: C
 
 
 def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
-    """Decode exactly the asked windows of one file, which is opened once for all of them.
+    """Decode exact windows of one file, which is opened only once.
 
-    Windows that share keyframes or overlap are decoded in one go: k of them cost less than k times one.
+    Windows that overlap or share keyframes are decoded together: k of them cost less than k times one.
 
     Parameters
     ----------
     source
         A file, or a sample of a packed shard.
     starts
-        Start of each half-open window ``[start_seconds, start_seconds + spec.length_seconds)`` on the clock that begins
-        with the file's first picture (with its first sample, where there is no picture). A window may reach over the
-        file's ends: there the first or last frame is held and the sound is zero. What happens in a file that is shorter
-        than a window is for ``spec.short_files`` to say.
+        Start of each half-open window ``[start_seconds, start_seconds + spec.length_seconds)``. Time starts at the
+        first frame (or at the first audio sample, without video). Windows may exceed the file: there, the first or last
+        frame is repeated and audio is zero. ``spec.short_files`` determines what happens if the file is shorter than a
+        window.
     spec
         Size of the clips.
 
     Returns
     -------
     list of Clip
-        In the order of ``starts``; each has ``spec.frame_count`` frames and ``spec.sample_count`` samples, always. A
-        stream that the file does not have is zeros.
+        In the order of ``starts``. Each always has ``spec.frame_count`` frames and ``spec.sample_count`` samples.
+        Missing streams are zeros.
 
     Raises
     ------
     MediaError
-        The file is missing, a stream of it does not decode at that place, or it is too short and ``spec.short_files``
-        is ``refuse``.
+        The file is missing, a stream does not decode in a window, or the file is too short and ``spec.short_files`` is
+        ``refuse``.
     """
     if not starts:
         return []
@@ -131,7 +131,7 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
 
 
 class OpenFile:
-    """A file's two streams, in one container or in two, on a clock that begins with the first picture."""
+    """The video and audio streams of a file, in one or two containers. Time starts at the first frame."""
 
     def __init__(self, opened: Sequence[tuple[Medium, InputContainer]]) -> None:
         self._video: tuple[Medium, InputContainer, VideoStream] | None = None
@@ -148,7 +148,7 @@ class OpenFile:
             self._audio_origin = self._video_origin  # one clock for both
 
     def clips(self, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
-        """Decode the windows that begin at ``starts``."""
+        """Decode the windows that start at ``starts``."""
         period = self._loop_seconds(spec)
         count, shape = spec.frame_count, (spec.frame_height, spec.frame_width, 3)
         if self._video is not None:
@@ -175,7 +175,7 @@ class OpenFile:
     def _pictures(
         self, times: NDArray[np.float64], shape: tuple[int, int, int]
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """The frames on show at ``times``, in any order, and when each began."""
+        """The frames displayed at ``times``, in any order, and the start of each."""
         assert self._video is not None
         order = np.argsort(times, kind="stable")
         ascending = times[order] + self._video_origin
@@ -189,7 +189,7 @@ class OpenFile:
         return frames, began
 
     def _runs(self, ascending: NDArray[np.float64]) -> list[slice]:
-        """Stretches of times that are best decoded in one go: seeking only pays where it leads to another keyframe."""
+        """Runs of times to decode without seeking between them: a seek only pays if it leads to another keyframe."""
         assert self._video is not None
         stream = self._video[2]
         cuts = [0]
@@ -203,14 +203,14 @@ class OpenFile:
     def _waveform(
         self, start_seconds: float, spec: ClipSpec, period: float | None
     ) -> tuple[NDArray[np.float32], float]:
-        """The window's sound and the time of its first sample; zeros and NaN without sound."""
+        """Audio of the window, and the time of its first sample; zeros and NaN without audio."""
         if self._audio is None:
             return np.zeros(spec.sample_count, np.float32), math.nan
         wanted = spec.audio_start_seconds(start_seconds)
         if period is None:
             return self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
         once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
-        # Each sample's own place: a period of not a whole number of samples would else drift from the picture.
+        # Compute the position of every sample: repeating a rounded period would make audio drift from video.
         places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
         indices = np.rint(places).astype(np.int64) % len(once)
         return once[indices], float(indices[0]) / spec.sample_rate_hz
@@ -221,7 +221,7 @@ class OpenFile:
         return waveform, began - self._audio_origin
 
     def _loop_seconds(self, spec: ClipSpec) -> float | None:
-        """Length after which the file repeats itself, where it is to be looped; None where it is not."""
+        """Period of the loop, if the file must be looped; otherwise None."""
         if spec.short_files == "pad":
             return None
         present = self._video if self._video is not None else self._audio

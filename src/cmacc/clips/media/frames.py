@@ -1,8 +1,8 @@
-"""The picture's half of a clip: the frames on show at given times, scaled and cut to size.
+"""Decode the video of a clip: the frames displayed at given times, scaled and cropped.
 
-* Packets are looked at before they are decoded: a frame that nothing refers to (most B-frames) and that no asked time
-  falls on is skipped, which saves a quarter to a third of the work of a long group of pictures.
-* Only the frames that a clip keeps are converted, and FFmpeg's scaler shrinks them before they reach Python.
+* Packets are inspected before decoding: a frame that no other frame refers to (most B-frames) and that is not displayed
+  at a requested time is skipped. This saves a quarter to a third of the work for a long group of pictures.
+* Only the frames of the clip are converted, and FFmpeg scales them down before they reach Python.
 """
 
 import math
@@ -23,30 +23,30 @@ from numpy.typing import NDArray
 from cmacc.clips.clip import MediaError
 from cmacc.clips.media.container import MOST_PIXELS, ROUNDING_SECONDS, Medium, frames_from, stream_start_seconds
 
-# Frames are shown in another order than they are stored, but no codec keeps more than 16 of them back.
+# Frames are displayed in another order than stored, but no codec delays more than 16 of them.
 _LOOKAHEAD_PACKETS = 32
-# AVI holds no presentation times: with B-frames (as in UCF101's Xvid files) FFmpeg gives the frames in the right order
-# but some of their times swapped (1, 2, 4, 3, 5, 7, 6...), so the sorted times are dealt out in the frames' order.
+# AVI has no presentation times: with B-frames (as in UCF101's Xvid files), FFmpeg returns frames in the right order but
+# with some times swapped (1, 2, 4, 3, 5, 7, 6...). So the sorted times are assigned to the frames in their order.
 _AVI_REORDER_DEPTH = 4
 
 
 def read_frames(
     medium: Medium, container: InputContainer, stream: VideoStream, times: Sequence[float], out: NDArray[np.uint8]
 ) -> NDArray[np.float64]:
-    """Write into ``out[i]`` the frame on show at ``times[i]``: the last one that began at or before it.
+    """Write the frame displayed at ``times[i]`` to ``out[i]``: the last one that starts at or before that time.
 
     Parameters
     ----------
     medium, container, stream
         The open file.
     times
-        Ascending seconds on the stream's own clock. Before the first frame that one is shown, after the last that.
+        Ascending seconds on the stream's clock. Before the first and after the last frame, that frame is used.
     out
-        ``(len(times), height, width, 3)``, filled.
+        Output array ``(len(times), height, width, 3)``.
 
     Returns
     -------
-    ``(len(times),)`` seconds at which the frames shown begin.
+    ``(len(times),)`` start of each frame in seconds.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def read_frames(
         No frame could be decoded.
     """
     began = np.empty(len(times))
-    scaler = VideoReformatter()  # one for all frames: setting one up costs more than scaling a frame
+    scaler = VideoReformatter()  # one for all frames, since creating it costs more than scaling a frame
     filled = 0
     shown: VideoFrame | None = None
     shown_since = 0.0
@@ -85,17 +85,17 @@ def read_frames(
 def timed_frames(
     medium: Medium, container: InputContainer, stream: VideoStream, seconds: float, wanted: Sequence[int] = ()
 ) -> Iterator[tuple[float, VideoFrame]]:
-    """Frames with their times, in order, from one at or before ``seconds`` on where there is one.
+    """Frames with their times, in order, starting at or before ``seconds`` if there is such a frame.
 
     Parameters
     ----------
     medium, container, stream
         The open file.
     seconds
-        On the stream's own clock.
+        Time on the stream's clock.
     wanted
-        Ascending ticks of the stream. If there are any, frames that are not on show at one of them may be missing, and
-        it ends after the last.
+        Ticks of the stream, in ascending order. If given, frames that are not displayed at one of them may be missing,
+        and iteration ends after the last.
     """
     assert stream.time_base is not None
     is_avi = container.format.name == "avi"
@@ -116,9 +116,9 @@ def timed_frames(
 
 
 def _decoded(container: InputContainer, stream: VideoStream, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    """Decode from where the container stands, in order of showing, and end after the last of the times ``wanted``.
+    """Decode from the current position in display order, and stop after the last of the times ``wanted``.
 
-    ``wanted`` are ascending ticks of the stream; without any, every frame is decoded to the end.
+    ``wanted`` are ticks of the stream, in ascending order. If empty, all frames are decoded.
     """
     packets = container.demux(stream)
     if not wanted:
@@ -127,16 +127,16 @@ def _decoded(container: InputContainer, stream: VideoStream, wanted: Sequence[in
         return
     codec = stream.codec_context
     codec.skip_frame = "DEFAULT"
-    codec.open(strict=False)  # some decoders (dav1d) read once, when they are opened, what they are to skip for good
+    codec.open(strict=False)  # some decoders (dav1d) only read `skip_frame` when they are opened
     first = stream.start_time or 0
     wanted = [max(time, first) for time in wanted]
     ahead: deque[Packet[VideoStream]] = deque()
-    starts: list[int] = []  # of the frames in ``ahead`` and of some before them
+    starts: list[int] = []  # of the frames in ``ahead`` and some earlier ones
     ended = False
     while ahead or not ended:
         while not ended and len(ahead) < _LOOKAHEAD_PACKETS:
-            packet = next(packets)  # the last is empty
-            # A frame is never shown before it is decoded: beyond the last time there is nothing to find.
+            packet = next(packets)  # the last packet is empty
+            # A frame is never displayed before it is decoded, so later packets are not needed.
             ended = packet.size == 0 or (packet.dts is not None and packet.dts > wanted[-1])
             if ended:
                 break
@@ -154,7 +154,7 @@ def _decoded(container: InputContainer, stream: VideoStream, wanted: Sequence[in
 
 
 def _is_on_show(start: int | None, starts: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether one of the times ``wanted`` falls between ``start`` and the next of ``starts``; both lists ascend.
+    """Whether one of the times ``wanted`` is between ``start`` and the next of ``starts``; both lists are sorted.
 
     Examples
     --------
@@ -171,7 +171,7 @@ def _is_on_show(start: int | None, starts: Sequence[int], wanted: Sequence[int])
 
 
 def _scaled(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int) -> NDArray[np.uint8]:
-    """Scale to cover ``height`` x ``width``, keeping the aspect, then cut about the centre."""
+    """Scale to cover ``height`` x ``width``, preserving the aspect ratio, then crop the centre."""
     quarter_turns = round(frame.rotation / 90) % 4
     if quarter_turns % 2:
         height, width = width, height
@@ -180,7 +180,7 @@ def _scaled(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int
     scaled_width = max(width, round(frame.width * scale))
     if scaled_height * scaled_width > MOST_PIXELS:
         raise ValueError(f"a picture of {frame.width} x {frame.height} cannot cover {width} x {height}")
-    # To shrink, the mean over a pixel's area is as good as FFmpeg's widened bilinear filter, in two thirds of its time.
+    # For downscaling, area averaging is as good as FFmpeg's widened bilinear filter, in two thirds of the time.
     interpolation = "AREA" if scale < 1 else "BILINEAR"
     scaled = scaler.reformat(frame, scaled_width, scaled_height, "rgb24", interpolation=interpolation, threads=1)
     picture = scaled.to_ndarray()

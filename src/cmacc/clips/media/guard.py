@@ -1,19 +1,19 @@
-"""Run a function in a process that may crash, hang or run out of memory without harm to the one that asks.
+"""Run a function in a separate process, which may crash, hang or run out of memory without affecting the caller.
 
-A decoder that meets a broken file can do all three, and no ``try`` catches it. So the asking process keeps one helper
-process beside it that has imported everything, and whenever a guarded process is needed the helper forks one, which
-takes milliseconds instead of the seconds of a fresh start. The time limit is the kernel's alarm clock, which ends a
-process however deep in C it hangs, and even if the asking process is gone by then.
+A decoder can do all three on a broken file, and no ``try`` catches it. So the caller keeps one helper process that has
+imported everything, and the helper forks guarded processes when needed. This takes milliseconds instead of the seconds
+of a new interpreter. The time limit is a kernel timer (``setitimer``), which kills a process even if it hangs in C code
+or the caller no longer exists.
 
-Requests are pickled (they come from this process); answers are JSON, so that a decoder taken over by a hostile file has
-nothing to answer with that would be run here.
+Requests are pickled (they come from this process). Replies are JSON, so that a decoder taken over by a malicious file
+cannot execute code in the caller.
 
-Why not a library: pebble 5.2 and multiprocessing's forkserver are as quick where it matters (a call takes 0.06 ms here,
-0.3 ms with pebble, 0.06 ms through forkserver; a new process 25 ms here, 26 ms from forkserver; after a crash the next
-answer comes in 18 ms here, in 112 ms with pebble; an examination takes 30 ms). But both unpickle what the guarded
-process sends. Both refuse to start in daemonic processes, which Dask's workers are, and import the asking script again,
-so that one without ``if __name__ == "__main__"`` fails. And pebble keeps the time in the asking process: when that was
-killed, a hanging worker was still there.
+Why not a library: pebble 5.2 and multiprocessing's forkserver are as fast where it matters (a call takes 0.06 ms here,
+0.3 ms with pebble, 0.06 ms with forkserver; a new process takes 25 ms here, 26 ms with forkserver; the next result
+after a crash takes 18 ms here, 112 ms with pebble; an examination takes 30 ms). But both unpickle data from the guarded
+process. Both refuse to start in daemonic processes, such as Dask's workers, and import the main script again, so that
+scripts without ``if __name__ == "__main__"`` fail. And pebble measures time in the calling process: after it was
+killed, a hanging worker kept running.
 """
 
 import atexit
@@ -39,40 +39,40 @@ _of_thread = threading.local()
 
 
 class GuardError(RuntimeError):
-    """What was asked failed: the function raised an error, whose message this is."""
+    """The function raised an error; this has its message."""
 
 
 class GuardDeathError(GuardError):
-    """What was asked gave no answer: its process crashed, took too long, or was taken over; the message says which."""
+    """The function did not return: its process crashed, exceeded the time limit, or sent an invalid reply."""
 
 
 class Guard:
-    """One guarded process, started when first needed and again whenever it is gone. For one thread at a time."""
+    """One guarded process, started on first use and restarted after it dies. Not thread-safe."""
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._owner = os.getpid()
 
     def call(self, function: Callable[..., Any], *arguments: Any, timeout_seconds: float) -> Any:
-        """The answer of ``function(*arguments)``, computed in the guarded process.
+        """Compute ``function(*arguments)`` in the guarded process.
 
         Parameters
         ----------
         function
-            Importable by name; what it returns must be fit for JSON.
+            Function that can be imported by name. Its result must be serialisable as JSON.
         *arguments
-            Anything that can be pickled.
+            Arguments that can be pickled.
         timeout_seconds
-            Wall time after which the process is ended.
+            Limit of wall time, after which the process is killed.
 
         Raises
         ------
         GuardError
             The function raised an error.
         GuardDeathError
-            Its process crashed, the time was over, or its answer is none.
+            Its process crashed, exceeded the time limit, or sent an invalid reply.
         ChildProcessError
-            No guarded process can be started: nothing is said of what was asked.
+            No guarded process can be started. The function was not called.
         ValueError
             ``timeout_seconds`` is not positive.
         """
@@ -86,7 +86,7 @@ class Guard:
             reply = _receive(self._socket)
         except OSError:
             reply = None
-        except BaseException:  # Ctrl-C: the answer to come must not be taken for that of the next call
+        except BaseException:  # Ctrl-C: the next call must not receive the pending reply
             self.close()
             raise
         if reply is None:
@@ -104,7 +104,7 @@ class Guard:
         return answer
 
     def close(self) -> None:
-        """End the guarded process."""
+        """Stop the guarded process."""
         if self._socket is not None:
             if self._owner == os.getpid():
                 _hang_up(self._socket)
@@ -116,7 +116,7 @@ class Guard:
 
 
 def guarded(function: Callable[..., Any], *arguments: Any, timeout_seconds: float) -> Any:
-    """`Guard.call` in the guarded process of the calling thread, which is kept for the thread's next call."""
+    """`Guard.call` in the guarded process of the calling thread, which is reused for later calls."""
     if not hasattr(_of_thread, "guard"):
         _of_thread.guard = Guard()
     return _of_thread.guard.call(function, *arguments, timeout_seconds=timeout_seconds)
@@ -131,12 +131,12 @@ class _Forker:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno())],  # -P: nothing from the current folder
+                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno())],  # -P: no imports from the current folder
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the asking process to answer
+                start_new_session=True,  # only the calling process handles Ctrl-C
             )
         atexit.register(self.close)
 
@@ -148,7 +148,7 @@ class _Forker:
         try:
             with self._lock, theirs:
                 socket.send_fds(self._socket, [b"f"], [theirs.fileno()])
-            if ours.recv(1):  # it greets; only from then on is what becomes of it the fault of what is asked
+            if ours.recv(1):  # it has started; only later failures are due to the function
                 return ours
             raise ConnectionError("it ended at once")
         except OSError as error:
@@ -166,7 +166,7 @@ class _Forker:
 
 
 def _forget_in_child() -> None:
-    """A forked process shares the open sockets, and would read another's answers."""
+    """Reset the state in a forked process, which shares the open sockets and would read replies to others."""
     global _ready, _ready_lock, _of_thread
     _ready, _ready_lock, _of_thread = None, threading.Lock(), threading.local()
 
@@ -175,7 +175,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _hang_up(connection: socket.socket) -> None:
-    """End the connection, which is what the other side waits for, also where a forked process holds a copy of it."""
+    """Shut down the connection, which stops the other side even if a forked process has a copy of the socket."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
@@ -193,7 +193,7 @@ def _send(connection: socket.socket, message: bytes) -> None:
 
 
 def _receive(connection: socket.socket) -> bytes | None:
-    """One message; None when the other side is gone."""
+    """Receive one message; None if the other side is gone."""
     head = _receive_exactly(connection, _LENGTH.size)
     return None if head is None else _receive_exactly(connection, _LENGTH.unpack(head)[0])
 
@@ -209,14 +209,14 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytes | None:
 
 
 def serve(control: int) -> None:
-    """The helper's work: a child for every socket that comes in, until the asking process is gone.
+    """Main loop of the helper: fork a child for every received socket, until the calling process is gone.
 
     Parameters
     ----------
     control
-        Number of the open socket over which it is asked.
+        File descriptor of the control socket.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no ended child lingers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that children do not become zombies
     with socket.socket(fileno=control) as asked:
         while True:
             message, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
@@ -231,8 +231,8 @@ def serve(control: int) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """The guarded process's work: one call after the other, until nobody asks any more."""
-    # Should memory run out, let the kernel take this process and not the one that asks.
+    """Main loop of a guarded process: execute calls until the connection is closed."""
+    # If memory runs out, the kernel should kill this process and not the caller.
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     connection.sendall(b"!")
@@ -241,7 +241,7 @@ def _answer(connection: socket.socket) -> None:
             function, arguments, timeout_seconds = pickle.loads(request)
             signal.setitimer(signal.ITIMER_REAL, timeout_seconds)
             answer = json.dumps(["result", function(*arguments)])
-        except ValueError as error:  # bad input, and the message says all
+        except ValueError as error:  # invalid input; the message is sufficient
             answer = json.dumps(["error", str(error)])
         except Exception as error:
             answer = json.dumps(["error", f"{type(error).__name__}: {error}"])

@@ -1,8 +1,8 @@
-"""The sound's half of a clip: exactly the asked samples, mono, at the asked rate.
+"""Decode the audio of a clip: exactly the requested samples, mono, at the requested rate.
 
-Sound is placed by counting samples from the first decoded frame, not by each frame's time stamp: Matroska rounds stamps
-to 1 ms and AVI to a whole frame, and placing by them would click at every frame border. Only a jump of more than
-``_AUDIO_JUMP_SECONDS`` is believed.
+The position of audio is determined by counting samples from the first decoded frame, not from the time stamp of each
+frame: Matroska rounds time stamps to 1 ms and AVI to a whole frame, which would cause clicks at frame borders. Only
+jumps of more than ``_AUDIO_JUMP_SECONDS`` are accepted.
 """
 
 import math
@@ -24,12 +24,12 @@ from cmacc.clips.clip import MediaError
 from cmacc.clips.media.container import Medium, frames_from
 
 _AUDIO_JUMP_SECONDS = 0.05
-# AAC and Vorbis need a frame or two of run-in before what they give after a seek is right.
+# After a seek, AAC and Vorbis need one or two frames before their output is correct.
 _AUDIO_RUN_IN_SECONDS = 0.15
-# A frame of MP3 may begin in the bytes of those before it (the bit reservoir, up to 511 bytes, a quarter of a second at
-# low bit rates): without them it decodes to silence.
+# The data of an MP3 frame may start in earlier frames (the bit reservoir, up to 511 bytes, a quarter of a second at low
+# bit rates). Without them, it decodes to silence.
 _MP3_RUN_IN_SECONDS = 0.4
-# Beyond it the resampler's answer no longer depends on what was cut off: below 1e-5 of full scale.
+# Beyond this margin, the effect of cut samples on the resampled audio is below 1e-5 of full scale.
 _RESAMPLE_MARGIN_SECONDS = 0.02
 
 
@@ -41,36 +41,36 @@ def read_sound(
     sample_count: int,
     sample_rate_hz: int,
 ) -> tuple[NDArray[np.float32], float]:
-    """Decode ``sample_count`` mono samples from ``start_seconds`` on; zeros where the stream has none.
+    """Decode ``sample_count`` mono samples from ``start_seconds`` on; zeros where the stream has no samples.
 
     Parameters
     ----------
     medium, container, stream
         The open file.
     start_seconds
-        On the stream's own clock.
+        Start on the stream's clock.
     sample_count, sample_rate_hz
-        What is asked for.
+        Number of samples, and their rate.
 
     Returns
     -------
-    ``(sample_count,)`` in [-1, 1], the mean of all channels; and the time of the first of them, which is that of a
-    whole sample of the source: at most half of one from ``start_seconds``.
+    ``(sample_count,)`` in [-1, 1], the mean of all channels; and the time of the first sample, which is rounded to a
+    sample of the source, at most half a sample from ``start_seconds``.
 
     Raises
     ------
     MediaError
-        The stream's rate changes on the way.
+        The sample rate changes within the stream.
     """
     assert stream.time_base is not None
     rate = stream.codec_context.sample_rate
     divisor = math.gcd(sample_rate_hz, rate)
     up, down = sample_rate_hz // divisor, rate // divisor
-    # A margin of whole resampling periods on both sides keeps the filter's edges out of the clip.
+    # A margin of whole resampling periods on both sides keeps edge effects of the filter out of the clip.
     periods = math.ceil(_RESAMPLE_MARGIN_SECONDS * sample_rate_hz / up) if up != down else 0
     native = np.zeros(math.ceil(sample_count / up) * down + 2 * periods * down, np.float32)
     begin = round(start_seconds * rate)
-    first = begin - periods * down  # index of native[0], counted from the clock's zero
+    first = begin - periods * down  # index of native[0], relative to time zero
     samples_per_tick = float(stream.time_base * rate)
     position: int | None = None
     heard_from, heard_to = len(native), 0
@@ -93,18 +93,18 @@ def read_sound(
     if up != down:
         native = soxr.resample(native, rate, sample_rate_hz)
         _limit(native)
-        # The filter rings before the sound and after it, where there is nothing to hear.
+        # Remove the ringing of the filter before and after the audio.
         native[: heard_from * up // down] = 0
         native[math.ceil(heard_to * up / down) :] = 0
     return native[periods * up : periods * up + sample_count].copy(), begin / rate
 
 
 def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iterator[AudioFrame]:
-    """Decode from the last packet on that begins at or before the tick ``begin``, else from where the container stands.
+    """Decode from the last packet that starts at or before the tick ``begin``, or from the current position.
 
-    The sound is placed by the stamp of its first frame, which must depend on neither of two things that what was read
-    before changes: where a seek lands, and whether the decoder is new (the first packet that a new one gets, whichever
-    it is, loses the encoder's delay; Matroska then rounds the stamp to another millisecond).
+    The time stamp of the first frame determines the position of the audio. So it must not depend on what was read
+    before: neither on where a seek lands, nor on whether the decoder is new. (The first packet of a new decoder,
+    whichever it is, loses the encoder delay, and Matroska then rounds the time stamp to another millisecond.)
     """
     codec = stream.codec_context
     before: Packet[AudioStream] | None = None
@@ -125,7 +125,7 @@ def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iter
 
 
 def _limit(sound: NDArray[np.float32]) -> None:
-    """Cut to [-1, 1] in place: lossy and floating-point sound may be beyond it, and in damaged files be no number."""
+    """Clip to [-1, 1] in place: lossy and floating-point audio may exceed it, and damaged files may contain NaN."""
     if not -1 <= sound.min() <= sound.max() <= 1:
         np.nan_to_num(sound, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)
         np.clip(sound, -1, 1, out=sound)
@@ -133,10 +133,10 @@ def _limit(sound: NDArray[np.float32]) -> None:
 
 def mono(frame: AudioFrame) -> NDArray[np.float32]:
     """Mean of the channels as float in [-1, 1], ``(samples,)``."""
-    if frame.format.name == "fltp":  # what most decoders give; per frame, PyAV's own way costs four times as much
+    if frame.format.name == "fltp":  # the output of most decoders; PyAV's conversion takes four times as long per frame
         channels = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
         return channels[0] if len(channels) == 1 else np.asarray(np.add.reduce(channels) / np.float32(len(channels)))
-    if frame.format.name in ("s16", "s16p") and len(frame.layout.channels) == 1:  # what packed sound gives
+    if frame.format.name in ("s16", "s16p") and len(frame.layout.channels) == 1:  # the format of packed audio
         return np.frombuffer(memoryview(frame.planes[0]), np.int16, frame.samples) * np.float32(1 / 32_768)
     samples: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:

@@ -13,9 +13,9 @@ SHAPES = ("disc", "square", "triangle", "star", "cross", "ring", "crescent", "le
 MOTIONS = ("bounce", "swing", "pulse", "roll", "collide", "spin", "orbit", "dart")
 TIMBRES = ("marimba", "buzz", "noise", "bell", "pluck", "whistle", "voice", "glass")
 SIZE_RANGE = (0.12, 0.24)  # radius as a share of the frame's side
-PITCH_RANGE_HZ = (160.0, 1200.0)  # the largest and the smallest object
+PITCH_RANGE_HZ = (160.0, 1200.0)  # of the largest and of the smallest object
 AAC_SAMPLE_RATES_HZ = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
-# One random stream per purpose: a fresh draw added to one of them leaves the others as they were.
+# One random stream per purpose, so that additional draws in one do not change the others.
 DUPLICATE, CLASS, EVENT, MOTION, TIMBRE, PICTURE_NUISANCE, SOUND_NUISANCE = range(7)
 
 
@@ -60,7 +60,7 @@ class WorldConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Validate all fields."""
         whole = {"clip_count": (1, 10**6), "class_count": (2, 64), "frame_rate_hz": (8, 60), "frame_size": (32, 512),
                  "seed": (0, 2**63)}  # fmt: skip
         real = {"zipf_exponent": (0, 5), "duplicate_share": (0, 1), "nuisance": (0, 1), "duration_seconds": (1, 60)}

@@ -75,8 +75,8 @@ def draw(config: WorldConfig, event: Event) -> NDArray[np.uint8]:
     across, down = grid - jitter[0][:, None], grid - jitter[1][:, None]
 
     backdrop = (1 - nuisance) * np.array([0.15, 0.15, 0.2]) + nuisance * rng.uniform(0.15, 0.85, 3)
-    # Gradients and gratings, each drifting its own way; sin(a + b) from the two axes' own sines and cosines makes the
-    # whole backdrop one product of (T, S, waves) and (T, waves, 3 S).
+    # Gradients and gratings with separate drifts. Expanding sin(a + b) into sines and cosines of the two axes turns the
+    # whole backdrop into one product of (T, S, waves) and (T, waves, 3 S).
     waves = 2 * np.pi * rng.uniform(-4, 4, (3, 2))
     phases = rng.uniform(0, 6, (3, 1)) + rng.normal(0, 5, (3, 1)) * seconds
     a = waves[:, :1, None] * across + phases[..., None]
@@ -96,7 +96,7 @@ def draw(config: WorldConfig, event: Event) -> NDArray[np.uint8]:
            _palette(rng, backdrop, nuisance))  # fmt: skip
     flicker = 1 + nuisance * (rng.uniform(0, 0.12) * np.sin(rng.uniform(3, 40) * seconds + rng.uniform(0, 6))
                               + 0.04 * rng.standard_normal(count))  # fmt: skip
-    # Pixel noise is read from random places of one short strip: fresh normals for every pixel cost more than the rest.
+    # Read pixel noise from random positions of one short strip: drawing it per pixel would cost more than the rest.
     strip = rng.standard_normal(4 * frames[0].size, np.float32) * np.float32(255 * nuisance * rng.uniform(0.01, 0.06))
     starts = rng.integers(3 * frames[0].size, size=count)
     pictures = np.empty(frames.shape, np.uint8)

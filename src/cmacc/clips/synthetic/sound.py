@@ -1,4 +1,4 @@
-"""Event to sound: eight timbres, struck at the onsets or sustained by the motion, then room, hum and noise."""
+"""Synthesise the audio of an event: one of eight timbres, struck or sustained, then room, hum and noise."""
 
 import math
 
@@ -10,11 +10,11 @@ from cmacc.clips.synthetic.motion import trace
 
 
 def synthesise(timbre: str, pitch_hz: float, seconds: Floats, struck: bool, rng: np.random.Generator) -> Floats:
-    """Sound one timbre with peak 1, shape (samples,) as ``seconds``; it dies away if ``struck``, else it goes on."""
+    """Synthesise a timbre with peak 1, shape (samples,) as ``seconds``; decaying if ``struck``, else sustained."""
     rate_hz, t = 1 / (seconds[1] - seconds[0]), seconds
     harmonics = np.arange(1.0, 31.0)
-    # (frequency ratios, levels, decay seconds) of the additive timbres. Decays stay within 0.2 s: a longer ring meets
-    # the next blow in opposite phase now and then, and an onset is seen that nobody hears.
+    # (frequency ratios, levels, decay seconds) of the additive timbres. Decays are at most 0.2 s: a longer one may meet
+    # the next onset in opposite phase, so that the onset is visible but not audible.
     partials: dict[str, tuple[Floats, Floats, Floats]] = {
         "marimba": (np.array([1, 3.93, 9.2]), np.array([1, 0.35, 0.15]), np.array([0.18, 0.07, 0.03])),
         "buzz": (harmonics, 1 / harmonics, np.full(30, 0.15)),
@@ -33,11 +33,11 @@ def synthesise(timbre: str, pitch_hz: float, seconds: Floats, struck: bool, rng:
         for ratio, level, decay in zip(ratios, levels, decays, strict=True):
             partial_wave = level * np.sin(ratio * (2 * np.pi * pitch_hz * t + vibrato))
             wave += partial_wave * np.exp(-t / decay) if struck else partial_wave
-    elif timbre == "noise":  # a band of one octave round the pitch
+    elif timbre == "noise":  # a band of one octave around the pitch
         spectrum = fft.rfft(rng.standard_normal(len(t)))
         octaves = np.log2(np.maximum(fft.rfftfreq(len(t), 1 / rate_hz), 1) / pitch_hz)
         wave = fft.irfft(spectrum * np.exp(-0.5 * (octaves / 0.4) ** 2), len(t)) * (np.exp(-t / 0.12) if struck else 1)
-    else:  # bell: frequency modulation whose brightness fades with the blow
+    else:  # bell: frequency modulation whose brightness decays after the onset
         fade = np.exp(-t / 0.2) if struck else np.ones_like(t)
         wave = fade * np.sin(2 * np.pi * pitch_hz * t + 2.5 * fade * np.sin(2 * np.pi * 1.41 * pitch_hz * t))
     wave *= envelope / np.abs(envelope * wave).max()
@@ -45,7 +45,7 @@ def synthesise(timbre: str, pitch_hz: float, seconds: Floats, struck: bool, rng:
 
 
 def sound_event(config: WorldConfig, event: Event) -> Floats:
-    """Sound the event without nuisances, (samples, 2), peak 0.5; left and right by equal power from the place."""
+    """Synthesise the event without nuisances, (samples, 2), peak 0.5, with equal-power panning by position."""
     rate_hz = config.sample_rate_hz
     seconds = np.arange(round(config.duration_seconds * rate_hz)) / rate_hz
     rng = np.random.default_rng(event.timbre_seed)
@@ -66,13 +66,13 @@ def sound_event(config: WorldConfig, event: Event) -> Floats:
 
 
 def spoil(sound: Floats, config: WorldConfig, event: Event) -> Floats:
-    """Add room, equaliser, hum, coloured noise and gain to (samples, 2)."""
+    """Add reverberation, equalisation, hum, coloured noise and gain to (samples, 2)."""
     rng = np.random.default_rng([*event.nuisance_seed, SOUND_NUISANCE])
     nuisance, rate_hz, count = config.nuisance, config.sample_rate_hz, len(sound)
     tail_seconds = np.arange(round(0.6 * rate_hz)) / rate_hz
     tail = rng.standard_normal((len(tail_seconds), 2)) * np.exp(-tail_seconds / rng.uniform(0.02, 0.12))[:, None]
     room = nuisance * rng.uniform(0, 0.7) * tail / np.sqrt((tail**2).sum(0))
-    room[0] += 1  # the direct sound stays first, so that onsets stay where they are
+    room[0] += 1  # keep the direct sound first, so that onsets do not move
     size = fft.next_fast_len(count + len(room), real=True)
     octaves = np.log2(np.maximum(fft.rfftfreq(size, 1 / rate_hz), 20) / 800)
     tone_db = nuisance * (rng.uniform(-4, 4) * octaves

@@ -6,7 +6,7 @@
 
 and its figures change only where a change of the numbers is meant; the commit then says why. Floating-point sums depend
 on the processor's vector width and on the version of torch, so the file says on which machine it was written: there the
-losses must be equal to the last bit. Elsewhere the first five must be within `RELATIVE_TOLERANCE`, and the later ones
+losses must be equal to the last bit. Elsewhere the first three must be within `RELATIVE_TOLERANCE`, and the later ones
 within `LATER_TOLERANCE`: rounding can change a choice of negatives, and with it all that follows.
 """
 

@@ -1,7 +1,10 @@
 """Similarity of embeddings: a map of the held-out clips, and sample queries with their answers."""
 
+import io
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,11 +165,20 @@ def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    _count_cores_silently()
     tsne = TSNE(init=components[:, :2] / spread * 1e-4, perplexity=min(30.0, (len(rows) - 1) / 3), random_state=0)
     # t-SNE runs a thousand short parallel loops: on two busy cores, two threads took 21 s for 170 rows, and one 0.7 s.
     with threadpool_limits(1):
         places = tsne.fit_transform(components[:, :50])
     return np.asarray(places, np.float64), "t-SNE (fixed seed, after PCA)"
+
+
+def _count_cores_silently() -> None:
+    """Let joblib count the cores now. On machines without `lscpu`, its first count prints a traceback to stderr."""
+    import joblib
+
+    with warnings.catch_warnings(action="ignore", category=UserWarning), redirect_stderr(io.StringIO()):
+        joblib.cpu_count(only_physical_cores=True)
 
 
 def _label_colours(run: RunFolder, rows: NDArray[np.int64]) -> tuple[list[str], Legend]:

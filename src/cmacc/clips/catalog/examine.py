@@ -17,7 +17,6 @@ import base64
 import dataclasses
 import hashlib
 import io
-import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,18 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from numpy.typing import NDArray
 
 from cmacc.clips.catalog.fingerprint import picture_bits, sound_bits
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
 from cmacc.clips.media.container import (
     Medium,
+    is_cover_image,
     packet_end_seconds,
     stated_end_seconds,
     stated_frames,
     stated_seconds,
+    states_no_length,
     stream_start_seconds,
     streams,
 )
@@ -272,7 +272,7 @@ def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
     last = 0.0
     try:
         # Include other streams, since the stated end is that of the longest stream.
-        for packet in container.demux([s for s in container.streams if not s.disposition & Disposition.attached_pic]):
+        for packet in container.demux([s for s in container.streams if not is_cover_image(s)]):
             stream, end = packet.stream_index, packet_end_seconds(packet)
             if end is not None:
                 found.ends[stream] = max(end, found.ends.get(stream, end))
@@ -285,28 +285,9 @@ def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
                 found.damaged.append(last)
     except (av.FFmpegError, ValueError) as error:
         found.fault = f"cannot be read on from {last:.1f} s ({type(error).__name__})"
-    if found.damaged == [last] and isinstance(medium.content, Path) and _states_no_length(medium.content):
+    if found.damaged == [last] and isinstance(medium.content, Path) and states_no_length(medium.content):
         found.damaged.clear()  # FFmpeg reports damage because the file ends within one of FFmpeg's packets
     return found
-
-
-def _states_no_length(path: Path) -> bool:
-    """Whether it is a WAV or CAF file that was written to a pipe, so that its header was never completed."""
-    with path.open("rb") as file:
-        form = file.read(12)
-        if form[:4] == b"RIFF" and form[8:] == b"WAVE":
-            chunk, unknown = struct.Struct("<4sI"), (0, 2**32 - 1)
-        elif form[:4] == b"caff":
-            chunk, unknown = struct.Struct(">4sQ"), (0, 2**64 - 1)
-            file.seek(8)
-        else:
-            return False
-        while len(head := file.read(chunk.size)) == chunk.size:
-            name, size = chunk.unpack(head)
-            if name == b"data":
-                return size in unknown
-            file.seek(size + (size % 2 if form[:4] == b"RIFF" else 0), io.SEEK_CUR)
-    return False
 
 
 def _packet_findings(packets: _Packets, info: MediaInfo) -> list[Finding]:

@@ -14,6 +14,7 @@ Trade-offs and traps:
 
 import io
 import math
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -118,8 +119,7 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
         There is neither, FFmpeg does not know the codec of one, or its frame size or sample rate exceeds a limit. The
         message contains ``name``.
     """
-    # Exclude cover images, which are video streams of one frame.
-    pictures = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    pictures = [stream for stream in container.streams.video if not is_cover_image(stream)]
     video = _preferred(pictures, container.streams.best("video"))
     audio = _preferred(container.streams.audio, container.streams.best("audio", related=video))
     if video is None and audio is None:
@@ -139,6 +139,11 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
         rate = audio.codec_context.sample_rate
         raise MediaError(f"{name}: sound must have at most {_HIGHEST_AUDIO_RATE_HZ} Hz, got {rate}: damaged?")
     return video, audio
+
+
+def is_cover_image(stream: Stream) -> bool:
+    """Whether it is a cover image, which FFmpeg presents as a video stream of one frame."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _preferred(candidates: Sequence[_Stream], best_of_ffmpeg: object) -> _Stream | None:
@@ -182,6 +187,25 @@ def stated_end_seconds(container: InputContainer) -> float | None:
         return None
     seconds = container.duration / av.time_base
     return (container.start_time or 0) / av.time_base + seconds if seconds <= LONGEST_SECONDS else None
+
+
+def states_no_length(path: Path) -> bool:
+    """Whether it is a WAV or CAF file that was written to a pipe, so that its header was never completed."""
+    with path.open("rb") as file:
+        form = file.read(12)
+        if form[:4] == b"RIFF" and form[8:] == b"WAVE":
+            chunk, unknown = struct.Struct("<4sI"), (0, 2**32 - 1)
+        elif form[:4] == b"caff":
+            chunk, unknown = struct.Struct(">4sQ"), (0, 2**64 - 1)
+            file.seek(8)
+        else:
+            return False
+        while len(head := file.read(chunk.size)) == chunk.size:
+            name, size = chunk.unpack(head)
+            if name == b"data":
+                return size in unknown
+            file.seek(size + (size % 2 if form[:4] == b"RIFF" else 0), io.SEEK_CUR)
+    return False
 
 
 def stream_duration_seconds(

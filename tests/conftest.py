@@ -13,12 +13,17 @@ from jaxtyping import install_import_hook
 
 install_import_hook("cmacc", "beartype.beartype")
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
 
 if TYPE_CHECKING:
     from cmacc.pretraining import PretrainConfig
+
+# On a machine whose cores others use too, any example may take a second.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data" / "real"
 

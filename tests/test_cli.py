@@ -177,9 +177,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_or_killed_goes_on(how: signal.Signals, small_world: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cmacc.cli", "pretrain"]
-    start = [*command, "--data.manifest", str(small_world), "--out", str(tmp_path), "--optim.steps=4000", *TINY_CLIP]
+def test_a_run_that_is_stopped_or_killed_goes_on(
+    how: signal.Signals, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pretrain", "--data.manifest", str(small_world), "--out", str(tmp_path), "--optim.steps=4000"]
+    start = [sys.executable, "-m", "cmacc.cli", *arguments, *TINY_CLIP]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("checkpoints/step-*"))) == 0:
@@ -196,11 +198,10 @@ def test_a_run_that_is_stopped_or_killed_goes_on(how: signal.Signals, small_worl
     assert 0 < step < 4000
     config = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config.replace("steps: 4000", f"steps: {step + 3}"))
-    done = subprocess.run([*command, "--resume", str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "config.yaml must have hash" in done.stderr  # an edited run is another run
+    resume = ["pretrain", "--resume", str(tmp_path)]
+    assert main(resume) == 2
+    assert "config.yaml must have hash" in capsys.readouterr().err  # an edited run is another run
     (tmp_path / "provenance.json").unlink()  # as in a run of the version before; or the test would take 4,000 steps
-    done = subprocess.run([*command, "--resume", str(tmp_path)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert main(resume) == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(step + 3))

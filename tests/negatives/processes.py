@@ -62,17 +62,17 @@ def outcomes(rank: int = 0, processes: int = 1, group: dist.ProcessGroup | None 
         ]
 
     result: dict[str, Any] = {
-        "few, blocks": picks(few, 3, 60),
-        "few, one by one": picks(few, 3, 20, method="one_by_one"),
-        "few, greedy": picks(few, 3, 20, local_trials=3),
-        "many": picks(many, 60, 5),
+        "few, blocks": picks(few, 3, 30),
+        "few, one by one": picks(few, 3, 10, method="one_by_one"),
+        "few, greedy": picks(few, 3, 10, local_trials=3),
+        "many": picks(many, 60, 3),
         "many, greedy": picks(many, 20, 1, local_trials=4),
-        "given, eligible": picks(many, 60, 5, initial_centers=given, eligible=part(eligible, rank, processes)),
-        "flat": picks(flat, 40, 5),
-        "flat, double": picks(flat.double(), 40, 2),
-        "copies": picks(copies, 30, 5),
+        "given, eligible": picks(many, 60, 2, initial_centers=given, eligible=part(eligible, rank, processes)),
+        "flat": picks(flat, 40, 2),
+        "flat, double": picks(flat.double(), 40, 1),
+        "copies": picks(copies, 30, 2),
         "all": picks(flat, 300, 1),
-        "large": picks(tuple(2.0**60 * factor for factor in many), 60, 2),
+        "large": picks(tuple(2.0**60 * factor for factor in many), 60, 1),
     }
     broken = many[0].clone()
     broken[400, 3] = torch.nan

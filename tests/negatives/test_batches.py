@@ -34,7 +34,7 @@ def clusters(count: int, of: int) -> tuple[Tensor, Tensor]:
     known=st.floats(0, 1),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_sample_comes_twice_and_only_the_remainder_is_left_out(
     count: int, batch_size: int, group: int, share: float, skip: int, known: float, seed: int
 ) -> None:

@@ -54,7 +54,7 @@ def test_any_number_of_processes_chooses_the_same(processes: int, alone: dict[st
 
 def test_what_is_compared_is_worth_comparing(alone: dict[str, Any]) -> None:
     """The picks differ from seed to seed, are distinct, and the errors were raised."""
-    assert len({tuple(picks) for picks in alone["many"]}) == 5
+    assert len({tuple(picks) for picks in alone["many"]}) == 3
     for name in ("many", "flat", "copies", "all", "given, eligible"):
         assert all(len(set(picks)) == len(picks) for picks in alone[name])
     assert all(pick % 3 for picks in alone["given, eligible"] for pick in picks)

@@ -14,7 +14,7 @@ from cmacc.negatives import KeyQueue, Keys
 FIELDS = [field.name for field in dataclasses.fields(Keys)]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(capacity=st.integers(1, 9), sizes=st.lists(st.integers(0, 20), max_size=8), penultimate=st.integers(0, 2))
 def test_is_a_deque(capacity: int, sizes: list[int], penultimate: int) -> None:
     """Order, content and length after every push, of more keys than fit too."""

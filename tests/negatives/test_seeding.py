@@ -26,7 +26,7 @@ from cmacc.negatives.shards import Shards
 ALPHA = 1e-6
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     number=st.integers(0, 10**6),
     rows=st.integers(1, 12),
@@ -150,7 +150,7 @@ SHAPES: dict[str, Callable[[int, torch.Generator], Tensor]] = {
 }
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     shape=st.sampled_from(sorted(SHAPES)),
     rows=st.integers(1, 20),

@@ -40,8 +40,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
         ),
         encoder=EncoderConfig(mel_bins=40, hidden_size=128, embedding_size=64),
         dictionary=DictionaryConfig(selector="active", size=32, pool_size=128, refresh="none"),
-        optim=OptimConfig(batch_size=16, steps=160, warmup_steps=20),
-        save_every=160,
+        optim=OptimConfig(batch_size=16, steps=110, warmup_steps=20),
+        save_every=110,
     )
 
 
@@ -87,7 +87,7 @@ def test_the_default_beats_the_plain_queue_on_near_classes() -> None:
     """
     world = VectorWorld(samples=512, held_out=512, classes=40, spread=0.4, zipf_exponent=0.0)
     default = PretrainConfig(
-        encoder=EncoderConfig(head="linear", embedding_size=64), optim=OptimConfig(batch_size=16, steps=240)
+        encoder=EncoderConfig(head="linear", embedding_size=64), optim=OptimConfig(batch_size=16, steps=180)
     )
     queue = dataclasses.replace(
         default,

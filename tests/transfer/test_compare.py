@@ -151,7 +151,7 @@ def test_at_most_twenty_files_left_out_are_named(count: int, named: int, more: s
         assert f"And {more} more." in text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.text(min_size=1), reason=st.text())
 def test_no_text_of_a_card_breaks_its_tables(name: str, reason: str) -> None:
     result = dataclasses.replace(_RESULT, modality=name, settings=(name, reason))
@@ -259,7 +259,7 @@ def test_what_cannot_be_compared_is_refused(cards: list[Card], names: list[str],
         compared(cards, names)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=4),
     metric=st.sampled_from(["accuracy", "median_rank"]),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cmacc.clips.catalog.layouts import (
@@ -232,7 +232,6 @@ def test_vggsound_bad_rows(tmp_path: Path) -> None:
             list_vggsound(root, write(tmp_path / "v.csv", row + "\n"))
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(
     st.dictionaries(ids, st.tuples(st.integers(0, 40_000), st.integers(0, 6)), min_size=1, max_size=6), st.booleans()
 )

@@ -43,7 +43,7 @@ def record(path: Path, label: str | None = None, split: str | None = None, durat
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=st.lists(RECORDS, max_size=5))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, suffix: str, rows: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.mktemp("manifest") / f"m{suffix}"

@@ -147,7 +147,7 @@ def test_masks_put_the_mean_in_their_place() -> None:
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.builds(
         AugmentConfig,

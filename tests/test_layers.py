@@ -72,7 +72,7 @@ def test_the_walk_found_the_package() -> None:
     [
         ("import cmacc.clips", {"clips"}),
         ("import torch, cmacc.viewer.report as r", {"viewer"}),
-        ("from cmacc.transfer.features import embed", {"transfer"}),
+        ("from cmacc.pretraining.features import embed", {"pretraining"}),
         ("from cmacc import negatives", {"negatives"}),
         ("from cmacc import load", {"load"}),
         ("from ..clips import Clip", {"clips"}),

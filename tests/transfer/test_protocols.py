@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from cmacc.pretraining.features import unit_rows
 from cmacc.transfer.metrics import Metric, ProtocolError, summarised
 from cmacc.transfer.protocols import (
     Rows,
@@ -23,7 +24,6 @@ from cmacc.transfer.protocols import (
     ranks,
     scores_accuracy,
     svm,
-    unit_rows,
 )
 from cmacc.transfer.recipes import RECIPES, crops_of
 

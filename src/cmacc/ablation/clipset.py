@@ -19,7 +19,6 @@ from torch import Tensor
 from cmacc.ablation.problem import Measured, plain_rows
 from cmacc.clips import (
     ClipBatch,
-    LogMel,
     Manifest,
     evaluation_loader,
     evaluation_requests,
@@ -34,7 +33,7 @@ from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.encoders import MODALITIES, AudioVisualEncoder
 from cmacc.pretraining import PretrainConfig, untrained_encoder
 from cmacc.pretraining.clip_stream import check_bad_fraction, excluded_line, note_bad_file, usable_files
-from cmacc.pretraining.clip_views import ClipViews
+from cmacc.pretraining.clip_views import ClipViews, audio_input
 from cmacc.pretraining.learner import Learner
 
 _MEASURED_AT_ONCE = 100
@@ -199,7 +198,7 @@ class ClipDataset:
     def measured(self, learner: Learner) -> Measured:
         """Outputs of the encoders without augmentation; grey if they are trained on grey video only."""
         config = learner.config
-        log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(self._device)
+        inputs = audio_input(config.encoder, config.data.clip.sample_rate_hz).to(self._device)
         parts: dict[str, list[Any]] = {"video": [], "audio": [], "video_key": [], "audio_key": []}
         encoder = learner.encoder.eval()
         for rows in torch.arange(len(self._frames)).split(_MEASURED_AT_ONCE):
@@ -207,7 +206,7 @@ class ClipDataset:
             if config.data.augment.grey_probability == 1:
                 video = grey_video(video)
             with learner.autocast():
-                encodings = encoder(video=video, audio=log_mel(self._waveforms[rows.to(self._device)].float()))
+                encodings = encoder(video=video, audio=inputs(self._waveforms[rows.to(self._device)].float()))
             for name, encoding in encodings.items():
                 parts[name].append(plain_rows(encoding.feature))
                 parts[f"{name}_key"].append(plain_rows(encoding.embedding))

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from cmacc.encoders.pair import Encoder
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -33,7 +35,9 @@ def momentum_copy(online: _Module) -> _Module:
     parameters. A key then only depends on its own clip. With batch statistics, keys would reveal which batch they came
     from (the leak for which MoCo shuffles its batches).
     """
-    key_encoder = copy.deepcopy(online)
+    # A frozen backbone never changes, and is shared: a second copy of a large tower may not fit into memory.
+    frozen = [part.network for part in online.modules() if isinstance(part, Encoder) and part.frozen_digest]
+    key_encoder = copy.deepcopy(online, {id(network): network for network in frozen})
     key_encoder.requires_grad_(False)
     return key_encoder.eval()
 
@@ -68,13 +72,14 @@ def update_momentum(online: nn.Module, key_encoder: nn.Module, momentum: float) 
                 f"update_momentum: {name} must have equal shapes, "
                 f"got {tuple(sources[name].shape)} and {tuple(target.shape)}"
             )
-    averaged = [name for name, target in targets.items() if target.is_floating_point()]
+    averaged = [name for name, target in targets.items() if target.is_floating_point() and target is not sources[name]]
     # One call for all tensors: in a small model, a call per tensor costs more than the averaging.
     get_ema_multi_avg_fn(momentum)(
         [targets[name] for name in averaged], [sources[name].to(targets[name].dtype) for name in averaged], 0
     )
-    for name in targets.keys() - set(averaged):
-        targets[name].copy_(sources[name])
+    for name, target in targets.items():
+        if not target.is_floating_point():
+            target.copy_(sources[name])
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ The last linear layer has no bias. The gradient of a loss with respect to that l
 of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.norm import NormName, replace_batch_norm
+from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
@@ -28,9 +30,11 @@ class EncoderConfig:
     Parameters
     ----------
     video, audio
-        Names of the backbones.
+        Names of the backbones: cmacc's own (``tiny``, ``r3d_18``, ...), which start untrained, or towers, which start
+        from their own weights: ``torchvision:NAME[=FILE]``, ``timm:NAME[=FILE]``, ``hf:FOLDER_OR_ID``, ``onnx:FILE`` or
+        ``python:PACKAGE.MODULE:FUNCTION`` (docs/towers.md).
     mel_bins
-        Mel bands of the spectrogram.
+        Mel bands of the spectrogram. Towers make their own.
     head
         ``linear`` (the penultimate feature is the backbone's) or ``mlp`` (one hidden layer of ``hidden_size``). In both
         cases batch norm standardises it, so training needs at least two inputs per batch.
@@ -39,24 +43,35 @@ class EncoderConfig:
     embedding_size
         d, size of the embeddings; 512 in the paper.
     norm
-        Norm after the backbones' convolutions: ``batch``, or ``group``, with which the feature of a sample does not
-        depend on the rest of its batch. The norms of the audio input and of the head are always batch norm.
+        Norm after the convolutions of cmacc's own backbones: ``batch``, or ``group``, with which the feature of a
+        sample does not depend on the rest of its batch. The norms of the audio input and of the head are always batch
+        norm.
+    frame_pooling
+        How image towers pool the features of the frames: ``mean``, or ``attention``, with a learned query.
 
     Raises
     ------
     ValueError
-        A size is not positive, or ``head`` or ``norm`` is unknown.
+        A size is not positive, or a name is unknown.
     """
 
-    video: VideoBackboneName = "tiny"
-    audio: AudioBackboneName = "tiny"
+    video: str = "tiny"
+    audio: str = "tiny"
     mel_bins: int = 80
     head: HeadName = "mlp"
     hidden_size: int = 512
     embedding_size: int = 128
     norm: NormName = "group"
+    frame_pooling: FramePoolingName = "mean"
 
     def __post_init__(self) -> None:
+        for modality, own in (("video", VideoBackboneName), ("audio", AudioBackboneName)):
+            name = getattr(self, modality)
+            if name not in get_args(own) and not is_tower(name):
+                raise ValueError(
+                    f"EncoderConfig: {modality} must be one of {', '.join(get_args(own))}, or a tower (torchvision:, "
+                    f"timm:, hf:, onnx: or python:), got {name!r}"
+                )
         for name in ("mel_bins", "hidden_size", "embedding_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EncoderConfig: {name} must be at least 1, got {getattr(self, name)}")
@@ -95,12 +110,21 @@ class Encoder(nn.Module):
     """Backbone, projection head and L2 norm for one modality.
 
     ``backbone`` is any module that returns ``(M, feature_size)``; only a `Backbone` can return its feature map.
+
+    Attributes
+    ----------
+    frozen_digest
+        Hash of the backbone's weights if they are all frozen (`cmacc.encoders.training`); else None. Checkpoints hold
+        this hash instead of the weights.
     """
 
     def __init__(self, backbone: nn.Module, feature_size: int, head: HeadName, hidden_size: int, size: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_size = feature_size
+        self.frozen_digest: str | None = None
+        # A tuple, because a list of modules would register them a second time.
+        self._in_evaluation_mode: tuple[nn.Module, ...] = ()
         layers: list[nn.Module] = []
         self.penultimate_size = feature_size
         if head == "mlp":
@@ -110,6 +134,23 @@ class Encoder(nn.Module):
         # cone, where a contrastive loss has almost no gradient. Centred features start spread over the sphere.
         self.hidden = nn.Sequential(*layers, nn.BatchNorm1d(self.penultimate_size))
         self.last = nn.Linear(self.penultimate_size, size, bias=False)
+
+    @property
+    def network(self) -> nn.Module:
+        """The part of the backbone that can be frozen: all of it, or what a tower wraps."""
+        return self.backbone.network if isinstance(self.backbone, Tower) else self.backbone
+
+    def keep_in_evaluation_mode(self, modules: Sequence[nn.Module]) -> None:
+        """Keep these parts of the backbone in evaluation mode, also while the encoder trains."""
+        self._in_evaluation_mode = tuple(modules)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set the mode of all parts, except those that stay in evaluation mode."""
+        super().train(mode)
+        for module in self._in_evaluation_mode:
+            module.eval()
+        return self
 
     def forward(self, inputs: Tensor, with_feature_map: bool = False) -> Encoding:
         """Encode a batch, with the feature map if ``with_feature_map`` is set.
@@ -163,7 +204,21 @@ class EncoderPair(nn.Module):
 
 
 class AudioVisualEncoder(EncoderPair):
-    """The encoder pair for clips: video ``(M, 3, T, H, W)`` and log-mel spectrograms ``(M, mels, time)``.
+    """The encoder pair for clips: video ``(M, 3, T, H, W)``, and log-mel spectrograms ``(M, mels, time)``.
+
+    An audio tower takes waveforms ``(M, S)`` instead.
+
+    Parameters
+    ----------
+    config
+        Settings of the encoders.
+    with_weights
+        Whether towers start from their own weights. Without, they have random ones, for weights from a checkpoint.
+
+    Raises
+    ------
+    TowerError
+        A tower cannot be opened.
 
     Examples
     --------
@@ -174,15 +229,25 @@ class AudioVisualEncoder(EncoderPair):
     (torch.Size([2, 32]), torch.Size([2, 32]))
     """
 
-    def __init__(self, config: EncoderConfig | None = None) -> None:
+    def __init__(self, config: EncoderConfig | None = None, *, with_weights: bool = True) -> None:
         config = config or EncoderConfig()
-        video, video_size = build_video_backbone(config.video)
-        audio, audio_size = build_audio_backbone(config.audio, config.mel_bins)
-        if config.norm == "group":
-            replace_batch_norm(video)
-            replace_batch_norm(audio)
+        video, video_size = _backbone("video", config, with_weights)
+        audio, audio_size = _backbone("audio", config, with_weights)
         super().__init__(
             Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size),
             Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size),
         )
         self.config = config
+
+
+def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> tuple[nn.Module, int]:
+    name: str = getattr(config, modality)
+    if is_tower(name):
+        tower = open_tower(name, modality, frame_pooling=config.frame_pooling, with_weights=with_weights)
+        return tower, tower.feature_size
+    backbone, size = (
+        build_video_backbone(name) if modality == "video" else build_audio_backbone(name, config.mel_bins)
+    )
+    if config.norm == "group":
+        replace_batch_norm(backbone)
+    return backbone, size

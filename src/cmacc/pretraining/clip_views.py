@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmacc.clips import (
     ClipBatch,
@@ -18,25 +18,30 @@ from cmacc.clips import (
     seeds,
 )
 from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import Modality
+from cmacc.encoders import EncoderConfig, Modality, is_tower
 from cmacc.pretraining.config import PretrainConfig
 
 
+def audio_input(config: EncoderConfig, sample_rate_hz: int) -> nn.Module:
+    """From waveforms ``(M, S)`` to what the audio encoder takes: log-mel spectrograms, or for a tower the waveforms."""
+    return nn.Identity() if is_tower(config.audio) else LogMel(sample_rate_hz, config.mel_bins)
+
+
 class ClipViews:
-    """Augmented frames and log-mel spectrograms of clips; a view depends only on (seed, visit, sample id)."""
+    """Augmented frames, and spectrograms or waveforms, of clips; a view depends only on (seed, visit, sample id)."""
 
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self._config = config
         self._device = device
-        self._log_mel = LogMel(config.data.clip.sample_rate_hz, config.encoder.mel_bins).to(device)
+        self._audio_input = audio_input(config.encoder, config.data.clip.sample_rate_hz).to(device)
 
     def of(self, batch: ClipBatch, visit: int) -> dict[Modality, Tensor]:
-        """``video``: frames ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)``."""
+        """``video``: frames ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)``, for a tower waveforms ``(M, S)``."""
         batch = self._paired(batch)
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
         return {
             "video": augment_video(batch.frames, views),
-            "audio": self._spectrograms(batch.waveforms, views),
+            "audio": self._audio(batch.waveforms, views),
         }
 
     def kept(self, batch: ClipBatch, visit: int) -> dict[str, Tensor]:
@@ -51,11 +56,11 @@ class ClipViews:
         }
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
-        """Recompute the same frames or spectrograms from stored data."""
+        """Recompute the same inputs from stored data."""
         views = self._drawn(kept("sample_ids").tolist(), kept("visits").tolist())
         if modality == "video":
             return augment_video(kept("frames").to(self._device), views)
-        return self._spectrograms(kept("waveforms").to(self._device).float(), views)
+        return self._audio(kept("waveforms").to(self._device).float(), views)
 
     def _paired(self, batch: ClipBatch) -> ClipBatch:
         """The batch with its own audio or, as a control, with the audio of other files of the batch."""
@@ -70,7 +75,7 @@ class ClipViews:
             for sample_id, visit in zip(sample_ids, visits, strict=True)
         ]
 
-    def _spectrograms(
-        self, waveforms: Float[Tensor, "batch samples"], views: list[View]
-    ) -> Float[Tensor, "batch mels frames"]:
-        return mask_spectrograms(self._log_mel(augment_waveforms(waveforms, views)), views)
+    def _audio(self, waveforms: Float[Tensor, "batch samples"], views: list[View]) -> Float[Tensor, "batch *axes"]:
+        inputs: Tensor = self._audio_input(augment_waveforms(waveforms, views))
+        # A tower makes its own spectrogram, if any, so there is none to mask.
+        return mask_spectrograms(inputs, views) if isinstance(self._audio_input, LogMel) else inputs

@@ -1,13 +1,11 @@
-"""Adapters to the encoder interface: cmacc's encoders, torchvision's video models, and log-mel statistics."""
+"""Adapters to the encoder interface: torchvision's video models, and log-mel statistics."""
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from cmacc.clips import ClipSpec, LogMel, grey_video, to_video
-from cmacc.encoders import AudioVisualEncoder
-from cmacc.pretraining import PretrainConfig
-from cmacc.transfer.encoder import EncoderError, Modality
+from cmacc.clips import ClipSpec, LogMel
+from cmacc.pretraining.clip_encoder import EncoderError, Modality
 
 # Frames per clip and frame rate with which the Kinetics weights were evaluated (`weights.meta["_docs"]`).
 TORCHVISION_MODELS = {
@@ -22,58 +20,6 @@ TORCHVISION_MODELS = {
 # librosa's floor. The encoders' floor of 1e-6 hides how quiet a silence is; with it, ESC-10 is 1.3 points lower.
 _STATISTICS_FLOOR = 1e-10
 _CLASSIFIERS = ("fc", "classifier", "head")
-
-
-class CmaccEncoder(nn.Module):
-    """cmacc's encoders with their preprocessing: normalised pixels and log-mel spectrograms.
-
-    Parameters
-    ----------
-    pair
-        The encoders, in evaluation mode.
-    clip
-        Size of the clips they were trained on.
-    is_grey
-        Whether they were trained on video without colour.
-    """
-
-    modalities: tuple[Modality, ...] = ("video", "audio")
-
-    def __init__(self, pair: AudioVisualEncoder, clip: ClipSpec, is_grey: bool) -> None:
-        super().__init__()
-        self.pair = pair
-        self.log_mel = LogMel(clip.sample_rate_hz, pair.config.mel_bins)
-        self.spec = clip
-        self.is_grey = is_grey
-
-    @classmethod
-    def of_run(cls, config: PretrainConfig, pair: AudioVisualEncoder) -> "CmaccEncoder":
-        """Encoders with the clip size and colour setting of ``config``."""
-        return cls(pair, config.data.clip, config.data.augment.grey_probability == 1)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """The backbone's features, before the projection head."""
-        video = to_video(frames)
-        features: Tensor = self.pair.video.backbone(grey_video(video) if self.is_grey else video)
-        return features
-
-    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """The backbone's features, before the projection head."""
-        features: Tensor = self.pair.audio.backbone(self.log_mel(waveforms))
-        return features
-
-    def match_video(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """Output of the projection head, L2-normalised."""
-        return self.pair.video.project(features).embedding
-
-    def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
-        """Output of the projection head, L2-normalised."""
-        return self.pair.audio.project(features).embedding
 
 
 class TorchvisionVideo(nn.Module):

@@ -14,8 +14,8 @@ from cmacc.clips.storage import written_aside
 from cmacc.pretraining import Provenance
 from cmacc.transfer.card import Card, CardError, Result, joined
 from cmacc.transfer.compare import markdown
-from cmacc.transfer.encoder import ClipEncoder, Modality
-from cmacc.transfer.features import Features
+from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
+from cmacc.pretraining.features import Features
 from cmacc.transfer.finetune import require_trainable
 from cmacc.transfer.measure import Outcome, able_modalities, measure
 from cmacc.transfer.official import OFFICIAL, official_task

@@ -33,8 +33,8 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.config import SETTINGS_BEFORE
 from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
-from cmacc.transfer.adapters import CmaccEncoder
-from cmacc.transfer.encoder import Modality
+from cmacc.pretraining.cmacc_encoder import CmaccEncoder
+from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
 

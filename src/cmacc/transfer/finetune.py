@@ -52,8 +52,8 @@ from cmacc.clips import (
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.seeds import seeded_rng
 from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
-from cmacc.transfer.encoder import ClipEncoder, Modality
-from cmacc.transfer.features import spec_for
+from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
+from cmacc.pretraining.features import spec_for
 
 # Purposes in addition to those of `cmacc.clips.seeds`: weights of the new layer, and dropout of a step.
 _HEAD, _DROPOUT = 100, 101

@@ -19,11 +19,12 @@ from cmacc.pretraining import (
     read_provenance,
     untrained_encoder,
 )
-from cmacc.transfer.adapters import CmaccEncoder, LogMelStatistics, TorchvisionVideo
+from cmacc.pretraining.cmacc_encoder import CmaccEncoder
+from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import UNKNOWN_WEIGHTS, Card, CardError, EncoderFacts
-from cmacc.transfer.encoder import ClipEncoder, EncoderError
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError
 from cmacc.transfer.export import is_export, read_export
-from cmacc.transfer.features import weights_hash
+from cmacc.pretraining.features import weights_hash
 
 _Made = TypeVar("_Made")
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.transfer.metrics import Metric, ProtocolError
+from cmacc.pretraining.features import unit_rows
 
 _SEED = 0
 _LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest regularisation first: it wins ties
@@ -276,16 +277,6 @@ def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(features.mean(axis=1, dtype=np.float64), np.float32)
 
 
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Normalise rows to unit length, shape (n, width); rows of zeros stay zero."""
-    return _unit(rows).astype(np.float32)
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    exact = rows.astype(np.float64)
-    return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12), np.float64)
-
-
 def _check_finite(name: str, rows: NDArray[np.floating[Any]]) -> None:
     if not np.issubdtype(rows.dtype, np.floating):
         raise ProtocolError(f"{name}: must be floating-point numbers, got {rows.dtype}")
@@ -371,7 +362,7 @@ def _cosines(test: Rows, train: Rows) -> Iterator[tuple[NDArray[np.int64], NDArr
 
     Cosines are rounded to 12 decimals, so that identical rows tie in whichever order BLAS sums.
     """
-    queries, gallery = _unit(averaged(test.features)), _unit(averaged(train.features))
+    queries, gallery = unit_rows(averaged(test.features)), unit_rows(averaged(train.features))
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         rows = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries)))
         yield rows, np.round(queries[rows] @ gallery.T, 12)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cmacc.clips import Manifest
 from cmacc.transfer.card import DataFacts
-from cmacc.transfer.encoder import Modality
+from cmacc.pretraining.clip_encoder import Modality
 
 TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs"]
 

@@ -25,9 +25,8 @@ from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evalua
 from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
-from cmacc.pretraining import code_version
-from cmacc.transfer.encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
-from cmacc.transfer.protocols import unit_rows
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
+from cmacc.pretraining.provenance import code_version
 
 log = logging.getLogger("cmacc")
 
@@ -61,7 +60,7 @@ class Features:
 
     def matched_by_file(self) -> dict[Modality, NDArray[np.float32]]:
         """``(n, d)``: `matched` averaged over the windows of each file, with unit length."""
-        return {modality: unit_rows(rows.mean(1)) for modality, rows in self.matched.items()}
+        return {modality: unit_rows(rows.mean(1)).astype(np.float32) for modality, rows in self.matched.items()}
 
     @property
     def windows(self) -> int:
@@ -224,6 +223,12 @@ def weights_hash(encoder: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Normalise rows to unit length, shape (n, width); rows of zeros stay zero."""
+    exact = rows.astype(np.float64)
+    return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12), np.float64)
+
+
 def _matches(encoder: ClipEncoder) -> bool:
     return isinstance(encoder, MatchingEncoder)
 
@@ -274,7 +279,7 @@ def _cache_key(
         return None
     spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
     # Hash the source code too: the version number does not change during development.
-    code = code_version("clips", "encoders", "transfer")
+    code = code_version("clips", "encoders", "pretraining", "transfer")
     versions = [code, *(version(name) for name in ("cmacc", "torch", "torchvision", "av"))]
     what = [_CACHE_FORMAT, versions, weights_hash(encoder), spec, list(modalities), windows, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]

@@ -1,0 +1,130 @@
+"""Which parts of an encoder are trained: all of it, the head alone, the last parts of the backbone, or LoRA adapters.
+
+1. ``all``: every weight.
+2. ``head``: the projection head. The backbone stays in evaluation mode, so its features never change and can be kept.
+3. ``last:N``: the head and the last N parts of the backbone (`parts`).
+4. ``lora``: the head and low-rank adapters in the backbone's linear layers (Hu et al., 2022), by the library peft.
+   Adapters start at zero, so training starts from the backbone as it is. `merge_lora` adds them to the weights.
+
+What is frozen also stays in evaluation mode. In training mode its batch norms would still follow the training data.
+"""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from cmacc.encoders.pair import AudioVisualEncoder, Encoder, Modality
+from cmacc.encoders.towers import TowerError, weights_digest
+
+_LAST = re.compile(r"last:([1-9][0-9]*)")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def check_train_mode(mode: str) -> None:
+    """Check the name of a mode.
+
+    Raises
+    ------
+    ValueError
+        It is not ``all``, ``head``, ``lora`` or ``last:N``.
+
+    Examples
+    --------
+    >>> check_train_mode("last:2")
+    """
+    if mode not in ("all", "head", "lora") and not _LAST.fullmatch(mode):
+        raise ValueError(f"must be all, head, lora or last:N with N of at least 1, got {mode}")
+
+
+def set_trained(pair: AudioVisualEncoder, modality: Modality, mode: str, lora_rank: int) -> None:
+    """Freeze what ``mode`` does not train in one encoder of the pair, in place.
+
+    Raises
+    ------
+    TowerError
+        The backbone cannot be trained, has fewer than N parts or no layer for LoRA, or peft is not installed.
+    """
+    check_train_mode(mode)
+    encoder: Encoder = getattr(pair, modality)
+    network, name = encoder.network, f"encoder.{modality}={getattr(pair.config, modality)}"
+    if not getattr(encoder.backbone, "can_train", True) and mode != "head":
+        raise TowerError(f"{name}: train.{modality} must be head, because this tower is frozen, got {mode}")
+    if mode == "all":
+        return
+    network.requires_grad_(False)
+    frozen = [network]
+    if mode == "head":
+        encoder.frozen_digest = weights_digest(network)
+    elif mode == "lora":
+        _add_lora(network, lora_rank, name)
+    else:
+        count, found = int(mode.removeprefix("last:")), parts(network)
+        if count > len(found):
+            raise TowerError(f"{name}: train.{modality} must be at most last:{len(found)}, its parts, got {mode}")
+        for part in found[len(found) - count :]:
+            for module in part:
+                module.requires_grad_(True)
+        frozen = [module for part in found[: len(found) - count] for module in part]
+    encoder.keep_in_evaluation_mode(frozen)
+
+
+def parts(network: nn.Module) -> list[list[nn.Module]]:
+    """The parts of a network, in order: its children, with lists of blocks taken apart.
+
+    Each part is a list of modules: norms, and other modules with vectors for weights, belong to the part before them.
+
+    Examples
+    --------
+    >>> blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    >>> len(parts(nn.ModuleDict({"stem": nn.Linear(3, 4), "blocks": blocks, "norm": nn.LayerNorm(4)})))
+    3
+    """
+    found: list[list[nn.Module]] = []
+    for module in _blocks(network):
+        if found and all(parameter.ndim <= 1 for parameter in module.parameters()):
+            found[-1].append(module)
+        else:
+            found.append([module])
+    return found
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    children = [child for child in network.children() if any(True for _ in child.parameters())]
+    if len(children) == 1:  # a wrapper
+        return _blocks(children[0])
+    flat = []
+    for child in children:
+        inner = [module for module in child.children() if any(True for _ in module.parameters())]
+        # Transformers keep their blocks in a list of their own, alone in a module: `encoder.layer`.
+        while len(inner) == 1 and isinstance(inner[0], nn.ModuleList | nn.Sequential):
+            child, inner = inner[0], list(inner[0].children())
+        flat += inner if isinstance(child, nn.ModuleList | nn.Sequential) and len(inner) > 1 else [child]
+    return flat
+
+
+def _add_lora(network: nn.Module, rank: int, name: str) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise TowerError(f"{name}: LoRA needs the extra `towers`: pip install 'cmacc[towers]' ({error})") from error
+    # torch's attention reads the weight of its output layer without calling the layer, and would not see an adapter.
+    bypassed = {
+        id(module.out_proj) for module in network.modules() if isinstance(module, nn.MultiheadAttention)
+    }
+    named = [(path, module) for path, module in network.named_modules() if id(module) not in bypassed]
+    places = [path for path, module in named if isinstance(module, nn.Linear)]
+    places = places or [path for path, module in named if isinstance(module, _CONVOLUTIONS) and module.groups == 1]
+    if not places:
+        raise TowerError(f"{name}: LoRA needs linear layers or convolutions, got none in {type(network).__name__}")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places), network)
+
+
+def merge_lora(encoder: Encoder) -> None:
+    """Add the adapters to the weights and remove them: the same function, with the network's own parameter names."""
+    for path, module in list(encoder.network.named_modules()):
+        if hasattr(module, "merge") and hasattr(module, "get_base_layer"):
+            module.merge()
+            parent, _, last = path.rpartition(".")
+            layer: Any = module.get_base_layer()
+            setattr(encoder.network.get_submodule(parent), last, layer)

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.modality import Modality
 from cmacc.encoders.norm import NormName, replace_batch_norm
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
-Modality = Literal["video", "audio"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 @dataclass(frozen=True)

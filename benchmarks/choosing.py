@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from cmacc.ablation import VectorWorld
 from cmacc.ablation.clipset import ClipDataset
-from cmacc.ablation.problem import Dataset, TableProblem
+from cmacc.ablation.problem import Dataset
+from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.run import train_and_measure
 from cmacc.ablation.vectors import VectorDataset
 from cmacc.clips import AugmentConfig, ClipBatch, ClipSpec

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmacc.ablation.problem import TableProblem
+from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips import ClipBatch, ClipSpec
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cmacc.ablation.problem import TableProblem
+from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.encoders import EncoderConfig
 from cmacc.objectives import BidirectionalContrast, CrossModalContrast

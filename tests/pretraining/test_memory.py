@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmacc.ablation.problem import TableProblem
+from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips.loading.plan import epoch_order
 from cmacc.encoders import EncoderConfig

@@ -235,7 +235,7 @@ def test_what_the_scan_found_is_no_surprise_and_what_breaks_is_named(
     optim = dataclasses.replace(small_config.optim, steps=3, warmup_steps=1)
     config = dataclasses.replace(small_config, data=data, dictionary=DictionaryConfig(), optim=optim)
     line = "excluded 10 of 36 files by what the scan found: 8 silent, 2 no_audio"
-    assert start_run(config, tmp_path / "run") == line
+    assert start_run(config, tmp_path / "run") == [line]
     outcome = pretrain(tmp_path / "run")
     assert outcome.finished
     assert list(outcome.bad_files) == [str(broken)]

@@ -17,7 +17,6 @@ from cmacc.transfer import (
     open_encoder,
     weights_hash,
 )
-from cmacc.transfer.adapters import TORCHVISION_MODELS
 
 
 def small_encoder(seed: int = 0, is_grey: bool = False) -> CmaccEncoder:
@@ -69,10 +68,9 @@ def test_statistics_are_those_of_the_spectrogram() -> None:
 @pytest.mark.parametrize("name", ["r3d_18", "s3d"])
 def test_torchvision_features_enter_its_own_classifier(name: str) -> None:
     """The classifier's linear layer, put back on our features, gives the model's own answer."""
-    encoder = TorchvisionVideo(name).eval()
-    assert name in TORCHVISION_MODELS
+    encoder = TorchvisionVideo(f"torchvision:{name}").eval()
     reference = torchvision.models.get_model(name, weights=None).eval()
-    reference.load_state_dict(encoder.network.state_dict(), strict=False)
+    reference.load_state_dict(encoder.tower.network.state_dict(), strict=False)
     frames = torch.randint(0, 256, (1, 16, encoder.spec.frame_height, encoder.spec.frame_width, 3), dtype=torch.uint8)
     presets = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert [encoder.spec.frame_height, encoder.spec.frame_width] == list(presets.crop_size)
@@ -91,7 +89,7 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
     from pathlib import Path
 
     folder = Path(str(tmp_path))
-    state = TorchvisionVideo("r3d_18").network.state_dict()
+    state = TorchvisionVideo("torchvision:r3d_18").tower.network.state_dict()
     state = {name: value + 0.01 if value.is_floating_point() else value for name, value in state.items()}
     save_file(state, folder / "w.safetensors")
     torch.save(state | {"fc.weight": torch.zeros(400, 512), "fc.bias": torch.zeros(400)}, folder / "w.pth")
@@ -99,7 +97,7 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
     for file in ("w.safetensors", "w.pth"):
         opened = open_encoder(f"torchvision:r3d_18={folder / file}")
         assert isinstance(opened.encoder, TorchvisionVideo)
-        assert torch.equal(opened.encoder.network.state_dict()["stem.0.weight"], state["stem.0.weight"])
+        assert torch.equal(opened.encoder.tower.network.state_dict()["stem.0.weight"], state["stem.0.weight"])
         assert opened.untrained is not opened.encoder
         hashes.add(opened.facts.weights)
     assert len(hashes) == 1
@@ -109,7 +107,9 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
 
     del state["layer1.0.conv1.0.weight"]
     save_file(state, folder / "short.safetensors")
-    with pytest.raises(EncoderError, match=r"torchvision:r3d_18: the weights lack layer1\.0\.conv1\.0\.weight"):
+    with pytest.raises(
+        EncoderError, match=r"torchvision:r3d_18=.*short\.safetensors: the weights lack layer1\.0\.conv1\.0\.weight"
+    ):
         open_encoder(f"torchvision:r3d_18={folder / 'short.safetensors'}")
     (folder / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
     with pytest.raises(EncoderError, match=r"evil\.pth cannot be read"):
@@ -121,6 +121,7 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
     [
         ("nowhere", "nowhere: must be a run or export folder, random, statistics or torchvision:.*, got nothing there"),
         ("torchvision:vgg", "torchvision:vgg: must be one of r3d_18"),
+        ("torchvision:resnet18", "torchvision:resnet18: must be a video model, got an image model"),
         ("torchvision:r3d_18=", "WEIGHTS must be a file of weights, got nothing there"),
         ("torchvision:r3d_18=no.pth", "no.pth must be a file of weights, got nothing there"),
     ],

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cmacc.ablation.problem import Dataset, TableProblem
+from cmacc.ablation.problem import Dataset
 from cmacc.ablation.scores import scores_of
 from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining import PretrainConfig, Trainer
 from cmacc.pretraining.health import dictionaries_health
+from cmacc.pretraining.table import TableProblem
 
 _PLATEAU_STEPS = 20
 _PLATEAU_SHARE = 0.9

@@ -1,11 +1,11 @@
 """Results of a run: ``cmacc evaluate``, ``cmacc export``, ``cmacc report`` and ``cmacc inspect``."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, permissions
 from cmacc.cli.terminal import command_parser, print_skipped, progress_bars
 
 if TYPE_CHECKING:
@@ -51,12 +51,13 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of folds, fine-tuning and untrained weights")
     parser.add_argument("--workers", type=int, default=1, help="decoding processes")
     parser.add_argument(
-        "--cache", type=Path, default=_cache_folder(), metavar="DIR", help="cache of features (%(default)s)"
+        "--cache", type=Path, default=cache_folder(), metavar="DIR", help="cache of features (%(default)s)"
     )
     parser.add_argument(
         "--compare", nargs="+", type=Path, metavar="CARD", help="only print a comparison of these cards"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing results in --out")
+    add_tower_flags(parser)
     options = parser.parse_args(arguments)
     if options.compare:
         from cmacc.transfer import PUBLISHED_TASKS, Card, beside_published, compared, published_results
@@ -72,6 +73,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         return 0
     if options.encoder is None or options.data is None or options.out is None:
         raise ValueError("ENCODER, --data ROOT and --out DIR must be given, or --compare CARD...")
+    from cmacc.pretraining import read_config
     from cmacc.transfer import EvaluateOptions
 
     how = EvaluateOptions(
@@ -87,9 +89,12 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         workers=options.workers,
         cache=options.cache,
     )
-    card = evaluate_with_progress(
-        options.encoder, options.task, options.data, options.out, options.protocol, how, options.overwrite
-    )
+    if options.download and (Path(options.encoder) / "config.yaml").is_file():
+        download_towers(read_config(Path(options.encoder) / "config.yaml").encoder)
+    with permissions(options):
+        card = evaluate_with_progress(
+            options.encoder, options.task, options.data, options.out, options.protocol, how, options.overwrite
+        )
     print_card(card)
     print(f"card: {options.out / 'card.json'}, {options.out / 'card.md'}")
     return 0
@@ -111,11 +116,13 @@ def export_command(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--without-results", action="store_true", help="do not include results in the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing export in --out")
+    add_tower_flags(parser)
     options = parser.parse_args(arguments)
     from cmacc.transfer import card_of_run, export_run, push, results_table
 
-    card = None if options.without_results else card_of_run(options.run)
-    with progress_bars("export"):
+    with permissions(options):
+        card = None if options.without_results else card_of_run(options.run)
+    with progress_bars("export"), permissions(options):
         exported = export_run(
             options.run,
             options.out,
@@ -192,11 +199,6 @@ def evaluate_with_progress(
         )
     print_skipped({file: why for files in card.skipped.values() for file, why in files.items()})
     return card
-
-
-def _cache_folder() -> Path:
-    """The cache folder, by the XDG specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmacc"
 
 
 def print_card(card: "Card") -> None:

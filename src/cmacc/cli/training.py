@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, permissions
 from cmacc.cli.results import evaluate_with_progress
 from cmacc.cli.terminal import INTERRUPTED, command_parser, progress_bars
 
@@ -36,9 +37,14 @@ def pretrain_command(arguments: Sequence[str]) -> int:
             print(f"changed for the rest of the run: {', '.join(applied)}", file=sys.stderr)
     else:
         run_dir = options.out or Path("runs/pretrain")
-        if excluded := start_run(_config_of(parser, options), run_dir, overwrite=options.overwrite):
-            print(excluded, file=sys.stderr)
-    outcome = _pretrain_with_progress(run_dir)
+        config = _config_of(parser, options)
+        if options.download:
+            download_towers(config.encoder)
+        with permissions(options):
+            for line in start_run(config, run_dir, overwrite=options.overwrite):
+                print(line, file=sys.stderr)
+    with permissions(options):
+        outcome = _pretrain_with_progress(run_dir, options.cache)
     _print_outcome(outcome)
     return 0 if outcome.finished else INTERRUPTED
 
@@ -70,6 +76,10 @@ def _pretrain_parser() -> "ArgumentParser":
     parser.add_argument(
         "--overwrite", type=bool, nargs="?", const=True, default=False, help="replace an existing run in --out"
     )
+    add_tower_flags(parser)
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder(), metavar="DIR", help="cache of features of frozen backbones"
+    )
     parser.add_class_arguments(PretrainConfig)
     return parser
 
@@ -83,7 +93,7 @@ def _config_of(parser: "ArgumentParser", options: "Namespace") -> "PretrainConfi
 
 def _given_settings(given: "Namespace") -> dict[str, Any]:
     """The settings that were given on the command line or in its YAML file, by their dotted names."""
-    others = {"config", "out", "resume", "overwrite"}
+    others = {"config", "out", "resume", "overwrite", "cache", "trust_code", "download"}
     return {name: value for name, value in given.items() if name.partition(".")[0] not in others}
 
 
@@ -189,7 +199,7 @@ def _demo_config(manifest: Path, steps: int, seed: int) -> "PretrainConfig":
     )
 
 
-def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
+def _pretrain_with_progress(run_dir: Path, cache: Path | None = None) -> "RunOutcome":
     from cmacc.pretraining import pretrain
 
     asked_to_stop = False
@@ -211,7 +221,7 @@ def _pretrain_with_progress(run_dir: Path) -> "RunOutcome":
                 note = f"{loss}{row['clips_per_second']:.0f} clips/s"
                 advance("steps", done, total, note)
 
-            return pretrain(run_dir, on_step=on_step, should_stop=lambda: asked_to_stop)
+            return pretrain(run_dir, on_step=on_step, should_stop=lambda: asked_to_stop, cache=cache, progress=advance)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -1,16 +1,17 @@
-"""Encoders from clips to embeddings: backbones, projection heads, the encoder pair, the momentum copy."""
+"""Encoders from clips to embeddings: backbones, towers, projection heads, the encoder pair, the momentum copy."""
 
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum
 from cmacc.encoders.pair import (
-    MODALITIES,
     AudioVisualEncoder,
     Encoder,
     EncoderConfig,
     EncoderPair,
     Encoding,
-    Modality,
 )
+from cmacc.encoders.towers import TowerError, TowerInput, download_tower, is_tower, open_tower, trusting_code
+from cmacc.encoders.training import check_train_mode, merge_lora, set_trained
 
 __all__ = [
     "MODALITIES",
@@ -21,7 +22,16 @@ __all__ = [
     "EncoderPair",
     "Encoding",
     "Modality",
+    "TowerError",
+    "TowerInput",
+    "check_train_mode",
+    "download_tower",
+    "is_tower",
+    "merge_lora",
     "momentum_copy",
+    "open_tower",
+    "set_trained",
+    "trusting_code",
     "unwrapped",
     "update_momentum",
 ]

@@ -146,7 +146,7 @@ class _Block1d(nn.Module):
         return functional.relu(torch.add(self.body(x), self.shortcut(x)))
 
 
-def build_audio_backbone(name: AudioBackboneName, mel_bins: int) -> tuple[Backbone, int]:
+def build_audio_backbone(name: str, mel_bins: int) -> tuple[Backbone, int]:
     """The untrained backbone of that name, and the size of its feature.
 
     Raises

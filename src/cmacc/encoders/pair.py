@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.modality import Modality
 from cmacc.encoders.norm import NormName, replace_batch_norm
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
-Modality = Literal["video", "audio"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 @dataclass(frozen=True)
@@ -245,9 +244,7 @@ def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> 
     if is_tower(name):
         tower = open_tower(name, modality, frame_pooling=config.frame_pooling, with_weights=with_weights)
         return tower, tower.feature_size
-    backbone, size = (
-        build_video_backbone(name) if modality == "video" else build_audio_backbone(name, config.mel_bins)
-    )
+    backbone, size = build_video_backbone(name) if modality == "video" else build_audio_backbone(name, config.mel_bins)
     if config.norm == "group":
         replace_batch_norm(backbone)
     return backbone, size

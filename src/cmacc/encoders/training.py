@@ -9,13 +9,16 @@
 What is frozen also stays in evaluation mode. In training mode its batch norms would still follow the training data.
 """
 
+import hashlib
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
-from cmacc.encoders.pair import AudioVisualEncoder, Encoder, Modality
-from cmacc.encoders.towers import TowerError, weights_digest
+from cmacc.encoders.modality import Modality
+from cmacc.encoders.pair import AudioVisualEncoder, Encoder
+from cmacc.encoders.towers import TowerError
 
 _LAST = re.compile(r"last:([1-9][0-9]*)")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -69,6 +72,16 @@ def set_trained(pair: AudioVisualEncoder, modality: Modality, mode: str, lora_ra
     encoder.keep_in_evaluation_mode(frozen)
 
 
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of names, types, shapes and values of all weights and buffers, sixteen hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().cpu().contiguous()
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
 def parts(network: nn.Module) -> list[list[nn.Module]]:
     """The parts of a network, in order: its children, with lists of blocks taken apart.
 
@@ -109,9 +122,7 @@ def _add_lora(network: nn.Module, rank: int, name: str) -> None:
     except ImportError as error:
         raise TowerError(f"{name}: LoRA needs the extra `towers`: pip install 'cmacc[towers]' ({error})") from error
     # torch's attention reads the weight of its output layer without calling the layer, and would not see an adapter.
-    bypassed = {
-        id(module.out_proj) for module in network.modules() if isinstance(module, nn.MultiheadAttention)
-    }
+    bypassed = {id(module.out_proj) for module in network.modules() if isinstance(module, nn.MultiheadAttention)}
     named = [(path, module) for path, module in network.named_modules() if id(module) not in bypassed]
     places = [path for path, module in named if isinstance(module, nn.Linear)]
     places = places or [path for path, module in named if isinstance(module, _CONVOLUTIONS) and module.groups == 1]

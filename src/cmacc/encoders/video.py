@@ -82,7 +82,7 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
     return [convolution, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
 
 
-def build_video_backbone(name: VideoBackboneName) -> tuple[Backbone, int]:
+def build_video_backbone(name: str) -> tuple[Backbone, int]:
     """The untrained backbone of that name, and the size of its feature.
 
     Raises

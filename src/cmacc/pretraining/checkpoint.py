@@ -1,9 +1,10 @@
 """Checkpoints: everything that the next step depends on, in safetensors and JSON, written atomically.
 
 A checkpoint is a folder ``checkpoints/step-00000100/`` with ``model.safetensors`` (query encoders, key encoders,
-dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. It is written under a temporary name and renamed
-when everything is on disk, so a folder of that name is complete. Older checkpoints are deleted only after that. The
-order of the files, windows, augmentation and selection need no state: they are functions of the seed and the step.
+dictionaries and pools), ``optimizer.safetensors``, and ``state.json``. Of a frozen backbone it holds a hash only. It is
+written under a temporary name and renamed when everything is on disk, so a folder of that name is complete. Older
+checkpoints are deleted only after that. The order of the files, windows, augmentation and selection need no state: they
+are functions of the seed and the step.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmacc.clips.storage import fsync_path, fsync_tree
+from cmacc.encoders import Encoder
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.step import DivergenceError
@@ -57,7 +59,7 @@ def save_checkpoint(
     model_tensors = {
         f"{name}.{key}": value.detach().contiguous()
         for name, module in learner.modules().items()
-        for key, value in module.state_dict().items()
+        for key, value in _kept_state(module).items()
     }
     random_state = {"random.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
@@ -67,6 +69,7 @@ def save_checkpoint(
         "step": step,
         "optimizer": optimizer_rest,
         "provenance": None if provenance is None else dataclasses.asdict(provenance),
+        "frozen": _frozen(learner.encoder),
     }
     save_file(model_tensors, aside / "model.safetensors")
     save_file({**optimizer_tensors, **random_state}, aside / "optimizer.safetensors")
@@ -109,6 +112,7 @@ def load_checkpoint(learner: Learner, folder: Path, provenance: Provenance | Non
     saved_by = (state.get("provenance") or {}).get("run_id")
     if provenance is not None and saved_by and saved_by != provenance.run_id:
         raise CheckpointError(f"checkpoint {folder}: must be of run {provenance.run_id}, got one of run {saved_by}")
+    _check_frozen(learner.encoder, state, folder)
     tensors = _read_tensors(folder / "model.safetensors")
     for name, module in learner.modules().items():
         _load_module(module, name, tensors, folder)
@@ -130,6 +134,7 @@ def load_encoder(encoder: nn.Module, folder: Path) -> int:
         The folder is not a checkpoint of such encoders.
     """
     state = _read_state(folder)
+    _check_frozen(encoder, state, folder)
     _load_module(encoder, "encoder", _read_tensors(folder / "model.safetensors"), folder)
     return int(state["step"])
 
@@ -158,7 +163,7 @@ def _step_of(folder: Path) -> int:
 
 
 def _load_module(module: nn.Module, name: str, tensors: dict[str, Tensor], folder: Path) -> None:
-    own = module.state_dict()
+    own = _kept_state(module)
     saved = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
     for key in sorted(own.keys() | saved.keys()):
         if key not in saved:
@@ -170,7 +175,38 @@ def _load_module(module: nn.Module, name: str, tensors: dict[str, Tensor], folde
                 f"checkpoint {folder}: {name}.{key} must have shape {tuple(own[key].shape)}, "
                 f"got {tuple(saved[key].shape)}"
             )
-    module.load_state_dict(saved)
+    module.load_state_dict(saved, strict=False)  # all but frozen backbones; compared above
+
+
+def _kept_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state without frozen backbones."""
+    frozen = tuple(
+        f"{path}.{name}." if path else f"{name}."
+        for path, part in module.named_modules()
+        if isinstance(part, Encoder) and part.frozen_digest
+        for name, inner in part.named_modules()
+        if inner is part.network
+    )
+    return {key: value for key, value in module.state_dict().items() if not key.startswith(frozen)}
+
+
+def _frozen(module: nn.Module) -> dict[str, str]:
+    """Hashes of the frozen backbones, by the names of their encoders."""
+    return {
+        path: part.frozen_digest
+        for path, part in module.named_modules()
+        if isinstance(part, Encoder) and part.frozen_digest
+    }
+
+
+def _check_frozen(module: nn.Module, state: dict[str, Any], folder: Path) -> None:
+    for name, digest in _frozen(module).items():
+        saved = state.get("frozen", {}).get(name)
+        if saved != digest:
+            raise CheckpointError(
+                f"checkpoint {folder}: the frozen {name} encoder must have weights with hash {saved}, with which the "
+                f"run was trained, got {digest}; restore its file of weights"
+            )
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class ClipStream:
     """
 
     def __init__(self, manifest: Manifest, config: PretrainConfig, device: torch.device) -> None:
-        require_random_batches(config)
+        check_batches(config)
         self._manifest, self._config, self._device = manifest, config, device
         sample_ids, self.excluded = usable_files(manifest, config)
         if line := excluded_line(self.excluded, len(sample_ids)):
@@ -89,19 +89,28 @@ class ClipStream:
             yield batch
 
 
-def require_random_batches(config: PretrainConfig) -> None:
-    """Reject active batch selection: clips are decoded ahead of the step that would select them.
+def check_batches(config: PretrainConfig) -> None:
+    """Reject active batch selection where clips are decoded ahead of the step that would select them.
 
     Raises
     ------
     RunError
-        ``batches.selector`` is not ``random``.
+        ``batches.selector`` is not ``random`` though a backbone is trained, or is ``active`` with re-encoded keys.
     """
-    if config.batches.selector != "random":
+    if config.batches.selector == "random":
+        return
+    if not config.keeps_features:
         raise RunError(
             f"batches.selector must be random where clips are decoded as they are needed, got "
-            f"{config.batches.selector}: chosen batches are for data in memory (cmacc ablate, or cmacc.Trainer with a "
-            "problem of your own); on clips they were no better (docs/evidence.md)"
+            f"{config.batches.selector}: chosen batches are for data in memory (frozen backbones, with train.video and "
+            "train.audio head; cmacc ablate; or cmacc.Trainer with a problem of your own); on clips they were no "
+            "better (docs/evidence.md)"
+        )
+    if config.dictionary.selector != "none" and config.dictionary.refresh_policy != "none":
+        # The batches of an earlier epoch cannot be chosen again, and with them the inputs to re-encode are lost.
+        raise RunError(
+            f"dictionary.refresh must be none with batches.selector={config.batches.selector}, since such a run could "
+            f"not be resumed, got {config.dictionary.refresh_policy}"
         )
 
 

@@ -12,7 +12,7 @@ from cmacc.pretraining.config import PretrainConfig
 
 
 class CmaccEncoder(nn.Module):
-    """cmacc's encoders with their preprocessing: normalised pixels, and log-mel spectrograms unless the audio encoder is a tower.
+    """cmacc's encoders with their preprocessing: normalised pixels, and log-mel spectrograms unless audio has a tower.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class CmaccEncoder(nn.Module):
     def __init__(self, pair: AudioVisualEncoder, clip: ClipSpec, is_grey: bool) -> None:
         super().__init__()
         self.pair = pair
-        # Under this name also where a tower takes waveforms: hashes of weights in older cards cover the names of modules.
+        # Under this name also for a tower, which takes waveforms: hashes in older cards cover the names of modules.
         self.log_mel = audio_input(pair.config, clip.sample_rate_hz)
         self.spec = clip
         self.is_grey = is_grey

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from cmacc.clips import AugmentConfig, ClipSpec
-from cmacc.encoders import EncoderConfig
+from cmacc.encoders import MODALITIES, EncoderConfig, check_train_mode
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import BatchKeys
 from cmacc.pretraining.reading import UnfitError, dataclass_of
@@ -48,6 +48,9 @@ class DataConfig:
         Maximum share of the files trained on that turn out not to decode. Above it, the run stops. Files that the scan
         found unsuitable (no audio, no video, silent, black, still, duplicate, too short where those are refused) are
         excluded beforehand and do not count.
+    feature_windows
+        Windows per file whose features are kept, if both backbones are frozen (``head`` in `TrainConfig`). The files
+        are then decoded only once, without augmentation.
     shuffle_pairs
         A control experiment: every video gets the audio of another file, so that there is nothing to learn.
     """
@@ -60,10 +63,12 @@ class DataConfig:
     workers: int = 1
     start_method: Literal["fork", "spawn"] | None = None
     max_bad_fraction: float = 0.2
+    feature_windows: int = 4
     shuffle_pairs: bool = False
 
     def __post_init__(self) -> None:
         _require(self.clips_per_video >= 1, "data.clips_per_video", "at least 1", self.clips_per_video)
+        _require(self.feature_windows >= 1, "data.feature_windows", "at least 1", self.feature_windows)
         _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
         _require(
             self.start_method in (None, "fork", "spawn"), "data.start_method", "fork, spawn or null", self.start_method
@@ -261,12 +266,44 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class TrainConfig:
+    """Which parts of the encoders are trained.
+
+    Parameters
+    ----------
+    video, audio
+        ``all``; ``head``, with a frozen backbone; ``last:N``, the head and the last N parts of the backbone; or
+        ``lora``, the head and low-rank adapters. If both are ``head``, features are kept instead of decoding the files
+        again (``data.feature_windows``), and thousands of clips a second train on a CPU.
+    lora_rank
+        Rank of the adapters.
+    backbone_learning_rate
+        Peak learning rate of the backbones, adapters included. Default: ``optim.learning_rate``.
+    """
+
+    video: str = "all"
+    audio: str = "all"
+    lora_rank: int = 8
+    backbone_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for modality in MODALITIES:
+            try:
+                check_train_mode(getattr(self, modality))
+            except ValueError as error:
+                raise ConfigError(f"train.{modality} {error}") from error
+        _require(self.lora_rank >= 1, "train.lora_rank", "at least 1", self.lora_rank)
+        rate = self.backbone_learning_rate
+        _require(rate is None or rate > 0, "train.backbone_learning_rate", "positive", rate)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """All settings of a run.
 
     Parameters
     ----------
-    data, encoder, batches, dictionary, objective, optim
+    data, encoder, train, batches, dictionary, objective, optim
         Settings of the components.
     seed
         Seed of weights, order, windows, augmentation and selection.
@@ -282,6 +319,7 @@ class PretrainConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     batches: BatchesConfig = field(default_factory=BatchesConfig)
     dictionary: DictionaryConfig = field(default_factory=DictionaryConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -291,6 +329,12 @@ class PretrainConfig:
     save_every: int = 100
     keep_every: int = 0
     health_every: int = 20
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether both backbones are frozen, so that their features are computed once and kept."""
+        pooled = self.encoder.frame_pooling == "mean"  # else the pooling of the frames is trained
+        return pooled and self.train.video == self.train.audio == "head"
 
     @property
     def batch_keys(self) -> BatchKeys:

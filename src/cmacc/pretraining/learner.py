@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, momentum_copy
+from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, momentum_copy, set_trained
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
 from cmacc.pretraining.config import PretrainConfig
@@ -82,7 +82,7 @@ class Learner:
             input_buffer=input_buffer(config, device),
             memory=memory,
             objective=objective,
-            optimizer=build_optimizer(trained, config.optim),
+            optimizer=build_optimizer(trained, config.optim, config.train.backbone_learning_rate),
             autocast_dtype=autocast_dtype,
             device=device,
             selection_stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
@@ -127,13 +127,28 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
     return InputBuffer(config.dictionary.pool_size + stays, store, first_handle)
 
 
-def untrained_encoder(config: PretrainConfig) -> AudioVisualEncoder:
-    """The run's encoders before the first step."""
+def untrained_encoder(config: PretrainConfig, *, with_weights: bool = True) -> AudioVisualEncoder:
+    """The run's encoders before the first step: new ones, or towers with their own weights and new heads.
+
+    Parameters
+    ----------
+    config
+        Settings of the run.
+    with_weights
+        Whether towers start from their own weights, see `AudioVisualEncoder`.
+
+    Raises
+    ------
+    TowerError
+        A tower cannot be opened, or cannot be trained as ``config.train`` says.
+    """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also seed the caller's GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(config.seed)
-        encoder = AudioVisualEncoder(config.encoder)
+        encoder = AudioVisualEncoder(config.encoder, with_weights=with_weights)
         encoder.video.to(memory_format=torch.channels_last_3d)
+        for modality in MODALITIES:
+            set_trained(encoder, modality, getattr(config.train, modality), config.train.lora_rank)
         return encoder
 
 

@@ -12,14 +12,18 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from cmacc.clips import Manifest
+from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_checkpoint, save_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
 from cmacc.pretraining.config import read_config
 from cmacc.pretraining.health import dictionaries_health
+from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import input_buffer
+from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.run_folder import check_provenance, require_one_process
 from cmacc.pretraining.step import DivergenceError
+from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.trainer import Trainer
 
 log = logging.getLogger("cmacc")
@@ -47,6 +51,8 @@ def pretrain(
     *,
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    cache: Path | None = None,
+    progress: Progress = silent,
 ) -> RunOutcome:
     """Train the run in ``run_dir`` to its end, from its last checkpoint or from the start.
 
@@ -58,6 +64,10 @@ def pretrain(
         Called after every step with (steps done, total steps, metrics of the step).
     should_stop
         Called after every step; if it returns true, the state is saved and `pretrain` returns.
+    cache
+        Folder of kept features, for frozen backbones; None: they are computed at every start.
+    progress
+        Called while features are computed, with ("embed", windows done, total windows).
 
     Raises
     ------
@@ -75,13 +85,19 @@ def pretrain(
         # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
         accelerator = Accelerator(log_with="tensorboard", project_dir=str(run_dir))
         device = accelerator.device
-        clips = ClipStream(manifest, config, device)
-        trainer = Trainer(clips, config, device)
-        first_step = _resume(trainer, clips, run_dir, provenance)
+        problem: Problem
+        if config.keeps_features:
+            table = keep_features(manifest, config, device, cache=cache, progress=progress)
+            problem, count, bad_files = TableProblem(table, config, device), len(table.labels), table.bad_files
+        else:
+            clips = ClipStream(manifest, config, device)
+            problem, count, bad_files = clips, len(clips.plan.sample_ids), clips.bad_files
+        trainer = Trainer(problem, config, device)
+        first_step = _resume(trainer, run_dir, provenance)
         log.info(
             "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s",
-            len(clips.plan.sample_ids), config.optim.steps, config.optim.batch_size,
-            config.optim.steps / clips.plan.steps_per_epoch, first_step, device,
+            count, config.optim.steps, config.optim.batch_size,
+            config.optim.steps / max(1, count // config.optim.batch_size), first_step, device,
             trainer.learner.autocast_dtype or "float32",
         )  # fmt: skip
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step}})
@@ -90,7 +106,7 @@ def pretrain(
                 for done in trainer.steps():
                     row = done.metrics
                     if done.step % config.health_every == 0:
-                        row |= dictionaries_health(trainer.learner, done.batch.labels, clips.labels, done.step)
+                        row |= dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
                     metrics_file.write(done.step, row)
                     accelerator.log(row, step=done.step)
                     step = done.step + 1
@@ -109,12 +125,12 @@ def pretrain(
             "stopped at step %s of %s; %s files did not decode",
             trainer.next_step,
             config.optim.steps,
-            len(clips.bad_files),
+            len(bad_files),
         )
-    return RunOutcome(run_dir, trainer.next_step, config.optim.steps, clips.bad_files)
+    return RunOutcome(run_dir, trainer.next_step, config.optim.steps, bad_files)
 
 
-def _resume(trainer: Trainer, clips: ClipStream, run_dir: Path, provenance: Provenance | None) -> int:
+def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> int:
     """Restore the state and the input buffer from the last checkpoint; return the next step."""
     try:
         folder = last_checkpoint(run_dir)
@@ -122,14 +138,14 @@ def _resume(trainer: Trainer, clips: ClipStream, run_dir: Path, provenance: Prov
         return 0
     step = load_checkpoint(trainer.learner, folder, provenance)
     trainer.next_step = step
-    learner, config = trainer.learner, trainer.config
+    learner, config, problem = trainer.learner, trainer.config, trainer.problem
     if learner.input_buffer is not None:
         first = max(0, step - math.ceil(learner.input_buffer.capacity / config.optim.batch_size))
-        log.info("reading the clips of steps %s to %s again, to re-encode their keys", first, step - 1)
+        log.info("reading the batches of steps %s to %s again, to re-encode their keys", first, step - 1)
         learner.input_buffer = input_buffer(config, learner.device, first * config.optim.batch_size)
         assert learner.input_buffer is not None
-        for number, batch in enumerate(clips.batches(first, step), start=first):
-            learner.input_buffer.push(learner.views.kept(batch, clips.visit(number)))
+        for number, batch in enumerate(problem.batches(first, step), start=first):
+            learner.input_buffer.push(learner.views.kept(batch, problem.visit(number)))
     return step
 
 

@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from cmacc.clips import Manifest
-from cmacc.pretraining.clip_stream import RunError, excluded_line, require_random_batches, usable_files
+from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
+from cmacc.pretraining.fitting import fitted_to_towers
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -74,27 +75,31 @@ def require_one_process() -> None:
         )
 
 
-def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> str:
+def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> list[str]:
     """Create a run folder with the config and the provenance only.
 
-    The manifest is read first, and an existing run is removed only after that, so that a typo loses nothing.
+    The manifest is read first, and an existing run is removed only after that, so that a typo loses nothing. Settings
+    of ``data.clip`` that have their defaults are set to what towers take.
 
     Returns
     -------
-    str
-        How many files are excluded by what the scan found, and why, in a line; empty if none are.
+    list of str
+        Lines to show: the settings that towers changed, and how many files are excluded by what the scan found.
 
     Raises
     ------
     RunError
         The folder holds a run already and ``overwrite`` is not set; there are too few usable files; or this is one of
         several processes.
+    ConfigError, TowerError
+        A tower cannot be opened, or needs other clips than ``data.clip`` says.
     ManifestError
         The manifest cannot be read.
     """
     require_one_process()
-    require_random_batches(config)
+    check_batches(config)
     require_free(run_dir, overwrite=overwrite)
+    config, changes = fitted_to_towers(config)
     manifest = Manifest.read(config.data.manifest)
     usable, excluded = usable_files(manifest, config)
     for path in (run_dir / name for name in _OF_A_RUN):
@@ -115,7 +120,8 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
         ),
         run_dir,
     )
-    return excluded_line(excluded, len(usable))
+    told = [f"set for the towers: {', '.join(changes)}"] if changes else []
+    return [*told, line] if (line := excluded_line(excluded, len(usable))) else told
 
 
 def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ class Trainer:
             clock.add("data", time.perf_counter() - started)
             rate = learning_rate(self.config.optim, step)
             for group in learner.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_scale", 1.0)  # checkpoints of 0.2.0 have no scale
             batch = batch.to(device)
             result = training_step(learner, batch, step, self.problem.visit(step), clock)
             if not math.isfinite(loss := float(result.loss)):

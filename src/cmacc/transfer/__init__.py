@@ -1,13 +1,13 @@
 """Transfer: encoders, features, tasks, protocols, result cards, exports."""
 
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
+from cmacc.pretraining.features import Features, embed, weights_hash
 from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result
 from cmacc.transfer.compare import beside_published, compared, markdown, results_table
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
 from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
-from cmacc.pretraining.features import Features, embed, weights_hash
 from cmacc.transfer.finetune import (
     FinetuneConfig,
     Finetuned,

@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 from cmacc.clips.progress import Progress, silent, within
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import Provenance
-from cmacc.transfer.card import Card, CardError, Result, joined
-from cmacc.transfer.compare import markdown
 from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
 from cmacc.pretraining.features import Features
+from cmacc.transfer.card import Card, CardError, Result, joined
+from cmacc.transfer.compare import markdown
 from cmacc.transfer.finetune import require_trainable
 from cmacc.transfer.measure import Outcome, able_modalities, measure
 from cmacc.transfer.official import OFFICIAL, official_task

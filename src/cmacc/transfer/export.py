@@ -31,10 +31,10 @@ from cmacc.pretraining import (
     read_provenance,
     to_plain,
 )
+from cmacc.pretraining.clip_encoder import Modality
+from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.config import SETTINGS_BEFORE
 from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
-from cmacc.pretraining.cmacc_encoder import CmaccEncoder
-from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
 

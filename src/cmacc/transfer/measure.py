@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.clips.progress import Progress, silent, within
-from cmacc.transfer import protocols
-from cmacc.transfer.card import Result
 from cmacc.pretraining.clip_encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.pretraining.features import Features, embed
+from cmacc.transfer import protocols
+from cmacc.transfer.card import Result
 from cmacc.transfer.finetune import FinetuneConfig, FinetuneFiles, FinetuneSettings, finetune
 from cmacc.transfer.metrics import Metric, summarised
 from cmacc.transfer.protocols import Rows

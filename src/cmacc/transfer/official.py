@@ -14,8 +14,8 @@ import numpy as np
 from cmacc.clips import Listing, Manifest, scan, workers_of
 from cmacc.clips.catalog import layouts
 from cmacc.clips.progress import Progress, silent
-from cmacc.transfer.card import DataFacts
 from cmacc.pretraining.clip_encoder import Modality
+from cmacc.transfer.card import DataFacts
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName, fingerprint, with_trained_classes
 
 _SIDES = ("train", "test")

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.clip_encoder import Modality
+from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 
 INPUT_NAMES: dict[Modality, str] = {"video": "frames", "audio": "waveforms"}
 OUTPUT_NAMES = ("feature", "embedding")

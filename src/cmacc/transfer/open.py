@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from cmacc.encoders import AudioVisualEncoder
 from cmacc.pretraining import (
@@ -19,12 +18,12 @@ from cmacc.pretraining import (
     read_provenance,
     untrained_encoder,
 )
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
+from cmacc.pretraining.features import weights_hash
 from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import UNKNOWN_WEIGHTS, Card, CardError, EncoderFacts
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError
 from cmacc.transfer.export import is_export, read_export
-from cmacc.pretraining.features import weights_hash
 
 _Made = TypeVar("_Made")
 
@@ -189,11 +188,11 @@ def _kind(config: PretrainConfig) -> str:
 
 def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncoder:
     model, has_weights, file = name.removeprefix("torchvision:").partition("=")
-    untrained = _seeded(seed, lambda: TorchvisionVideo(model)).to(device).eval()
+    untrained = _seeded(seed, lambda: TorchvisionVideo(f"torchvision:{model}")).to(device).eval()
     kind = f"torchvision's {model}"
     if not has_weights:
         return _opened(name, untrained, None, f"{kind}, untrained", seed=seed, is_untrained=True)
-    trained = TorchvisionVideo(model, _read_weights(name, Path(file))).to(device).eval()
+    trained = TorchvisionVideo(name).to(device).eval()
     return _opened(name, trained, untrained, f"{kind}, weights {Path(file).name}", seed=seed)
 
 
@@ -201,18 +200,3 @@ def _seeded(seed: int, make: Callable[[], _Made]) -> _Made:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, leaves the caller's GPU generators alone
         return make()
-
-
-def _read_weights(name: str, file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise EncoderError(
-            f"encoder {name}: {str(file) if file.name else 'WEIGHTS'} must be a file of weights, got nothing there"
-        )
-    try:
-        # weights_only: a .pth file is a pickle, and could otherwise execute arbitrary code.
-        plain = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds of errors for a damaged file
-        raise EncoderError(f"encoder {name}: {file} cannot be read ({type(error).__name__}: {error})") from error
-    if not isinstance(plain, dict) or not all(isinstance(value, Tensor) for value in plain.values()):
-        raise EncoderError(f"encoder {name}: {file} must hold a state dict of tensors alone")
-    return plain

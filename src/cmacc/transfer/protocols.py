@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.transfer.metrics import Metric, ProtocolError
 from cmacc.pretraining.features import unit_rows
+from cmacc.transfer.metrics import Metric, ProtocolError
 
 _SEED = 0
 _LINEAR_CS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # strongest regularisation first: it wins ties

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.clips import Manifest
-from cmacc.transfer.card import DataFacts
 from cmacc.pretraining.clip_encoder import Modality
+from cmacc.transfer.card import DataFacts
 
 TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs"]
 

@@ -1,0 +1,61 @@
+"""``python:PACKAGE.MODULE:FUNCTION``: a user's own module.
+
+FUNCTION is called without arguments and returns a `torch.nn.Module` with two attributes:
+
+- ``takes``, a `TowerInput`: the clips that it is made for;
+- ``feature_size``, an int: f, the size of its features.
+
+Called with frames in [0, 1], ``(M, 3, T, H, W)``, or with mono waveforms in [-1, 1], ``(M, S)``, both float32, it
+returns features ``(M, f)``. Whether it is a tower of video or of audio is for the config to say, by where it names it.
+The module comes with its weights; where they are to come from a checkpoint, they are overwritten.
+"""
+
+import importlib
+
+from torch import Tensor, nn
+
+from cmacc.encoders.modality import Modality
+from cmacc.encoders.towers.tower import Tower, TowerError, TowerInput, VideoTower
+from cmacc.encoders.towers.trust import is_trusting_code
+
+
+def python_tower(name: str, modality: Modality) -> Tower:
+    """Import the user's function and call it.
+
+    Parameters
+    ----------
+    name
+        ``python:PACKAGE.MODULE:FUNCTION``.
+    modality
+        What it encodes.
+
+    Raises
+    ------
+    TowerError
+        Code is not trusted, there is no such function, or it does not return such a module.
+    """
+    module_name, _, function_name = name.removeprefix("python:").partition(":")
+    if not module_name or not function_name:
+        raise TowerError(f"tower {name}: must be python:PACKAGE.MODULE:FUNCTION")
+    if not is_trusting_code():
+        raise TowerError(f"tower {name}: would run the code of {module_name}; if you trust it, pass --trust-code")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise TowerError(f"tower {name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    network = function()
+    if not isinstance(network, nn.Module):
+        raise TowerError(f"tower {name}: must return a torch.nn.Module, got {type(network).__name__}")
+    takes, feature_size = getattr(network, "takes", None), getattr(network, "feature_size", None)
+    if not isinstance(takes, TowerInput):
+        raise TowerError(f"tower {name}: its module's takes must be a TowerInput, got {takes!r}")
+    if not isinstance(feature_size, int) or feature_size < 1:
+        raise TowerError(f"tower {name}: its module's feature_size must be a positive int, got {feature_size!r}")
+    if modality == "audio":
+        return Tower(name, network, _called, takes, feature_size)
+    return VideoTower(name, network, _called, takes, feature_size)
+
+
+def _called(network: nn.Module, inputs: Tensor) -> Tensor:
+    features: Tensor = network(inputs)
+    return features

@@ -1,0 +1,197 @@
+"""What a tower is: someone else's network, what it takes, and how its input and output are made to fit cmacc's.
+
+All towers are one of two classes. What differs from network to network is a function ``encode``, which calls it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# How frames reach the encoders: normalised by these, as in cmacc/clips/loading/transforms.py. A test compares the two.
+PIXEL_MEAN, PIXEL_DEVIATION = 0.43, 0.22
+
+FramePoolingName = Literal["mean", "attention"]
+Encode = Callable[[nn.Module, Tensor], Tensor]
+
+
+class TowerError(ValueError):
+    """A tower that is unknown, cannot be opened, or gives another shape than it states; the message says which."""
+
+
+@dataclass(frozen=True)
+class TowerInput:
+    """The clips that a tower was made for; None: any.
+
+    Attributes
+    ----------
+    frame_count, frame_rate_hz
+        Number and rate of the frames.
+    frame_height, frame_width
+        Size of the frames in pixels.
+    audio_seconds
+        Length of the audio.
+    sample_rate_hz
+        Sample rate of the audio.
+    """
+
+    frame_count: int | None = None
+    frame_rate_hz: float | None = None
+    frame_height: int | None = None
+    frame_width: int | None = None
+    audio_seconds: float | None = None
+    sample_rate_hz: int | None = None
+
+
+class FramePooling(nn.Module):
+    """One feature for a clip from those of its frames: their mean, or a mean that one learnt query weights.
+
+    Parameters
+    ----------
+    feature_size
+        Size of the features.
+    kind
+        ``mean``, without parameters; or ``attention``, softmax over time of the products with the query. The query
+        starts as zero, so that attention starts as the mean.
+    """
+
+    def __init__(self, feature_size: int, kind: FramePoolingName) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(feature_size)) if kind == "attention" else None
+
+    def forward(self, features: Float[Tensor, "batch time features"]) -> Float[Tensor, "batch features"]:
+        """Pool over time."""
+        if self.query is None:
+            return features.mean(dim=1)
+        scores = features @ self.query.to(features.dtype) / features.shape[-1] ** 0.5
+        pooled: Tensor = (scores.softmax(dim=1)[..., None] * features).sum(dim=1)
+        return pooled
+
+
+class Tower(nn.Module):
+    """A network as a backbone; of audio, unless it is a `VideoTower`.
+
+    Parameters
+    ----------
+    name
+        Name of the tower, for messages.
+    network
+        The network.
+    encode
+        Function of the network and its input, ``(B, ...)``, that returns ``(B, feature_size)``. It stands outside the
+        network so that LoRA or `torch.compile` may wrap or replace that.
+    takes
+        The clips that it was made for.
+    feature_size
+        Size of the features.
+    can_train
+        Whether it is differentiable in its input and weights.
+
+    Attributes
+    ----------
+    network
+        The network: what is frozen, trained or gets LoRA.
+    takes, feature_size, can_train
+        As given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        encode: Encode,
+        takes: TowerInput,
+        feature_size: int,
+        *,
+        can_train: bool = True,
+    ) -> None:
+        super().__init__()
+        self._name = name
+        self._encode = encode
+        self.network = network
+        self.takes = takes
+        self.feature_size = feature_size
+        self.can_train = can_train
+
+    def forward(self, inputs: Float[Tensor, "batch *axes"]) -> Float[Tensor, "batch features"]:
+        """Features of waveforms: mono, float32, in [-1, 1], at ``takes.sample_rate_hz``.
+
+        Raises
+        ------
+        TowerError
+            The network gives another shape than one feature of ``feature_size`` for each input.
+        """
+        return self._features(inputs)
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        features = self._encode(self.network, inputs)
+        if features.shape != (len(inputs), self.feature_size):
+            raise TowerError(
+                f"tower {self._name}: must give shape {(len(inputs), self.feature_size)} for inputs of shape "
+                f"{tuple(inputs.shape)}, got {tuple(features.shape)}"
+            )
+        return features
+
+
+class VideoTower(Tower):
+    """A tower of video: of whole clips, or of images, whose features are pooled over time.
+
+    Parameters
+    ----------
+    name, network, encode, takes, feature_size, can_train
+        As in `Tower`. ``encode`` gets clips ``(B, 3, T, H, W)``, or with ``frame_pooling`` images ``(B, 3, H, W)``.
+    mean, deviation
+        Of pixels in [0, 1], by channel: what the network's own preprocessing subtracts, and divides by. Default: the
+        network takes pixels in [0, 1].
+    frame_pooling
+        How the features of images are pooled; None for a network of whole clips.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        encode: Encode,
+        takes: TowerInput,
+        feature_size: int,
+        *,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        deviation: Sequence[float] = (1.0, 1.0, 1.0),
+        frame_pooling: FramePoolingName | None = None,
+        can_train: bool = True,
+    ) -> None:
+        super().__init__(name, network, encode, takes, feature_size, can_train=can_train)
+        self.pooling = FramePooling(feature_size, frame_pooling) if frame_pooling is not None else None
+        # (x * PIXEL_DEVIATION + PIXEL_MEAN - mean) / deviation, as one scale and one shift, computed in float64.
+        means, deviations = (
+            torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1) for values in (mean, deviation)
+        )
+        self.register_buffer("scale", (PIXEL_DEVIATION / deviations).float(), persistent=False)
+        self.register_buffer("shift", ((PIXEL_MEAN - means) / deviations).float(), persistent=False)
+
+    def normalise(
+        self, inputs: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch 3 time height width"]:
+        """From cmacc's normalisation of pixels to the network's."""
+        return inputs * self.scale + self.shift
+
+    def forward(self, inputs: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch features"]:
+        """Features of frames, normalised by `PIXEL_MEAN` and `PIXEL_DEVIATION`.
+
+        Raises
+        ------
+        TowerError
+            As in `Tower.forward`.
+        """
+        video = self.normalise(inputs)
+        if self.pooling is None:
+            return self._features(video)
+        images = video.transpose(1, 2).flatten(0, 1)
+        pooled: Tensor = self.pooling(self._features(images).unflatten(0, (len(video), -1)))
+        return pooled

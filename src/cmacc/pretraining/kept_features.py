@@ -1,0 +1,201 @@
+"""Features of frozen backbones as a training problem: every file is decoded once, and the heads alone are trained.
+
+1. The backbones encode a few evenly spread windows of every file, without augmentation. `embed` keeps the features on
+   disk, under a hash of weights, files and windows.
+2. All features are read into memory. A visit of a file draws one of its windows, the same for video and audio.
+3. The encoders of the run are the heads, so dictionaries, pools and batches of any size cost next to nothing.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cmacc.clips import Manifest, seeds
+from cmacc.clips.progress import Progress, silent
+from cmacc.clips.seeds import seeded_rng
+from cmacc.encoders import MODALITIES, EncoderPair, Modality
+from cmacc.pretraining.clip_stream import check_bad_fraction, excluded_line, note_bad_file, usable_files
+from cmacc.pretraining.cmacc_encoder import CmaccEncoder
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.features import embed
+from cmacc.pretraining.learner import untrained_encoder
+
+log = logging.getLogger("cmacc")
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """M rows of a table of features: their sample ids and labels, ``(M,)`` int64."""
+
+    sample_ids: Int[Tensor, " batch"]
+    labels: Int[Tensor, " batch"]
+
+    def to(self, device: torch.device) -> "RowBatch":
+        """Copy the tensors to ``device``."""
+        return RowBatch(self.sample_ids.to(device), self.labels.to(device))
+
+
+class FeatureViews:
+    """One window per visit of every row; it depends only on (seed, visit, row)."""
+
+    def __init__(
+        self,
+        features: dict[Modality, Float[Tensor, "samples windows _"]],
+        seed: int,
+        shuffle_pairs: bool,
+    ) -> None:
+        self._features, self._shuffle_pairs = features, shuffle_pairs
+        count, windows = features["video"].shape[:2]
+        # One draw for all rows of a visit: a generator for each sample would take longer than the step.
+        self._windows: Callable[[int], Tensor] = lru_cache(maxsize=16)(
+            lambda visit: torch.from_numpy(seeded_rng(seeds.WINDOW, seed, visit).integers(windows, size=count))
+        )
+
+    def of(self, batch: RowBatch, visit: int) -> dict[Modality, Tensor]:
+        """Features ``(M, f)`` by modality."""
+        rows = batch.sample_ids
+        windows = self._windows(visit).to(rows.device)[rows]
+        return {"video": self._features["video"][rows, windows], "audio": self._audio(rows, windows)}
+
+    def kept(self, batch: RowBatch, visit: int) -> dict[str, Tensor]:
+        """Rows and windows, from which `again` finds the features."""
+        rows = batch.sample_ids
+        return {"rows": rows, "windows": self._windows(visit).to(rows.device)[rows]}
+
+    def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
+        """The same features of one modality."""
+        own = self._features[modality]
+        return own[kept("rows").to(own.device), kept("windows").to(own.device)]
+
+    def _audio(self, rows: Tensor, windows: Tensor) -> Tensor:
+        features = self._features["audio"][rows, windows]
+        return features.roll(1, dims=0) if self._shuffle_pairs else features
+
+
+class FeatureTable:
+    """Kept features of n files, W windows each, as a `cmacc.pretraining.Table`.
+
+    Parameters
+    ----------
+    features
+        ``(n, W, f)`` by modality.
+    labels
+        ``(n,)`` int64, -1 if unknown.
+    device
+        Device that trains, where all features are kept.
+    bad_files
+        ``{path: reason}`` of files that did not decode.
+    """
+
+    def __init__(
+        self,
+        features: dict[Modality, NDArray[np.float32]],
+        labels: Int[Tensor, " samples"],
+        device: torch.device,
+        bad_files: dict[str, str] | None = None,
+    ) -> None:
+        self._features = {modality: torch.from_numpy(rows).to(device) for modality, rows in features.items()}
+        self._device = device
+        self.labels = labels
+        self.bad_files = bad_files or {}
+
+    def encoder(self, config: PretrainConfig) -> EncoderPair:
+        """The heads of the run's encoders."""
+        return heads_of(untrained_encoder(config))
+
+    def views(self, config: PretrainConfig) -> FeatureViews:
+        """One window per visit."""
+        return FeatureViews(self._features, config.seed, config.data.shuffle_pairs)
+
+    def batch(self, sample_ids: Int[Tensor, " batch"]) -> RowBatch:
+        """A batch of these rows."""
+        return RowBatch(sample_ids.to(self._device), self.labels[sample_ids].to(self._device))
+
+
+def heads_of(pair: EncoderPair) -> EncoderPair:
+    """The pair with its backbones replaced by the identity, in place: it takes features, and has the heads' weights."""
+    for modality in MODALITIES:
+        getattr(pair, modality).backbone = nn.Identity()
+    return EncoderPair(pair.video, pair.audio)
+
+
+def keep_features(
+    manifest: Manifest,
+    config: PretrainConfig,
+    device: torch.device,
+    *,
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> FeatureTable:
+    """Encode the files of a run with its frozen backbones, or read the features from the cache.
+
+    Parameters
+    ----------
+    manifest, config
+        The files and the settings of the run.
+    device
+        Device of the backbones and of the table.
+    cache
+        Folder of kept features; None: they are computed at every start.
+    progress
+        Called with ("embed", windows done, total windows).
+
+    Raises
+    ------
+    RunError
+        Too few files are usable, or too many do not decode.
+    TowerError
+        A tower cannot be opened.
+    """
+    sample_ids, excluded = usable_files(manifest, config)
+    if line := excluded_line(excluded, len(sample_ids)):
+        log.warning(line)
+    encoder = CmaccEncoder.of_run(config, untrained_encoder(config)).to(device).eval()
+    found = embed(
+        _Backbones(encoder),
+        manifest,
+        sample_ids,
+        MODALITIES,
+        windows=config.data.feature_windows,
+        workers=config.data.workers,
+        cache=cache,
+        progress=progress,
+    )
+    bad_files: dict[str, str] = {}
+    for sample_id, reason in found.failures.items():
+        note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
+    check_bad_fraction(bad_files, len(sample_ids), config.data.max_bad_fraction)
+    labels = torch.tensor(manifest.label_indices(), dtype=torch.int64)[torch.from_numpy(found.sample_ids)]
+    return FeatureTable(found.by_modality, labels, device, bad_files)
+
+
+class _Backbones(nn.Module):
+    """The backbones of encoders, without the heads: what is kept must not depend on the seed of new heads."""
+
+    modalities = MODALITIES
+
+    def __init__(self, encoder: CmaccEncoder) -> None:
+        super().__init__()
+        self.video, self.audio = encoder.pair.video.backbone, encoder.pair.audio.backbone
+        self.log_mel = encoder.log_mel
+        self.is_grey, self.spec = encoder.is_grey, encoder.spec
+        # In a tuple: as a submodule, its heads would be part of the hash under which features are kept.
+        self._whole = (encoder,)
+
+    @property
+    def device(self) -> torch.device:
+        return self._whole[0].device
+
+    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
+        return self._whole[0].embed_video(frames)
+
+    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        return self._whole[0].embed_audio(waveforms)

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips import ClipBatch, ClipSpec
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
@@ -34,6 +33,7 @@ from cmacc.pretraining import (
     untrained_encoder,
 )
 from cmacc.pretraining.clip_views import ClipViews
+from cmacc.pretraining.table import TableProblem
 
 GOLDEN = Path(__file__).with_name("golden.json")
 RELATIVE_TOLERANCE, LATER_TOLERANCE = 2e-3, 0.2

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.encoders import EncoderConfig
 from cmacc.objectives import BidirectionalContrast, CrossModalContrast
 from cmacc.pretraining import ConfigError, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Trainer
+from cmacc.pretraining.table import TableProblem
 
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.clips.loading.plan import epoch_order
 from cmacc.encoders import EncoderConfig
@@ -20,6 +19,7 @@ from cmacc.pretraining import (
     Trainer,
 )
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from cmacc.pretraining.table import TableProblem
 
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.vectors import VectorDataset, VectorWorld
 from cmacc.encoders import EncoderConfig
 from cmacc.objectives import ObjectiveInputs, ObjectiveResult
@@ -25,6 +24,7 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from cmacc.pretraining.clock import PhaseClock
+from cmacc.pretraining.table import TableProblem
 
 from .golden import GOLDEN, LATER_TOLERANCE, RELATIVE_TOLERANCE, losses, machine
 

@@ -342,7 +342,8 @@ def test_ranks_against_brute_force_with_ties() -> None:
 
 
 def test_retrieval_of_itself_is_perfect() -> None:
-    embeddings = unit_rows(np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
+    rows = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    embeddings = unit_rows(rows).astype(np.float32)
     assert ranks(embeddings, embeddings).tolist() == [1] * 20
     assert pair_retrieval(embeddings[:3], embeddings[:3])[1].chance == 1.0
 

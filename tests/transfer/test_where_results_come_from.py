@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cmacc.cli import main
 from cmacc.clips import ClipSpec, Manifest
 from cmacc.pretraining import PretrainConfig, pretrain, read_provenance, start_run
+from cmacc.pretraining import features as features_module
 from cmacc.transfer import (
     Card,
     CardError,
@@ -26,7 +27,6 @@ from cmacc.transfer import (
     open_encoder,
     read_export,
 )
-from cmacc.transfer import features as features_module
 
 ONE_WINDOW = EvaluateOptions(windows=1, workers=0, with_untrained=False)
 

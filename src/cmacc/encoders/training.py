@@ -11,7 +11,7 @@ What is frozen also stays in evaluation mode. In training mode its batch norms w
 
 import hashlib
 import re
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -131,11 +131,12 @@ def _add_lora(network: nn.Module, rank: int, name: str) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places), network)
 
 
-def merge_lora(encoder: Encoder) -> None:
-    """Add the adapters to the weights and remove them: the same function, with the network's own parameter names."""
-    for path, module in list(encoder.network.named_modules()):
+def merge_lora(pair: nn.Module) -> None:
+    """Add all adapters to the weights and remove them: the same function, with the networks' own parameter names."""
+    for path, module in list(pair.named_modules()):
         if hasattr(module, "merge") and hasattr(module, "get_base_layer"):
-            module.merge()
+            merge: Callable[[], None] = module.merge
+            merge()
             parent, _, last = path.rpartition(".")
-            layer: Any = module.get_base_layer()
-            setattr(encoder.network.get_submodule(parent), last, layer)
+            base_layer: Callable[[], nn.Module] = module.get_base_layer
+            setattr(pair.get_submodule(parent), last, base_layer())

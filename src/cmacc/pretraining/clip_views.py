@@ -36,7 +36,7 @@ class ClipViews:
         self._audio_input = audio_input(config.encoder, config.data.clip.sample_rate_hz).to(device)
 
     def of(self, batch: ClipBatch, visit: int) -> dict[Modality, Tensor]:
-        """``video``: frames ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)``, or waveforms ``(M, S)``."""
+        """``video``: ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)`` or waveforms ``(M, S)``."""
         batch = self._paired(batch)
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
         return {

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder
+from cmacc.encoders import AudioVisualEncoder, is_tower, merge_lora
 from cmacc.pretraining import (
     PretrainConfig,
     last_checkpoint,
@@ -78,15 +78,18 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
     if name.startswith("torchvision:"):
         return _open_torchvision(name, device, seed)
     folder = Path(name)
+    untrained: CmaccEncoder | None
     if is_export(folder):
         exported = read_export(folder)
         config = PretrainConfig(encoder=exported.pair.config, seed=exported.seed)
-        untrained = CmaccEncoder(untrained_encoder(config), exported.clip, exported.is_grey)
+        # An export holds a tower's weights after training only.
+        has_tower = is_tower(config.encoder.video) or is_tower(config.encoder.audio)
+        untrained = None if has_tower else CmaccEncoder(untrained_encoder(config), exported.clip, exported.is_grey)
         trained = CmaccEncoder(exported.pair, exported.clip, exported.is_grey)
         step, data, run_id = exported.step, exported.pretraining_data, exported.run_id
     elif folder.is_dir():
         config = read_config(folder / "config.yaml")
-        pair, step = _read_run(folder, config)
+        pair, step = read_run(folder, config)
         trained, untrained = CmaccEncoder.of_run(config, pair), CmaccEncoder.of_run(config, untrained_encoder(config))
         provenance = read_provenance(folder)
         data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
@@ -98,7 +101,7 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
     return _opened(
         name,
         trained.to(device).eval(),
-        untrained.to(device).eval(),
+        None if untrained is None else untrained.to(device).eval(),
         _kind(config),
         step=step,
         seed=config.seed,
@@ -139,13 +142,15 @@ def load_pair(folder: Path) -> AudioVisualEncoder:
     """
     if is_export(folder):
         return read_export(folder).pair
-    pair, _ = _read_run(folder, read_config(folder / "config.yaml"))
+    pair, _ = read_run(folder, read_config(folder / "config.yaml"))
     return pair.eval()
 
 
-def _read_run(folder: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
+def read_run(folder: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
     pair = untrained_encoder(config)
-    return pair, load_encoder(pair, last_checkpoint(folder))
+    step = load_encoder(pair, last_checkpoint(folder))
+    merge_lora(pair)
+    return pair, step
 
 
 def _opened(

@@ -8,10 +8,11 @@ Models with a spectrogram at their front get it from the library's own feature e
 gradient. All else is computed on the device.
 """
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,7 @@ def _ast(extractor: Any, network: nn.Module, waveforms: Tensor) -> Tensor:
 
 
 def _clap(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
-    spectrograms = _spectrogram(extractor, waveforms, "input_features", extractor.max_length_s)
+    spectrograms = _spectrogram(extractor, waveforms, "input_features", float(extractor.max_length_s))
     # The extractor marks one random clip of a batch as longer; its feature would depend on the draw.
     is_longer = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=waveforms.device)
     features: Tensor = network.get_audio_features(input_features=spectrograms, is_longer=is_longer).pooler_output
@@ -286,13 +287,14 @@ def _require_plain(name: str, folder: Path) -> None:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's remarks and progress bars on loading: what is missing, `_network` says itself."""
+    """Without the library's remarks and progress bars on loading: what is missing, `_with_weights` says itself."""
     logging = transformers.utils.logging
     before, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stdout(io.StringIO()):  # PE-AV prints an error about one of its own docstrings
+            yield
     finally:
         logging.set_verbosity(before)
         if has_bars:
@@ -346,6 +348,9 @@ def _network(name: str, transformers: Any, folder: Path, config: Any, how: _How,
     network: nn.Module = getattr(model, how.part) if how.part else model
     for part in how.unused:
         delattr(network, part)
+    for module in network.modules():
+        if isinstance(getattr(module, "mask_token", None), nn.Parameter):  # for pretraining with masked patches alone
+            module.mask_token = None
     return network.train()
 
 

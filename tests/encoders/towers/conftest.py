@@ -74,6 +74,10 @@ def _parts(kind: str) -> tuple[Any, list[Any]]:
         return t.Siglip2Model(t.Siglip2Config(text_config=_TEXT, vision_config=vision)), [
             t.Siglip2ImageProcessor(patch_size=16, max_num_patches=4)
         ]
+    if kind == "segformer":
+        sizes = {"depths": [1], "sr_ratios": [1], "hidden_sizes": [16], "patch_sizes": [7], "strides": [4]}
+        config = t.SegformerConfig(num_encoder_blocks=1, num_attention_heads=[2], mlp_ratios=[1], **sizes)
+        return t.SegformerModel(config), [t.SegformerImageProcessor(size=_SQUARE)]
     if kind == "dinov2":
         sizes = {name: value for name, value in _VISION.items() if name != "intermediate_size"}
         return t.Dinov2Model(t.Dinov2Config(**sizes, mlp_ratio=1)), [t.BitImageProcessor(**_CROP)]
@@ -83,9 +87,12 @@ def _parts(kind: str) -> tuple[Any, list[Any]]:
     if kind == "ast":
         config = t.ASTConfig(**_SMALL, max_length=64, num_mel_bins=32)
         return t.ASTModel(config), [t.ASTFeatureExtractor(max_length=64, num_mel_bins=32)]
-    if kind == "clap":
-        config = t.ClapConfig(text_config=_TEXT | {"pad_token_id": 1}, audio_config=_CLAP, projection_dim=8)
-        extractor = t.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation="rand_trunc")
+    if kind in ("clap", "clap_fused"):
+        is_fused = kind == "clap_fused"
+        audio = _CLAP | {"enable_fusion": is_fused, "aff_block_r": 2}
+        config = t.ClapConfig(text_config=_TEXT | {"pad_token_id": 1}, audio_config=audio, projection_dim=8)
+        truncation = "fusion" if is_fused else "rand_trunc"
+        extractor = t.ClapFeatureExtractor(feature_size=16, max_length_s=1, truncation=truncation)
         return t.ClapModel(config), [extractor]
     if kind in ("wav2vec2", "hubert", "wavlm", "data2vec"):
         letters = {"wav2vec2": "Wav2Vec2", "hubert": "Hubert", "wavlm": "WavLM", "data2vec": "Data2VecAudio"}[kind]

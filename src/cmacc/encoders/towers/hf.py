@@ -44,7 +44,7 @@ class _How:
     part
         The module to take; empty for the whole model.
     unused
-        Parts of it that ``encode`` does not need.
+        Paths of parts that ``encode`` does not need, where the model has them.
     frame_count
         Setting with the number of frames; empty if any number will do.
     takes_clips
@@ -143,6 +143,8 @@ def _pe_audio(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
 
 _PE_VIDEO_UNUSED = ("text_model", "text_video_head", "text_video_logit_scale", "text_video_logit_bias")
 _PE_AUDIO_UNUSED = ("text_model", "text_audio_head", "text_audio_logit_scale", "text_audio_logit_bias")
+# In fused models, for audio of more than ten seconds.
+_CLAP_FUSION = tuple(f"audio_model.audio_encoder.patch_embed.{part}" for part in ("fusion_model", "mel_conv2d"))
 _SIGLIP_UNUSED = ("text_model", "logit_scale", "logit_bias")
 
 _VIDEO = {
@@ -158,7 +160,11 @@ _VIDEO = {
 }
 _AUDIO = {
     "audio-spectrogram-transformer": _How(_ast, "hidden_size"),
-    "clap": _How(_clap, "projection_dim", unused=("text_model", "text_projection", "logit_scale_a", "logit_scale_t")),
+    "clap": _How(
+        _clap,
+        "projection_dim",
+        unused=("text_model", "text_projection", "logit_scale_a", "logit_scale_t", *_CLAP_FUSION),
+    ),
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio"), _How(_speech, "hidden_size")),
     "pe_audio": _How(_pe_audio, "text_config.hidden_size", unused=_PE_AUDIO_UNUSED),
     "pe_audio_video": _How(_pe_audio, "text_config.hidden_size", part="audio_model", unused=_PE_AUDIO_UNUSED),
@@ -346,11 +352,17 @@ def _network(name: str, transformers: Any, folder: Path, config: Any, how: _How,
     else:
         model = _with_weights(name, transformers, folder, config, how)
     network: nn.Module = getattr(model, how.part) if how.part else model
-    for part in how.unused:
-        delattr(network, part)
+    for path in how.unused:
+        owner, _, part = path.rpartition(".")
+        module = network.get_submodule(owner)
+        if hasattr(module, part):
+            delattr(module, part)
     for module in network.modules():
+        if isinstance(module, transformers.PreTrainedModel):
+            # Where the folder lies: a tower, and so its hash, is the same elsewhere.
+            module.name_or_path = module.config.name_or_path = ""
         if isinstance(getattr(module, "mask_token", None), nn.Parameter):  # for pretraining with masked patches alone
-            module.mask_token = None
+            module.register_parameter("mask_token", None)
     return network.train()
 
 
@@ -402,8 +414,7 @@ def _frame_size(name: str, config: Any, processor: Any) -> tuple[int, int]:
         return side, side
     crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
     size = crop or processor.size
-    height = size["height"] or size["shortest_edge"]
-    width = size["width"] or size["shortest_edge"]
+    height, width = (size.get(side) or size.get("shortest_edge") for side in ("height", "width"))
     if not height or not width:
         raise TowerError(f"tower {name}: its processor must make images of one size, got size {dict(size)}")
     return height, width

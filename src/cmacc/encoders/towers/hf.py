@@ -8,10 +8,11 @@ Models with a spectrogram at their front get it from the library's own feature e
 gradient. All else is computed on the device.
 """
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ class _How:
     part
         The module to take; empty for the whole model.
     unused
-        Parts of it that ``encode`` does not need.
+        Paths of parts that ``encode`` does not need, where the model has them.
     frame_count
         Setting with the number of frames; empty if any number will do.
     takes_clips
@@ -118,7 +119,7 @@ def _ast(extractor: Any, network: nn.Module, waveforms: Tensor) -> Tensor:
 
 
 def _clap(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
-    spectrograms = _spectrogram(extractor, waveforms, "input_features", extractor.max_length_s)
+    spectrograms = _spectrogram(extractor, waveforms, "input_features", float(extractor.max_length_s))
     # The extractor marks one random clip of a batch as longer; its feature would depend on the draw.
     is_longer = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=waveforms.device)
     features: Tensor = network.get_audio_features(input_features=spectrograms, is_longer=is_longer).pooler_output
@@ -142,6 +143,8 @@ def _pe_audio(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
 
 _PE_VIDEO_UNUSED = ("text_model", "text_video_head", "text_video_logit_scale", "text_video_logit_bias")
 _PE_AUDIO_UNUSED = ("text_model", "text_audio_head", "text_audio_logit_scale", "text_audio_logit_bias")
+# In fused models, for audio of more than ten seconds.
+_CLAP_FUSION = tuple(f"audio_model.audio_encoder.patch_embed.{part}" for part in ("fusion_model", "mel_conv2d"))
 _SIGLIP_UNUSED = ("text_model", "logit_scale", "logit_bias")
 
 _VIDEO = {
@@ -157,7 +160,11 @@ _VIDEO = {
 }
 _AUDIO = {
     "audio-spectrogram-transformer": _How(_ast, "hidden_size"),
-    "clap": _How(_clap, "projection_dim", unused=("text_model", "text_projection", "logit_scale_a", "logit_scale_t")),
+    "clap": _How(
+        _clap,
+        "projection_dim",
+        unused=("text_model", "text_projection", "logit_scale_a", "logit_scale_t", *_CLAP_FUSION),
+    ),
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio"), _How(_speech, "hidden_size")),
     "pe_audio": _How(_pe_audio, "text_config.hidden_size", unused=_PE_AUDIO_UNUSED),
     "pe_audio_video": _How(_pe_audio, "text_config.hidden_size", part="audio_model", unused=_PE_AUDIO_UNUSED),
@@ -286,13 +293,14 @@ def _require_plain(name: str, folder: Path) -> None:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's remarks and progress bars on loading: what is missing, `_network` says itself."""
+    """Without the library's remarks and progress bars on loading: what is missing, `_with_weights` says itself."""
     logging = transformers.utils.logging
     before, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stdout(io.StringIO()):  # PE-AV prints an error about one of its own docstrings
+            yield
     finally:
         logging.set_verbosity(before)
         if has_bars:
@@ -344,8 +352,17 @@ def _network(name: str, transformers: Any, folder: Path, config: Any, how: _How,
     else:
         model = _with_weights(name, transformers, folder, config, how)
     network: nn.Module = getattr(model, how.part) if how.part else model
-    for part in how.unused:
-        delattr(network, part)
+    for path in how.unused:
+        owner, _, part = path.rpartition(".")
+        module = network.get_submodule(owner)
+        if hasattr(module, part):
+            delattr(module, part)
+    for module in network.modules():
+        if isinstance(module, transformers.PreTrainedModel):
+            # Where the folder lies: a tower, and so its hash, is the same elsewhere.
+            module.name_or_path = module.config.name_or_path = ""
+        if isinstance(getattr(module, "mask_token", None), nn.Parameter):  # for pretraining with masked patches alone
+            module.register_parameter("mask_token", None)
     return network.train()
 
 
@@ -397,8 +414,7 @@ def _frame_size(name: str, config: Any, processor: Any) -> tuple[int, int]:
         return side, side
     crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
     size = crop or processor.size
-    height = size["height"] or size["shortest_edge"]
-    width = size["width"] or size["shortest_edge"]
+    height, width = (size.get(side) or size.get("shortest_edge") for side in ("height", "width"))
     if not height or not width:
         raise TowerError(f"tower {name}: its processor must make images of one size, got size {dict(size)}")
     return height, width

@@ -114,8 +114,7 @@ def onnx_tower(name: str, modality: Modality, *, frame_pooling: FramePoolingName
     signature = _signature(name, _session(name, model))
     network = OnnxGraph(name, model, signature.output)
     rates = _exported_rates(file) or signature.metadata
-    frame_rate_hz = float(rates["frame_rate_hz"]) if "frame_rate_hz" in rates else None
-    sample_rate_hz = int(rates["sample_rate_hz"]) if "sample_rate_hz" in rates else None
+    frame_rate_hz, sample_rate_hz = (_rate(name, rates, key) for key in ("frame_rate_hz", "sample_rate_hz"))
     axes, size = signature.axes, signature.feature_size
     is_float = signature.dtype == "tensor(float)"
     if modality == "audio":
@@ -124,7 +123,9 @@ def onnx_tower(name: str, modality: Modality, *, frame_pooling: FramePoolingName
         if axes[1] is not None and sample_rate_hz is None:
             raise TowerError(f"tower {name}: takes {axes[1]} samples, so its metadata must state sample_rate_hz")
         seconds = axes[1] / sample_rate_hz if axes[1] is not None and sample_rate_hz is not None else None
-        takes = TowerInput(audio_seconds=seconds, sample_rate_hz=sample_rate_hz)
+        takes = TowerInput(
+            audio_seconds=seconds, sample_rate_hz=int(sample_rate_hz) if sample_rate_hz is not None else None
+        )
         return Tower(name, network, _waveforms, takes, size, can_train=False)
     if signature.dtype == "tensor(uint8)" and len(axes) == 5 and axes[4] == 3:
         takes = TowerInput(axes[1], frame_rate_hz, axes[2], axes[3])
@@ -202,6 +203,18 @@ def _exported_rates(file: Path) -> dict[str, Any] | None:
         return None
     clip = told.get("clip") if isinstance(told, dict) and told.get("library") == "cmacc" else None
     return clip if isinstance(clip, dict) else None
+
+
+def _rate(name: str, rates: dict[str, Any], key: str) -> float | None:
+    if key not in rates:
+        return None
+    try:
+        rate = float(rates[key])
+    except (TypeError, ValueError):
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise TowerError(f"tower {name}: its metadata's {key} must be a positive number, got {rates[key]!r}")
+    return rate
 
 
 def _three(name: str, metadata: dict[str, str], key: str) -> list[float]:

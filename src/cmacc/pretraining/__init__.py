@@ -1,6 +1,6 @@
 """Pretraining: settings, the training engine and its step, run folders, checkpoints, provenance."""
 
-from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder
+from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder, trained_encoder
 from cmacc.pretraining.clip_stream import RunError
 from cmacc.pretraining.config import (
     BatchesConfig,
@@ -58,5 +58,6 @@ __all__ = [
     "require_one_process",
     "start_run",
     "to_plain",
+    "trained_encoder",
     "untrained_encoder",
 ]

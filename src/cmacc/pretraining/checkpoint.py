@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmacc.clips.storage import fsync_path, fsync_tree
-from cmacc.encoders import Encoder
-from cmacc.pretraining.learner import Learner
+from cmacc.encoders import AudioVisualEncoder, Encoder, merge_lora
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.learner import Learner, untrained_encoder
 from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.step import DivergenceError
 
@@ -137,6 +138,22 @@ def load_encoder(encoder: nn.Module, folder: Path) -> int:
     _check_frozen(encoder, state, folder)
     _load_module(encoder, "encoder", _read_tensors(folder / "model.safetensors"), folder)
     return int(state["step"])
+
+
+def trained_encoder(run_dir: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
+    """The query encoders of a run's last checkpoint, adapters merged, and the number of steps they were trained for.
+
+    Raises
+    ------
+    CheckpointError
+        There is no checkpoint, or it is not one of such encoders.
+    TowerError
+        A tower cannot be opened.
+    """
+    pair = untrained_encoder(config)
+    step = load_encoder(pair, last_checkpoint(run_dir))
+    merge_lora(pair)
+    return pair, step
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:

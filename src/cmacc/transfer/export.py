@@ -5,6 +5,7 @@ training cannot be resumed from it. The only trace of the training files is a fi
 the Hugging Face hub as it is. It contains no pickles: safetensors, JSON, Markdown, ONNX.
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -22,21 +23,21 @@ from torch import Tensor
 
 from cmacc.clips import ClipSpec
 from cmacc.clips.storage import fsync_tree
-from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+from cmacc.encoders import AudioVisualEncoder, EncoderConfig, TowerError
 from cmacc.pretraining import (
     PretrainConfig,
-    last_checkpoint,
-    load_encoder,
     read_config,
     read_provenance,
     to_plain,
+    trained_encoder,
 )
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.config import SETTINGS_BEFORE
-from cmacc.pretraining.reading import UnfitError, dataclass_of, value_of
+from cmacc.pretraining.reading import dataclass_of, value_of
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
+from cmacc.transfer.portable import TOWER_FILES, with_own_towers, write_towers
 
 __all__ = [
     "ExportError",
@@ -51,7 +52,7 @@ __all__ = [
 _LIBRARY, _FORMAT = "cmacc", 1
 _GRAPHS: dict[Modality, str] = {"video": "video.onnx", "audio": "audio.onnx"}
 # No other file is ever written, read, replaced or uploaded.
-_NAMES = ("config.json", "model.safetensors", "README.md", *_GRAPHS.values())
+_NAMES = ("config.json", "model.safetensors", "README.md", *_GRAPHS.values(), *TOWER_FILES)
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ def export_run(
     """
     config = read_config(run_dir / "config.yaml")
     provenance = read_provenance(run_dir)
-    pair = AudioVisualEncoder(config.encoder)
-    step = load_encoder(pair, last_checkpoint(run_dir))
+    pair, step = trained_encoder(run_dir, config)
     pair.eval()
     encoder = CmaccEncoder.of_run(config, pair)
     with _folder_aside(out, overwrite) as aside:
+        own = write_towers(config.encoder, aside)
         weights = _write_weights(pair, aside / "model.safetensors")
         differences: dict[Modality, float] = {}
         if with_onnx:
@@ -158,7 +159,7 @@ def export_run(
         plain = {
             "library": _LIBRARY,
             "format": _FORMAT,
-            "encoder": to_plain(config.encoder),
+            "encoder": to_plain(own),
             "clip": to_plain(config.data.clip),
             "is_grey": encoder.is_grey,
             "step": step,
@@ -173,7 +174,9 @@ def export_run(
             },
         }
         (aside / "config.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        (aside / "README.md").write_text(model_card(config, pair, plain, results_markdown), encoding="utf-8")
+        (aside / "README.md").write_text(
+            model_card(dataclasses.replace(config, encoder=own), pair, plain, results_markdown), encoding="utf-8"
+        )
         read_export(aside)
     return Exported(out, step, weights, differences)
 
@@ -212,14 +215,14 @@ def read_export(folder: Path) -> ExportedEncoder:
     try:
         told = plain.get("encoder")
         told = SETTINGS_BEFORE["encoder"] | told if isinstance(told, dict) else told
-        encoder = dataclass_of(EncoderConfig, told, "encoder")
+        encoder = with_own_towers(dataclass_of(EncoderConfig, told, "encoder"), folder)
         clip = dataclass_of(ClipSpec, plain.get("clip"), "clip")
         is_grey, weights = value_of(bool, plain, "is_grey"), value_of(str, plain, "weights")
         step, seed = value_of(int, plain, "step"), value_of(int, plain, "seed")
         pretraining = value_of(dict[str, Any], plain, "pretraining")
         pretraining_data = value_of(str | None, pretraining, "data", "pretraining.")
         run_id = value_of(str, {"run_id": "", **pretraining}, "run_id", "pretraining.")  # missing in those of 0.1.0
-    except UnfitError as error:
+    except ValueError as error:
         raise ExportError(f"export {path}: {error}") from error
     pair = _read_weights(folder / "model.safetensors", encoder, weights)
     return ExportedEncoder(pair, clip, is_grey, step, seed, weights, pretraining_data, run_id)
@@ -302,7 +305,8 @@ def _require_free(out: Path, overwrite: bool) -> None:
     names = sorted(path.name for path in out.iterdir()) if out.exists() else []
     if not names:
         return
-    others = [name for name in names if name not in _NAMES]
+    known = {Path(name).parts[0] for name in _NAMES}
+    others = [name for name in names if name not in known]
     if others or not is_export(out):
         raise ExportError(f"out {out}: must be new, empty or an export, got a folder with {(others or names)[0]}")
     if not overwrite:
@@ -334,13 +338,13 @@ def _read_weights(path: Path, config: EncoderConfig, digest: str) -> AudioVisual
     try:
         # On the meta device first, without memory: a config with absurd sizes must fail here, not exhaust the memory.
         with torch.device("meta"):
-            own = AudioVisualEncoder(config).state_dict()
-    except (RuntimeError, TypeError, OverflowError) as error:
+            own = AudioVisualEncoder(config, with_weights=False).state_dict()
+    except (RuntimeError, TypeError, OverflowError, TowerError) as error:
         raise ExportError(f"export {path.with_name('config.json')}: encoder cannot be built ({error})") from error
     for name in sorted(own.keys() | tensors.keys()):
         _require_tensor(name, tensors.get(name), own.get(name), path)
     with torch.random.fork_rng(devices=[]):
-        pair = AudioVisualEncoder(config)
+        pair = AudioVisualEncoder(config, with_weights=False)
     pair.load_state_dict(tensors)
     return pair.eval()
 

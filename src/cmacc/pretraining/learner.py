@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, momentum_copy, set_trained
+from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, is_tower, momentum_copy, set_trained
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
 from cmacc.pretraining.config import PretrainConfig
@@ -146,7 +146,8 @@ def untrained_encoder(config: PretrainConfig, *, with_weights: bool = True) -> A
         # Not torch.manual_seed: it would also seed the caller's GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(config.seed)
         encoder = AudioVisualEncoder(config.encoder, with_weights=with_weights)
-        encoder.video.to(memory_format=torch.channels_last_3d)
+        if not is_tower(config.encoder.video):  # which may hold 2-D convolutions
+            encoder.video.to(memory_format=torch.channels_last_3d)
         for modality in MODALITIES:
             set_trained(encoder, modality, getattr(config.train, modality), config.train.lora_rank)
         return encoder

@@ -1,9 +1,10 @@
 """``python:PACKAGE.MODULE:FUNCTION``: a user's own module.
 
-FUNCTION is called without arguments and returns a `torch.nn.Module` with two attributes:
+FUNCTION is called without arguments and returns a `torch.nn.Module` with the attributes:
 
 - ``takes``, a `TowerInput`: the clips that it is made for;
-- ``feature_size``, an int: f, the size of its features.
+- ``feature_size``, an int: f, the size of its features;
+- ``can_train``, a bool, True if it is missing: whether it is differentiable.
 
 Called with frames in [0, 1], ``(M, 3, T, H, W)``, or with mono waveforms in [-1, 1], ``(M, S)``, both float32, it
 returns features ``(M, f)``. Whether it is a tower of video or of audio is for the config to say, by where it names it.
@@ -15,6 +16,7 @@ import importlib
 from torch import Tensor, nn
 
 from cmacc.encoders.modality import Modality
+from cmacc.encoders.towers import packaged
 from cmacc.encoders.towers.tower import Tower, TowerError, TowerInput, VideoTower
 from cmacc.encoders.towers.trust import is_trusting_code
 
@@ -37,7 +39,8 @@ def python_tower(name: str, modality: Modality) -> Tower:
     module_name, _, function_name = name.removeprefix("python:").partition(":")
     if not module_name or not function_name:
         raise TowerError(f"tower {name}: must be python:PACKAGE.MODULE:FUNCTION")
-    if not is_trusting_code():
+    is_own = module_name == packaged.__name__ and function_name in packaged.__all__
+    if not is_own and not is_trusting_code():
         raise TowerError(f"tower {name}: would run the code of {module_name}; if you trust it, pass --trust-code")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -51,9 +54,8 @@ def python_tower(name: str, modality: Modality) -> Tower:
         raise TowerError(f"tower {name}: its module's takes must be a TowerInput, got {takes!r}")
     if not isinstance(feature_size, int) or feature_size < 1:
         raise TowerError(f"tower {name}: its module's feature_size must be a positive int, got {feature_size!r}")
-    if modality == "audio":
-        return Tower(name, network, _called, takes, feature_size)
-    return VideoTower(name, network, _called, takes, feature_size)
+    kind = Tower if modality == "audio" else VideoTower
+    return kind(name, network, _called, takes, feature_size, can_train=bool(getattr(network, "can_train", True)))
 
 
 def _called(network: nn.Module, inputs: Tensor) -> Tensor:

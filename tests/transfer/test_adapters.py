@@ -111,9 +111,10 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
         EncoderError, match=r"torchvision:r3d_18=.*short\.safetensors: the weights lack layer1\.0\.conv1\.0\.weight"
     ):
         open_encoder(f"torchvision:r3d_18={folder / 'short.safetensors'}")
-    (folder / "evil.pth").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
+    (folder / "evil.pth").write_bytes(f"cos\nsystem\n(S'touch {folder}/evil'\ntR.".encode())
     with pytest.raises(EncoderError, match=r"evil\.pth cannot be read"):
         open_encoder(f"torchvision:r3d_18={folder / 'evil.pth'}")
+    assert not (folder / "evil").exists()
 
 
 @pytest.mark.parametrize(

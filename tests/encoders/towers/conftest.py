@@ -45,7 +45,7 @@ _CLAP = {
 }
 _PE = _SMALL | {"head_dim": 8}
 _SQUARE = {"height": 32, "width": 32}
-_CROP = {"size": {"shortest_edge": 32}, "crop_size": _SQUARE}
+_CROP = {"size": {"shortest_edge": 36}, "crop_size": _SQUARE}
 
 
 def _parts(kind: str) -> tuple[Any, list[Any]]:

@@ -142,9 +142,10 @@ def test_weights_come_from_a_file(tmp_path: Path, name: str, classifier: str) ->
     torch.save({"model": state}, tmp_path / "w.pth")
     with pytest.raises(TowerError, match="must hold a state dict of tensors alone"):
         opened(f"{name}={tmp_path / 'w.pth'}")
-    (tmp_path / "w.pth").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
+    (tmp_path / "w.pth").write_bytes(f"cos\nsystem\n(S'touch {tmp_path}/evil'\ntR.".encode())
     with pytest.raises(TowerError, match=r"w\.pth cannot be read"):
         opened(f"{name}={tmp_path / 'w.pth'}")
+    assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])

@@ -22,9 +22,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "evaluate",
         "Measure an encoder with the field's protocols, compared with the same encoder untrained. Writes card.json\n"
-        "and card.md. ENCODER is a run or export folder, `random`, `statistics` (of log-mel spectrograms) or\n"
-        "`torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be complete, unless\n"
-        "--allow-partial is given.",
+        "and card.md. ENCODER is a run or export folder, `USER/NAME` on the Hugging Face hub, `random`, `statistics`\n"
+        "(of log-mel spectrograms) or `torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be\n"
+        "complete, unless --allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
         "         cmacc evaluate --compare cards/*/card.json",
@@ -52,6 +52,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, default=1, help="decoding processes")
     parser.add_argument(
         "--cache", type=Path, default=_cache_folder(), metavar="DIR", help="cache of features (%(default)s)"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="download ENCODER from the hub if it is not in its cache"
     )
     parser.add_argument(
         "--compare", nargs="+", type=Path, metavar="CARD", help="only print a comparison of these cards"
@@ -86,6 +89,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         seed=options.seed,
         workers=options.workers,
         cache=options.cache,
+        download=options.download,
     )
     card = evaluate_with_progress(
         options.encoder, options.task, options.data, options.out, options.protocol, how, options.overwrite

@@ -2,7 +2,6 @@
 
 import tempfile
 from pathlib import Path
-from typing import Self
 
 import torch
 
@@ -35,7 +34,9 @@ class PretrainedEncoder(AudioVisualEncoder):
         self.folder = folder
 
     @classmethod
-    def from_pretrained(cls, name: Path | str, *, revision: str | None = None, local_files_only: bool = False) -> Self:
+    def from_pretrained(
+        cls, name: Path | str, *, revision: str | None = None, local_files_only: bool = False
+    ) -> "PretrainedEncoder":
         """Load trained encoders, on the CPU and in evaluation mode.
 
         Parameters

@@ -362,7 +362,8 @@ def test_tensors_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format must be 1, got 2"),
+        ({"format": 2}, "made by a newer cmacc, got format 2"),
+        ({"format": 0}, "format must be 1, got 0"),
         ({"format": "1"}, "format must be 1, got '1'"),
         ({"library": "transformers"}, "library must be cmacc, got 'transformers'"),
         ({"is_grey": 0}, "is_grey must be bool, got 0"),

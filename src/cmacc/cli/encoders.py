@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def add_tower_flags(parser: argparse.ArgumentParser) -> None:
     """Add ``--trust-code`` and ``--download``."""
     parser.add_argument("--trust-code", action="store_true", help="run the code that a python: tower names")
-    parser.add_argument("--download", action="store_true", help="download hf: towers that are not in the hub's cache")
+    parser.add_argument("--download", action="store_true", help="download what is not in the hub's cache")
 
 
 def permissions(options: Any) -> AbstractContextManager[None]:

@@ -22,9 +22,9 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "evaluate",
         "Measure an encoder with the field's protocols, compared with the same encoder untrained. Writes card.json\n"
-        "and card.md. ENCODER is a run or export folder, `random`, `statistics` (of log-mel spectrograms) or\n"
-        "`torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be complete, unless\n"
-        "--allow-partial is given.",
+        "and card.md. ENCODER is a run or export folder, `USER/NAME` on the Hugging Face hub, `random`, `statistics`\n"
+        "(of log-mel spectrograms) or `torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be\n"
+        "complete, unless --allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
         "         cmacc evaluate --compare cards/*/card.json",
@@ -88,6 +88,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         seed=options.seed,
         workers=options.workers,
         cache=options.cache,
+        download=options.download,
     )
     if options.download and (Path(options.encoder) / "config.yaml").is_file():
         download_towers(read_config(Path(options.encoder) / "config.yaml").encoder)

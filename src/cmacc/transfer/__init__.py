@@ -18,6 +18,7 @@ from cmacc.transfer.finetune import (
 )
 from cmacc.transfer.metrics import Metric, ProtocolError
 from cmacc.transfer.open import OpenedEncoder, card_of_run, load_pair, open_encoder
+from cmacc.transfer.pretrained import PretrainedEncoder
 from cmacc.transfer.protocols import Rows, ranks
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
 from cmacc.transfer.recipes import RECIPES, ProtocolName, Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "Metric",
     "Modality",
     "OpenedEncoder",
+    "PretrainedEncoder",
     "ProtocolError",
     "ProtocolName",
     "PublishedResult",

@@ -61,6 +61,8 @@ class EvaluateOptions:
         Number of decoding processes.
     cache
         Folder for cached features and scans of files.
+    download
+        Whether an encoder on the Hugging Face hub may be downloaded.
     """
 
     windows: int | None = None
@@ -74,6 +76,7 @@ class EvaluateOptions:
     seed: int = 0
     workers: int = 1
     cache: Path | None = None
+    download: bool = False
 
 
 def evaluate(
@@ -117,7 +120,10 @@ def evaluate(
     chosen = _chosen_protocols(tuple(dict.fromkeys(tasks)), protocols)
     _check_options(options, chosen)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    opened = open_encoder(encoder, device, seed=options.seed) if isinstance(encoder, str) else opened_object(encoder)
+    if isinstance(encoder, str):
+        opened = open_encoder(encoder, device, seed=options.seed, download=options.download)
+    else:
+        opened = opened_object(encoder)
     for task, names in chosen.items():
         for modality in able_modalities(opened.encoder, task, _task_modalities(task)):
             if "finetune" in names:

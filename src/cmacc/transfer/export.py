@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,11 @@ from cmacc.pretraining.config import SETTINGS_BEFORE
 from cmacc.pretraining.reading import dataclass_of, value_of
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph
-from cmacc.transfer.portable import TOWER_FILES, with_own_towers, write_towers
+from cmacc.transfer.portable import TOWER_FILES, required_packages, with_own_towers, write_towers
+from cmacc.transfer.versions import require_versions
 
 __all__ = [
+    "LOADED_FILES",
     "ExportError",
     "Exported",
     "ExportedEncoder",
@@ -50,9 +53,13 @@ __all__ = [
 ]
 
 _LIBRARY, _FORMAT = "cmacc", 1
+# The oldest version that reads what this one writes.
+_REQUIRED_CMACC = ">=0.2"
 _GRAPHS: dict[Modality, str] = {"video": "video.onnx", "audio": "audio.onnx"}
+# What `read_export` reads, the description first.
+LOADED_FILES = ("config.json", "model.safetensors", *TOWER_FILES)
 # No other file is ever written, read, replaced or uploaded.
-_NAMES = ("config.json", "model.safetensors", "README.md", *_GRAPHS.values(), *TOWER_FILES)
+_NAMES = (*LOADED_FILES, "README.md", *_GRAPHS.values())
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,7 @@ def export_run(
         plain = {
             "library": _LIBRARY,
             "format": _FORMAT,
+            "requires": {"cmacc": _REQUIRED_CMACC, **required_packages(own)},
             "encoder": to_plain(own),
             "clip": to_plain(config.data.clip),
             "is_grey": encoder.is_grey,
@@ -205,14 +213,21 @@ def read_export(folder: Path) -> ExportedEncoder:
     Raises
     ------
     ExportError
-        A file is missing, cannot be read, or does not fit the others.
+        A file is missing, cannot be read, or does not fit the others; or the export needs newer packages.
     """
     path = folder / "config.json"
     plain = _read_json(path)
+    written = plain.get("format")
+    if plain.get("library") == _LIBRARY and type(written) is int and written > _FORMAT:
+        raise ExportError(
+            f"export {path}: made by a newer cmacc, got format {written}; cmacc {version('cmacc')} reads format "
+            f"{_FORMAT}; pip install --upgrade cmacc"
+        )
     for name, wanted in (("library", _LIBRARY), ("format", _FORMAT)):
         if plain.get(name) != wanted:
             raise ExportError(f"export {path}: {name} must be {wanted}, got {plain.get(name)!r}")
     try:
+        require_versions(value_of(dict[str, str], {"requires": {}, **plain}, "requires"))  # missing before 0.2.0
         told = plain.get("encoder")
         told = SETTINGS_BEFORE["encoder"] | told if isinstance(told, dict) else told
         encoder = with_own_towers(dataclass_of(EncoderConfig, told, "encoder"), folder)

@@ -23,6 +23,7 @@ from cmacc.pretraining.features import weights_hash
 from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
 from cmacc.transfer.card import UNKNOWN_WEIGHTS, Card, CardError, EncoderFacts
 from cmacc.transfer.export import is_export, read_export
+from cmacc.transfer.hub import local_folder
 
 _Made = TypeVar("_Made")
 
@@ -47,19 +48,23 @@ class OpenedEncoder:
     facts: EncoderFacts
 
 
-def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0) -> OpenedEncoder:
+def open_encoder(
+    name: str, device: torch.device | None = None, *, seed: int = 0, download: bool = False
+) -> OpenedEncoder:
     """Open an encoder by name.
 
     Parameters
     ----------
     name
-        A run or export folder; ``random``, cmacc's untrained default encoders; ``statistics``, of log-mel spectrograms;
-        or ``torchvision:r3d_18[=WEIGHTS]`` with a local file of weights (.safetensors, or a state dict in .pth, read
-        with ``weights_only``); without WEIGHTS it is untrained.
+        A run or export folder; ``user/name``, an export on the Hugging Face hub; ``random``, cmacc's untrained default
+        encoders; ``statistics``, of log-mel spectrograms; or ``torchvision:r3d_18[=WEIGHTS]`` with a local file of
+        weights (.safetensors, or a state dict in .pth, read with ``weights_only``); without WEIGHTS it is untrained.
     device
         Device of the encoder. Default: the CPU.
     seed
         Seed of untrained weights. For a run, the run's own seed is used instead.
+    download
+        Whether ``user/name`` may be downloaded; otherwise it must be in the hub's cache.
 
     Raises
     ------
@@ -76,7 +81,7 @@ def open_encoder(name: str, device: torch.device | None = None, *, seed: int = 0
         return _opened(name, statistics, None, "mean, deviation and maximum of log-mel bands")
     if name.startswith("torchvision:"):
         return _open_torchvision(name, device, seed)
-    folder = Path(name)
+    folder = local_folder(name, download=download)
     untrained: CmaccEncoder | None
     if is_export(folder):
         exported = read_export(folder)

@@ -19,6 +19,24 @@ TOWER_FILES = tuple(
 )
 
 
+# The oldest versions that the towers were written for.
+_REQUIRED = {
+    "hf": {"transformers": ">=5"},
+    "onnx": {"onnxruntime": ">=1.20"},
+    "timm": {"timm": ">=1.0"},
+    "torchvision": {"torchvision": ">=0.26"},
+}
+
+
+def required_packages(config: EncoderConfig) -> dict[str, str]:
+    """The packages that the towers of a config need, and their oldest versions."""
+    return {
+        name: bound
+        for modality in MODALITIES
+        for name, bound in _REQUIRED.get(getattr(config, modality).partition(":")[0], {}).items()
+    }
+
+
 def write_towers(config: EncoderConfig, folder: Path) -> EncoderConfig:
     """Copy the files that build the towers into ``folder``, and name them relative to it."""
     video, audio = (_written(getattr(config, modality), f"{modality}_tower", folder) for modality in MODALITIES)

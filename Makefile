@@ -14,7 +14,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
 setup: $(DEV)
 
-$(DEV): EXTRAS := [cluster,export,dev]
+$(DEV): EXTRAS := [cluster,export,mteb,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
 $(CORE) $(DEV): pyproject.toml constraints.txt

@@ -18,7 +18,6 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 COMING = {
     "search": ["lancedb>=0.40"],
     "towers": ["timm>=1.0", "transformers>=5", "peft>=0.19"],
-    "mteb": ["mteb>=2.26", "sentence-transformers>=6"],
     "app": ["gradio>=6"],
 }
 

@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _run(options)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _BAD_INPUT
     return 0
@@ -337,10 +337,12 @@ def _run(options: argparse.Namespace) -> None:
     model = CmaccMTEB(opened.encoder, options.name, windows=options.windows)
     import mteb  # after the model, whose error names the extra
 
-    if options.benchmark:
-        tasks = list(mteb.get_benchmark(options.benchmark).tasks)
-    else:
-        tasks = list(mteb.get_tasks(tasks=options.tasks))
+    try:
+        tasks = list(
+            mteb.get_benchmark(options.benchmark) if options.benchmark else mteb.get_tasks(tasks=options.tasks)
+        )
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error
     fitting = [task for task in tasks if model.fits(task)]
     if len(fitting) < len(tasks):
         names = ", ".join(task.metadata.name for task in tasks if not model.fits(task))

@@ -157,26 +157,23 @@ class CmaccMTEB:
         is_probe = task_metadata.type in _PROBES
         files = _Files(dataset, columns, spec_for(self.encoder.spec, columns), self.windows, task_metadata.name)
         loader = DataLoader(files, batch_size=inputs.batch_size, num_workers=inputs.num_workers, collate_fn=list)
-        places: dict[Modality, list[int]] = {modality: [] for modality in columns}
-        embedded: dict[Modality, list[Tensor]] = {modality: [] for modality in columns}
+        embedded: dict[Modality, dict[int, Tensor]] = {modality: {} for modality in columns}
         count = 0
         for batch in tqdm(loader, desc=task_metadata.name, disable=not show_progress_bar):
             for row in batch:
                 if isinstance(row, MediaError):
                     raise row
             for modality in columns:
-                present = [place for place, row in enumerate(batch) if modality in row]
+                present = {count + place: row[modality] for place, row in enumerate(batch) if modality in row}
                 if present:
-                    places[modality] += [count + place for place in present]
-                    embedded[modality].append(self._embed(modality, [batch[i][modality] for i in present], is_probe))
+                    embedded[modality] |= zip(
+                        present, self._embed(modality, list(present.values()), is_probe), strict=True
+                    )
             count += len(batch)
         sides = []
-        for modality in columns:
-            if embedded[modality]:
-                rows = torch.cat(embedded[modality])
-                side = rows.new_zeros(count, rows.shape[1])  # zeros for rows without this modality
-                side[places[modality]] = rows
-                sides.append(side)
+        for rows in filter(None, embedded.values()):
+            zeros = torch.zeros_like(next(iter(rows.values())))  # for rows without this modality
+            sides.append(torch.stack([rows.get(place, zeros) for place in range(count)]))
         joined = torch.cat(sides, dim=1) if is_probe else normalize(torch.stack(sides).sum(0), dim=1)
         return joined.numpy()
 

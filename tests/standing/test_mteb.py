@@ -342,6 +342,8 @@ def test_the_command_writes_mtebs_results(
 def test_bad_input_of_the_command_is_one_line(mteb: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["statistics", "--tasks", "ESC51", "--out", str(tmp_path)]) == 2
     assert main(["nowhere", "--tasks", "ESC50", "--out", str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    assert main(["statistics", "--tasks", "HMDB51Classification", "--out", str(tmp_path)]) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
     assert "ESC51" in first
     assert "encoder nowhere: must be a run or export folder" in second
+    assert "must have the modalities of a task, got audio for HMDB51Classification" in third

@@ -341,9 +341,14 @@ def _run(options: argparse.Namespace) -> None:
     except KeyError as error:
         raise ValueError(error.args[0]) from error
     fitting = [task for task in tasks if model.fits(task)]
-    if len(fitting) < len(tasks):
-        names = ", ".join(task.metadata.name for task in tasks if not model.fits(task))
-        print(f"skipped, since they need more than {', '.join(opened.encoder.modalities)}: {names}", file=sys.stderr)
+    others = ", ".join(task.metadata.name for task in tasks if not model.fits(task))
+    if not fitting:
+        raise EncoderError(
+            f"encoder {options.encoder}: must have the modalities of a task, "
+            f"got {', '.join(opened.encoder.modalities)} for {others}"
+        )
+    if others:
+        print(f"skipped, since they need more than {', '.join(opened.encoder.modalities)}: {others}", file=sys.stderr)
     results = mteb.evaluate(
         model,
         fitting,

@@ -16,8 +16,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretraining": GROUND,
     "transfer": GROUND | {"pretraining"},
     "ablation": GROUND | {"pretraining", "transfer"},
+    "standing": GROUND | {"pretraining", "transfer"},
     "viewer": GROUND | {"pretraining", "transfer", "ablation"},
-    "cli": GROUND | {"pretraining", "transfer", "ablation", "viewer"},
+    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "viewer"},
     "__init__": GROUND | {"pretraining", "transfer"},  # for the lazy `load`
     "__main__": {"cli"},
 }

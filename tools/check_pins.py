@@ -17,7 +17,6 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Extras that later versions add, by name.
 COMING = {
     "search": ["lancedb>=0.40"],
-    "mteb": ["mteb>=2.26", "sentence-transformers>=6"],
     "app": ["gradio>=6"],
 }
 

@@ -1,0 +1,1 @@
+"""Standing: cmacc's encoders in the benchmarks of others."""

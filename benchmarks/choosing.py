@@ -42,7 +42,6 @@ from torch import Tensor, nn
 from cmacc.ablation import VectorWorld
 from cmacc.ablation.clipset import ClipDataset
 from cmacc.ablation.problem import Dataset
-from cmacc.pretraining.table import TableProblem
 from cmacc.ablation.run import train_and_measure
 from cmacc.ablation.vectors import VectorDataset
 from cmacc.clips import AugmentConfig, ClipBatch, ClipSpec
@@ -54,6 +53,7 @@ from cmacc.objectives import ObjectiveInputs, ObjectiveResult
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Trainer
 from cmacc.pretraining.config import config_from_plain, to_plain
 from cmacc.pretraining.memory import SampleMemory
+from cmacc.pretraining.table import TableProblem
 
 _BATCHES = 110  # a purpose of random numbers, beside those of the product
 _WINDOWS = 3  # of a rendered clip of two seconds, half a second apart

@@ -29,9 +29,9 @@ from cmacc.clips import Clip, ClipSpec, MediaError
 from cmacc.clips.media.container import Medium
 from cmacc.clips.media.decoding import OpenFile, read_info
 from cmacc.clips.windows import spread_starts
+from cmacc.pretraining.features import spec_for
 from cmacc.transfer import ClipEncoder, CmaccEncoder, EncoderError, MatchingEncoder, Modality, open_encoder
 from cmacc.transfer.card import UNKNOWN_WEIGHTS
-from cmacc.transfer.features import spec_for
 from cmacc.transfer.open import opened_object
 
 if TYPE_CHECKING:

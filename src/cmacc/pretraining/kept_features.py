@@ -160,7 +160,7 @@ def keep_features(
         log.warning(line)
     encoder = CmaccEncoder.of_run(config, untrained_encoder(config)).to(device).eval()
     found = embed(
-        _Backbones(encoder),
+        FrozenBackbones(encoder),
         manifest,
         sample_ids,
         MODALITIES,
@@ -177,8 +177,8 @@ def keep_features(
     return FeatureTable(found.by_modality, labels, device, bad_files)
 
 
-class _Backbones(nn.Module):
-    """The backbones of encoders, without the heads: what is kept must not depend on the seed of new heads."""
+class FrozenBackbones(nn.Module):
+    """The backbones of encoders as a `ClipEncoder`: what is kept of them must not depend on the seed of new heads."""
 
     modalities = MODALITIES
 
@@ -192,10 +192,13 @@ class _Backbones(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self._whole[0].device
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
+        """Features of the video backbone."""
         return self._whole[0].embed_video(frames)
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        """Features of the audio backbone."""
         return self._whole[0].embed_audio(waveforms)

@@ -235,7 +235,7 @@ def manifests(real: Path, out: Path) -> dict[str, Path]:
 
 def config_of(manifest: Path, **changes: Any) -> PretrainConfig:
     """Heads on the two towers."""
-    data = DataConfig(manifest=manifest, clip=ClipSpec(frame_count=4, frame_rate_hz=2.0), workers=2, feature_windows=8)
+    data = DataConfig(manifest=manifest, clip=ClipSpec(frame_count=4, frame_rate_hz=2.0), workers=1, feature_windows=4)
     config, _ = fitted_to_towers(PretrainConfig(data=data, encoder=TOWERS, train=HEADS, precision="fp32"))
     return dataclasses.replace(config, **changes)
 
@@ -255,7 +255,7 @@ def feature_set(manifest: Path, cache: Path) -> tuple[FeatureSet, float, dict[st
     kept = cache / f"{manifest.stem}-seconds.json"
     started = time.perf_counter()
     training, held_out = (
-        embed(towers, read, ids, MODALITIES, windows=8, workers=2, cache=cache) for ids in (usable, asked)
+        embed(towers, read, ids, MODALITIES, windows=4, workers=1, cache=cache) for ids in (usable, asked)
     )
     if not kept.exists():
         kept.write_text(json.dumps((time.perf_counter() - started) * len(usable) / (len(usable) + len(asked))))
@@ -361,7 +361,7 @@ def from_scratch(manifest: Path, run: Path, seed: int, budget: float) -> dict[st
             record.split == "test" and record.has_audio and record.has_picture and "silent" not in record.findings
         )
     )
-    found = embed(CmaccEncoder.of_run(config, pair.eval()), read, asked, MODALITIES, windows=8, workers=2)
+    found = embed(CmaccEncoder.of_run(config, pair.eval()), read, asked, MODALITIES, windows=4, workers=1)
     return {"metrics": retrieval(found.matched_by_file()), "steps": steps, "seconds": seconds}
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import cmacc
 from cmacc.cli import main
 from cmacc.clips import ClipSpec, Manifest, decode_clips, to_video
-from cmacc.encoders import AudioVisualEncoder, EncoderConfig, TowerError, merge_lora, open_tower, set_trained
+from cmacc.encoders import AudioVisualEncoder, EncoderConfig, TowerError, open_tower, release, set_trained
 from cmacc.encoders.training import parts
 from cmacc.pretraining import (
     BatchesConfig,
@@ -126,13 +126,15 @@ def test_merged_adapters_are_the_same_function(config: PretrainConfig) -> None:
     plain = untrained_encoder(config).eval()
     with torch.inference_mode():
         before, without = pair(**inputs), plain(**inputs)
-    merge_lora(pair)
+    release(pair)
     with torch.inference_mode():
         after = pair(**inputs)
     for modality in ("video", "audio"):
         torch.testing.assert_close(after[modality].feature, before[modality].feature, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(before[modality].feature, without[modality].feature, atol=1e-3)
     assert pair.state_dict().keys() == plain.state_dict().keys()
+    assert all(parameter.requires_grad for parameter in pair.parameters())
+    assert all(module.training for module in pair.train().modules())
 
 
 def test_backbones_have_their_own_learning_rate(config: PretrainConfig) -> None:

@@ -122,7 +122,7 @@ def test_random_is_its_own_untrained_and_statistics_have_none(small_world: Path,
     assert {row.windows for row in card.results} == {1}  # a moment is to be found, which an average would blur
     card = evaluate("statistics", ["labelled"], small_world, tmp_path / "s", options=ONE_WINDOW)
     assert {(row.modality, row.untrained) for row in card.results} == {("audio", None)}
-    with pytest.raises(TaskError, match="task pairs: the encoder must compare pictures with sounds, got LogMelStat"):
+    with pytest.raises(TaskError, match="task pairs: the encoder must embed video and audio in one space, got Log"):
         evaluate("statistics", ["pairs"], small_world, tmp_path / "s", options=ONE_WINDOW)
     with pytest.raises(TaskError, match=r"task ucf101: the encoder must encode video, got LogMelStatistics, which enc"):
         evaluate("statistics", ["ucf101"], small_world, tmp_path / "s", options=ONE_WINDOW)

@@ -11,7 +11,7 @@ from cmacc.encoders.pair import (
     Encoding,
 )
 from cmacc.encoders.towers import TowerError, TowerInput, download_tower, is_tower, open_tower, trusting_code
-from cmacc.encoders.training import check_train_mode, merge_lora, set_trained
+from cmacc.encoders.training import check_train_mode, release, set_trained
 
 __all__ = [
     "MODALITIES",
@@ -27,9 +27,9 @@ __all__ = [
     "check_train_mode",
     "download_tower",
     "is_tower",
-    "merge_lora",
     "momentum_copy",
     "open_tower",
+    "release",
     "set_trained",
     "trusting_code",
     "unwrapped",

@@ -109,20 +109,14 @@ class Encoder(nn.Module):
     """Backbone, projection head and L2 norm for one modality.
 
     ``backbone`` is any module that returns ``(M, feature_size)``; only a `Backbone` can return its feature map.
-
-    Attributes
-    ----------
-    frozen_digest
-        Hash of the backbone's weights if they are all frozen (`cmacc.encoders.training`); else None. Checkpoints hold
-        this hash instead of the weights.
     """
 
     def __init__(self, backbone: nn.Module, feature_size: int, head: HeadName, hidden_size: int, size: int) -> None:
         super().__init__()
         self.backbone = backbone
         self.feature_size = feature_size
-        self.frozen_digest: str | None = None
-        # A tuple, because a list of modules would register them a second time.
+        # Private: hashes of weights in cards cover all public settings, and training is none of an encoder's.
+        self._frozen_digest: str | None = None
         self._in_evaluation_mode: tuple[nn.Module, ...] = ()
         layers: list[nn.Module] = []
         self.penultimate_size = feature_size
@@ -139,9 +133,14 @@ class Encoder(nn.Module):
         """The part of the backbone that can be frozen: all of it, or what a tower wraps."""
         return self.backbone.network if isinstance(self.backbone, Tower) else self.backbone
 
-    def keep_in_evaluation_mode(self, modules: Sequence[nn.Module]) -> None:
-        """Keep these parts of the backbone in evaluation mode, also while the encoder trains."""
-        self._in_evaluation_mode = tuple(modules)
+    @property
+    def frozen_digest(self) -> str | None:
+        """Hash of the weights of `network` if all of it is frozen; checkpoints hold it instead of the weights."""
+        return self._frozen_digest
+
+    def mark_frozen(self, modules: Sequence[nn.Module], digest: str | None = None) -> None:
+        """Keep parts of the backbone in evaluation mode while the encoder trains; with the hash if it is all of it."""
+        self._in_evaluation_mode, self._frozen_digest = tuple(modules), digest
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Encoder":

@@ -4,7 +4,7 @@
 2. ``head``: the projection head. The backbone stays in evaluation mode, so its features never change and can be kept.
 3. ``last:N``: the head and the last N parts of the backbone (`parts`).
 4. ``lora``: the head and low-rank adapters in the backbone's linear layers (Hu et al., 2022), by the library peft.
-   Adapters start at zero, so training starts from the backbone as it is. `merge_lora` adds them to the weights.
+   Adapters start at zero, so training starts from the backbone as it is. `release` adds them to the weights.
 
 What is frozen also stays in evaluation mode. In training mode its batch norms would still follow the training data.
 """
@@ -56,9 +56,9 @@ def set_trained(pair: AudioVisualEncoder, modality: Modality, mode: str, lora_ra
     if mode == "all":
         return
     network.requires_grad_(False)
-    frozen = [network]
+    frozen, digest = [network], None
     if mode == "head":
-        encoder.frozen_digest = weights_digest(network)
+        digest = weights_digest(network)
     elif mode == "lora":
         _add_lora(network, lora_rank, name)
     else:
@@ -69,7 +69,7 @@ def set_trained(pair: AudioVisualEncoder, modality: Modality, mode: str, lora_ra
             for module in part:
                 module.requires_grad_(True)
         frozen = [module for part in found[: len(found) - count] for module in part]
-    encoder.keep_in_evaluation_mode(frozen)
+    encoder.mark_frozen(frozen, digest)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -146,7 +146,15 @@ def _add_lora(network: nn.Module, rank: int, name: str) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places), network)
 
 
-def merge_lora(pair: nn.Module) -> None:
+def release(pair: AudioVisualEncoder) -> None:
+    """Undo `set_trained` after training: adapters are merged, and everything can be trained again."""
+    _merge_lora(pair)
+    pair.requires_grad_(True)
+    for encoder in (pair.video, pair.audio):
+        encoder.mark_frozen([])
+
+
+def _merge_lora(pair: nn.Module) -> None:
     """Add all adapters to the weights and remove them: the same function, with the networks' own parameter names."""
     for path, module in list(pair.named_modules()):
         if hasattr(module, "merge") and hasattr(module, "get_base_layer"):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmacc.clips.storage import fsync_path, fsync_tree
-from cmacc.encoders import AudioVisualEncoder, Encoder, merge_lora
+from cmacc.encoders import AudioVisualEncoder, Encoder, release
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.learner import Learner, untrained_encoder
 from cmacc.pretraining.provenance import Provenance
@@ -141,7 +141,7 @@ def load_encoder(encoder: nn.Module, folder: Path) -> int:
 
 
 def trained_encoder(run_dir: Path, config: PretrainConfig) -> tuple[AudioVisualEncoder, int]:
-    """The query encoders of a run's last checkpoint, adapters merged, and the number of steps they were trained for.
+    """The query encoders of a run's last checkpoint, as after `release`, and the number of steps they were trained for.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def trained_encoder(run_dir: Path, config: PretrainConfig) -> tuple[AudioVisualE
     """
     pair = untrained_encoder(config)
     step = load_encoder(pair, last_checkpoint(run_dir))
-    merge_lora(pair)
+    release(pair)
     return pair, step
 
 

@@ -54,7 +54,8 @@ def able_modalities(encoder: ClipEncoder, task: TaskName, wanted: Sequence[Modal
     able = tuple(modality for modality in wanted if modality in encoder.modalities)
     if task == "pairs" and not (len(able) == 2 and isinstance(encoder, MatchingEncoder)):
         raise TaskError(
-            f"task pairs: the encoder must compare pictures with sounds, got {type(encoder).__name__}, which does not"
+            "task pairs: the encoder must embed video and audio in one space, got "
+            f"{type(encoder).__name__}, which does not"
         )
     if not able:
         raise TaskError(

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder, is_tower
+from cmacc.encoders import AudioVisualEncoder, is_tower, release
 from cmacc.pretraining import (
     PretrainConfig,
     read_config,
@@ -94,7 +94,10 @@ def open_encoder(
     elif folder.is_dir():
         config = read_config(folder / "config.yaml")
         pair, step = trained_encoder(folder, config)
-        trained, untrained = CmaccEncoder.of_run(config, pair), CmaccEncoder.of_run(config, untrained_encoder(config))
+        trained = CmaccEncoder.of_run(config, pair)
+        fresh = untrained_encoder(config)
+        release(fresh)
+        untrained = CmaccEncoder.of_run(config, fresh)
         provenance = read_provenance(folder)
         data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
     else:

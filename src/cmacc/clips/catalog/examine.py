@@ -284,7 +284,7 @@ def _read_packets(medium: Medium, container: InputContainer) -> _Packets:
             if packet.is_corrupt:
                 found.damaged.append(last)
     except (av.FFmpegError, ValueError) as error:
-        found.fault = f"cannot be read on from {last:.1f} s ({type(error).__name__})"
+        found.fault = f"cannot be read after {last:.1f} s ({type(error).__name__})"
     if found.damaged == [last] and isinstance(medium.content, Path) and states_no_length(medium.content):
         found.damaged.clear()  # FFmpeg reports damage because the file ends within one of FFmpeg's packets
     return found

@@ -123,7 +123,7 @@ def streams(container: InputContainer, name: str) -> tuple[VideoStream | None, A
     video = _preferred(pictures, container.streams.best("video"))
     audio = _preferred(container.streams.audio, container.streams.best("audio", related=video))
     if video is None and audio is None:
-        raise MediaError(f"{name}: neither picture nor sound in the file")
+        raise MediaError(f"{name}: no video and no audio in the file")
     for stream in (video, audio):
         if stream is not None:
             if stream.codec_context is None:  # possible, despite PyAV's type annotations

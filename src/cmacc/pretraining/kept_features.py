@@ -30,6 +30,9 @@ from cmacc.pretraining.learner import untrained_encoder
 
 log = logging.getLogger("cmacc")
 
+_FILES_AT_ONCE = 256
+_STAGE = "features of files"
+
 
 @dataclass(frozen=True)
 class RowBatch:
@@ -146,7 +149,7 @@ def keep_features(
     cache
         Folder of kept features; None: they are computed at every start.
     progress
-        Called with ("embed", windows done, total windows).
+        Called with ("features of files", files done, total files).
 
     Raises
     ------
@@ -159,22 +162,40 @@ def keep_features(
     if line := excluded_line(excluded, len(sample_ids)):
         log.warning(line)
     encoder = CmaccEncoder.of_run(config, untrained_encoder(config)).to(device).eval()
-    found = embed(
-        FrozenBackbones(encoder),
-        manifest,
-        sample_ids,
-        MODALITIES,
-        windows=config.data.feature_windows,
-        workers=config.data.workers,
-        cache=cache,
-        progress=progress,
-    )
+    backbones, parts = FrozenBackbones(encoder), []
     bad_files: dict[str, str] = {}
-    for sample_id, reason in found.failures.items():
-        note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
-    check_bad_fraction(bad_files, len(sample_ids), config.data.max_bad_fraction)
-    labels = torch.tensor(manifest.label_indices(), dtype=torch.int64)[torch.from_numpy(found.sample_ids)]
-    return FeatureTable(found.by_modality, labels, device, bad_files)
+    # In parts that are kept one by one: a start that is stopped, a file that fails or one that is added does not cost
+    # the features of all others.
+    for first in range(0, len(sample_ids), _FILES_AT_ONCE):
+        part_ids = sample_ids[first : first + _FILES_AT_ONCE]
+        progress(_STAGE, first, len(sample_ids))
+        part = embed(
+            backbones,
+            manifest,
+            part_ids,
+            MODALITIES,
+            windows=config.data.feature_windows,
+            workers=config.data.workers,
+            cache=cache,
+            progress=_by_file(progress, first, len(part_ids), len(sample_ids)),
+        )
+        for sample_id, reason in part.failures.items():
+            note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
+        check_bad_fraction(bad_files, len(sample_ids), config.data.max_bad_fraction)
+        parts.append(part)
+    progress(_STAGE, len(sample_ids), len(sample_ids))
+    kept = torch.from_numpy(np.concatenate([part.sample_ids for part in parts]))
+    return FeatureTable(
+        {modality: np.concatenate([part.by_modality[modality] for part in parts]) for modality in MODALITIES},
+        torch.tensor(manifest.label_indices(), dtype=torch.int64)[kept],
+        device,
+        bad_files,
+    )
+
+
+def _by_file(progress: Progress, first: int, count: int, total: int) -> Progress:
+    """Windows of a part of the files, told as files of all."""
+    return lambda _, done, windows: progress(_STAGE, first + done * count // max(1, windows), total)
 
 
 class FrozenBackbones(nn.Module):

@@ -67,7 +67,7 @@ def pretrain(
     cache
         Folder of kept features, for frozen backbones; None: they are computed at every start.
     progress
-        Called while features are computed, with ("embed", windows done, total windows).
+        Called while features are computed, with ("features of files", files done, total files).
 
     Raises
     ------

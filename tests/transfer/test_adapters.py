@@ -120,9 +120,8 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere", "nowhere: must be a run or export folder, random, statistics or torchvision:.*, got nothing there"),
+        ("nowhere", "nowhere: must be a run or export folder, random, statistics, torchvision:.*, got nothing there"),
         ("torchvision:vgg", "torchvision:vgg: must be one of r3d_18"),
-        ("torchvision:resnet18", "torchvision:resnet18: must be a video model, got an image model"),
         ("torchvision:r3d_18=", "WEIGHTS must be a file of weights, got nothing there"),
         ("torchvision:r3d_18=no.pth", "no.pth must be a file of weights, got nothing there"),
     ],

@@ -13,7 +13,7 @@ from cmacc.transfer import (
     EncoderError,
     LogMelStatistics,
     MatchingEncoder,
-    TorchvisionVideo,
+    TowerEncoder,
     open_encoder,
     weights_hash,
 )
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_the_spectrogram() -> None:
 @pytest.mark.parametrize("name", ["r3d_18", "s3d"])
 def test_torchvision_features_enter_its_own_classifier(name: str) -> None:
     """The classifier's linear layer, put back on our features, gives the model's own answer."""
-    encoder = TorchvisionVideo(f"torchvision:{name}").eval()
+    encoder = TowerEncoder(f"torchvision:{name}").eval()
     reference = torchvision.models.get_model(name, weights=None).eval()
     reference.load_state_dict(encoder.tower.network.state_dict(), strict=False)
     frames = torch.randint(0, 256, (1, 16, encoder.spec.frame_height, encoder.spec.frame_width, 3), dtype=torch.uint8)
@@ -89,14 +89,14 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
     from pathlib import Path
 
     folder = Path(str(tmp_path))
-    state = TorchvisionVideo("torchvision:r3d_18").tower.network.state_dict()
+    state = TowerEncoder("torchvision:r3d_18").tower.network.state_dict()
     state = {name: value + 0.01 if value.is_floating_point() else value for name, value in state.items()}
     save_file(state, folder / "w.safetensors")
     torch.save(state | {"fc.weight": torch.zeros(400, 512), "fc.bias": torch.zeros(400)}, folder / "w.pth")
     hashes = set()
     for file in ("w.safetensors", "w.pth"):
         opened = open_encoder(f"torchvision:r3d_18={folder / file}")
-        assert isinstance(opened.encoder, TorchvisionVideo)
+        assert isinstance(opened.encoder, TowerEncoder)
         assert torch.equal(opened.encoder.tower.network.state_dict()["stem.0.weight"], state["stem.0.weight"])
         assert opened.untrained is not opened.encoder
         hashes.add(opened.facts.weights)
@@ -120,9 +120,8 @@ def test_torchvision_weights_come_from_a_local_file(tmp_path: object) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nowhere", "nowhere: must be a run or export folder, random, statistics or torchvision:.*, got nothing there"),
+        ("nowhere", "nowhere: must be a run or export folder, random, statistics, torchvision:.*, got nothing there"),
         ("torchvision:vgg", "torchvision:vgg: must be one of r3d_18"),
-        ("torchvision:resnet18", "torchvision:resnet18: must be a video model, got an image model"),
         ("torchvision:r3d_18=", "WEIGHTS must be a file of weights, got nothing there"),
         ("torchvision:r3d_18=no.pth", "no.pth must be a file of weights, got nothing there"),
     ],

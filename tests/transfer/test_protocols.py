@@ -419,7 +419,7 @@ def test_recipes_go_by_their_names() -> None:
         assert recipe.windows == 10
         assert crops_of(name, "video") == recipe.crops == (3 if name == "finetune" else 1)
         assert crops_of(name, "audio") == crops_of(name, "video_to_audio") == 1
-    assert set(RECIPES) == {"linear", "svm", "knn", "finetune", "retrieval"}
+    assert set(RECIPES) == {"linear", "svm", "knn", "finetune", "retrieval", "zero_shot"}
 
 
 # Bad input

@@ -97,7 +97,7 @@ def test_pairs_are_not_measured_on_what_was_trained_on(runs: list[Path], small_w
     asked = dataclasses.replace(ONE_WINDOW, all_files=True)
     card = evaluate(str(runs[0]), ["pairs"], tmp_path / "all.parquet", tmp_path / "card", options=asked)
     assert all(row.count == len(records) and list(row.by_split) == ["all"] for row in card.results)
-    with pytest.raises(TaskError, match="--all-files is for task pairs alone, got labelled"):
+    with pytest.raises(TaskError, match="--all-files is for tasks pairs and zero_shot alone, got labelled"):
         evaluate(str(runs[0]), ["labelled"], small_world, tmp_path / "labelled", options=asked)
 
 

@@ -23,10 +23,11 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         "evaluate",
         "Measure an encoder with the field's protocols, compared with the same encoder untrained. Writes card.json\n"
         "and card.md. ENCODER is a run or export folder, `USER/NAME` on the Hugging Face hub, `random`, `statistics`\n"
-        "(of log-mel spectrograms) or `torchvision:r3d_18[=WEIGHTS]` with a local file. Official data sets must be\n"
-        "complete, unless --allow-partial is given.",
+        "(of log-mel spectrograms), or a tower alone: `torchvision:r3d_18[=WEIGHTS]` or `timm:...` with a local file,\n"
+        "`hf:FOLDER_OR_ID` of transformers. Official data sets must be complete, unless --allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
+        "         cmacc evaluate hf:openai/clip-vit-base-patch32 --task zero_shot --data videos.parquet --out cards/b\n"
         "         cmacc evaluate --compare cards/*/card.json",
     )
     parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="encoder to measure")
@@ -35,13 +36,22 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         "--protocol", nargs="+", choices=get_args(ProtocolName), default=[], help="by default, each task's own"
     )
     parser.add_argument(
-        "--data", type=Path, metavar="ROOT", help="folder of the data set; for labelled and pairs: manifest"
+        "--data", type=Path, metavar="ROOT", help="folder of the data set; a manifest for labelled, pairs and zero_shot"
     )
     parser.add_argument("--annotations", type=Path, metavar="PATH", help="official lists, if they are not in ROOT")
     parser.add_argument("--splits", nargs="+", type=int, default=[], metavar="N", help="only these splits or folds")
     parser.add_argument("--folds", type=int, metavar="K", help="labelled: K folds by group, instead of the splits")
     parser.add_argument(
-        "--all-files", action="store_true", help="pairs: use every file, not only split test; for data never trained on"
+        "--all-files",
+        action="store_true",
+        help="pairs, zero_shot: use every file, not only split test; for data never trained on",
+    )
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="zero_shot: templates with {} for the class, averaged ('a video of {}.', 'the sound of {}.')",
     )
     parser.add_argument("--allow-partial", action="store_true", help="accept missing files; the card states the share")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the card")
@@ -85,6 +95,7 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         allow_partial=options.allow_partial,
         with_untrained=not options.no_untrained,
         epochs=options.epochs,
+        prompts=tuple(options.prompts),
         seed=options.seed,
         workers=options.workers,
         cache=options.cache,

@@ -4,6 +4,7 @@
 and the baselines; `cmacc.transfer.evaluate` also accepts your own object.
 """
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from cmacc.clips import ClipSpec
 from cmacc.encoders import Modality
 
-__all__ = ["ClipEncoder", "EncoderError", "MatchingEncoder", "Modality"]
+__all__ = ["ClipEncoder", "EncoderError", "MatchingEncoder", "Modality", "TextEncoder"]
 
 
 class EncoderError(ValueError):
@@ -67,4 +68,22 @@ class MatchingEncoder(ClipEncoder, Protocol):
 
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
         """Features from `embed_audio`, projected into the common space."""
+        ...
+
+
+@runtime_checkable
+class TextEncoder(ClipEncoder, Protocol):
+    """An encoder that also encodes text, in the space of its video or audio features.
+
+    Attributes
+    ----------
+    text_modalities
+        Modalities that text can be compared with; empty if there are none.
+    """
+
+    @property
+    def text_modalities(self) -> tuple[Modality, ...]: ...
+
+    def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
+        """Embeddings of texts, to be compared with the features of that modality by cosine."""
         ...

@@ -1,11 +1,14 @@
 """cmacc's own encoders as a `ClipEncoder`: from frames and waveforms, with all preprocessing inside."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, grey_video, to_video
 from cmacc.encoders import AudioVisualEncoder
+from cmacc.encoders.towers import TextSides
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.pretraining.clip_views import audio_input
 from cmacc.pretraining.config import PretrainConfig
@@ -33,6 +36,7 @@ class CmaccEncoder(nn.Module):
         self.log_mel = audio_input(pair.config, clip.sample_rate_hz)
         self.spec = clip
         self.is_grey = is_grey
+        self._text = TextSides({"video": pair.config.video, "audio": pair.config.audio})
 
     @classmethod
     def of_run(cls, config: PretrainConfig, pair: AudioVisualEncoder) -> "CmaccEncoder":
@@ -62,3 +66,12 @@ class CmaccEncoder(nn.Module):
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
         """Output of the projection head, L2-normalised."""
         return self.pair.audio.project(features).embedding
+
+    @property
+    def text_modalities(self) -> tuple[Modality, ...]:
+        """Modalities whose backbone is a tower with a text side."""
+        return self._text.modalities
+
+    def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
+        """Embeddings by the text side of the tower, as it was before training, L2-normalised."""
+        return self._text.encode(texts, modality, self.device)

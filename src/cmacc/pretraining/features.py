@@ -223,7 +223,7 @@ def weights_hash(encoder: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Normalise rows to unit length, shape (n, width); rows of zeros stay zero."""
     exact = rows.astype(np.float64)
     return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12), np.float64)

@@ -1,9 +1,9 @@
 """Transfer: encoders, features, tasks, protocols, result cards, exports."""
 
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality, TextEncoder
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.features import Features, embed, weights_hash
-from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
+from cmacc.transfer.adapters import LogMelStatistics, TowerEncoder
 from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result
 from cmacc.transfer.compare import beside_published, compared, markdown, results_table
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
@@ -23,8 +23,10 @@ from cmacc.transfer.protocols import Rows, ranks
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
 from cmacc.transfer.recipes import RECIPES, ProtocolName, Recipe
 from cmacc.transfer.tasks import TaskError, TaskName
+from cmacc.transfer.text import DEFAULT_PROMPTS, encode_text, text_modalities
 
 __all__ = [
+    "DEFAULT_PROMPTS",
     "DEFAULT_PROTOCOLS",
     "PUBLISHED_TASKS",
     "RECIPES",
@@ -58,11 +60,13 @@ __all__ = [
     "Rows",
     "TaskError",
     "TaskName",
-    "TorchvisionVideo",
+    "TextEncoder",
+    "TowerEncoder",
     "beside_published",
     "card_of_run",
     "compared",
     "embed",
+    "encode_text",
     "evaluate",
     "export_run",
     "finetune",
@@ -74,5 +78,6 @@ __all__ = [
     "ranks",
     "read_export",
     "results_table",
+    "text_modalities",
     "weights_hash",
 ]

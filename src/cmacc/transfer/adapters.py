@@ -1,45 +1,48 @@
-"""Adapters to the encoder interface: torchvision's video models, and log-mel statistics."""
+"""Adapters to the encoder interface: a tower alone, and log-mel statistics."""
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, LogMel, to_video
-from cmacc.encoders.towers import TowerError, open_tower
+from cmacc.encoders.towers import TextSides, TowerError, open_tower, tower_modality
 from cmacc.pretraining.clip_encoder import EncoderError, Modality
 
 # librosa's floor. The encoders' floor of 1e-6 hides how quiet a silence is; with it, ESC-10 is 1.3 points lower.
 _STATISTICS_FLOOR = 1e-10
+_AUDIO_SECONDS = 5.0
 
 
-class TorchvisionVideo(nn.Module):
-    """A video model of torchvision, without its classifier.
+class TowerEncoder(nn.Module):
+    """A tower alone, as an encoder of its modality: a model of torchvision, timm or transformers.
+
+    What the tower does not fix about its clips is as in `ClipSpec`, except that audio has 5 s, as in ESC-50.
 
     Parameters
     ----------
     name
-        ``torchvision:NAME``, untrained, or ``torchvision:NAME=WEIGHTS``.
+        Name of the tower, for `cmacc.encoders.open_tower`.
 
     Raises
     ------
     EncoderError
-        The name is unknown or an image model's, or the weights are not those of that model.
+        The tower cannot be opened.
     """
-
-    modalities: tuple[Modality, ...] = ("video",)
 
     def __init__(self, name: str) -> None:
         super().__init__()
         try:
-            self.tower = open_tower(name, "video")
+            modality = tower_modality(name)
+            self.tower = open_tower(name, modality)
         except TowerError as error:
             raise EncoderError(str(error)) from error
-        takes = self.tower.takes
-        if takes.frame_count is None or takes.frame_rate_hz is None:
-            raise EncoderError(f"encoder {name}: must be a video model, got an image model")
-        assert takes.frame_height is not None
-        assert takes.frame_width is not None
-        self.spec = ClipSpec(takes.frame_count, takes.frame_rate_hz, takes.frame_height, takes.frame_width)
+        self.modalities: tuple[Modality, ...] = (modality,)
+        fixed = {key: value for key, value in dataclasses.asdict(self.tower.takes).items() if value is not None}
+        self.spec = ClipSpec(**({"audio_seconds": _AUDIO_SECONDS} if modality == "audio" else {}) | fixed)
+        self._text = TextSides({modality: name})
 
     @property
     def device(self) -> torch.device:
@@ -47,13 +50,23 @@ class TorchvisionVideo(nn.Module):
         return next(self.parameters()).device
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """Input of the classifier's linear layer."""
+        """The tower's features: of a classifier, the input of its last linear layer."""
         features: Tensor = self.tower(to_video(frames))
         return features
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """Not supported."""
-        raise EncoderError("encoder torchvision: it does not encode audio")
+        """The tower's features."""
+        features: Tensor = self.tower(waveforms)
+        return features
+
+    @property
+    def text_modalities(self) -> tuple[Modality, ...]:
+        """The tower's modality if it has a text side."""
+        return self._text.modalities
+
+    def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
+        """Embeddings by the tower's text side, L2-normalised."""
+        return self._text.encode(texts, modality, self.device)
 
 
 class LogMelStatistics(nn.Module):
@@ -68,7 +81,7 @@ class LogMelStatistics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spec = ClipSpec(audio_seconds=5.0, sample_rate_hz=16_000, short_files="loop")
+        self.spec = ClipSpec(audio_seconds=_AUDIO_SECONDS, sample_rate_hz=16_000, short_files="loop")
         self.log_mel = LogMel(self.spec.sample_rate_hz, mel_bins=80)
 
     @property

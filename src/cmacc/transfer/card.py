@@ -44,7 +44,7 @@ class Result:
     by_split
         Value of every split, by its name.
     settings
-        Departures from the recipe, as ``name=value``; empty if there are none.
+        Departures from the recipe, and prompts, as ``name=value``; empty if there are none.
     seconds
         Time of the measurement of the encoder; short if its features were cached.
     """

@@ -17,11 +17,11 @@ from cmacc.pretraining.features import Features
 from cmacc.transfer.card import Card, CardError, Result, joined
 from cmacc.transfer.compare import markdown
 from cmacc.transfer.finetune import require_trainable
-from cmacc.transfer.measure import Outcome, able_modalities, measure
+from cmacc.transfer.measure import Outcome, able_modalities, measure, modalities_with_text
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
 from cmacc.transfer.recipes import ProtocolName
-from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task
+from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task, zero_shot_task
 
 DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
     "ucf101": ("linear", "knn", "retrieval"),
@@ -30,6 +30,7 @@ DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
     "esc10": ("svm",),
     "labelled": ("linear", "knn"),
     "pairs": ("retrieval",),
+    "zero_shot": ("zero_shot",),
 }
 
 
@@ -48,13 +49,17 @@ class EvaluateOptions:
     folds
         Task ``labelled``: k folds by group instead of the manifest's splits.
     all_files
-        Task ``pairs``: use all files instead of the held-out ones, for data that the encoder was not trained on.
+        Tasks ``pairs`` and ``zero_shot``: use all files instead of the held-out ones, for data that the encoder was
+        not trained on.
     allow_partial
         Whether data may be missing.
     with_untrained
         Whether to measure the untrained encoder too.
     epochs
         Number of epochs of fine-tuning; None uses the protocol's number. The card records a departure.
+    prompts
+        Templates of protocol ``zero_shot``, with ``{}`` for the name of the class; by default, the protocol's. The card
+        lists them.
     seed
         Seed of folds, fine-tuning and untrained weights.
     workers
@@ -73,6 +78,7 @@ class EvaluateOptions:
     allow_partial: bool = False
     with_untrained: bool = True
     epochs: int | None = None
+    prompts: tuple[str, ...] = ()
     seed: int = 0
     workers: int = 1
     cache: Path | None = None
@@ -125,8 +131,11 @@ def evaluate(
     else:
         opened = opened_object(encoder)
     for task, names in chosen.items():
-        for modality in able_modalities(opened.encoder, task, _task_modalities(task)):
-            if "finetune" in names:
+        able = able_modalities(opened.encoder, task, _task_modalities(task))
+        if "zero_shot" in names:
+            modalities_with_text(opened.encoder, able)
+        if "finetune" in names:
+            for modality in able:
                 require_trainable(opened.encoder, modality)
     # All checks come before the work: an hour of it must not end in "choose another --out".
     path = out / "card.json"
@@ -159,7 +168,8 @@ def _chosen_protocols(
     for task in tasks:
         if task not in get_args(TaskName):
             raise TaskError(f"evaluate: task must be one of {', '.join(get_args(TaskName))}, got {task!r}")
-        possible: tuple[ProtocolName, ...] = ("retrieval",) if task == "pairs" else get_args(ProtocolName)
+        # What compares pairs or text alone has no other protocol than its default.
+        possible = DEFAULT_PROTOCOLS[task] if task in ("pairs", "zero_shot") else get_args(ProtocolName)
         suiting = tuple(name for name in dict.fromkeys(asked) if name in possible)
         if asked and not suiting:
             raise TaskError(f"task {task}: protocol must be one of {', '.join(possible)}, got {', '.join(asked)}")
@@ -184,11 +194,15 @@ def _check_options(options: EvaluateOptions, chosen: dict[TaskName, tuple[Protoc
         ("--splits", options.parts, official, "the official data sets"),
         ("--annotations", options.lists, official, "the official data sets"),
         ("--folds", options.folds, "labelled" in chosen, "task labelled"),
-        ("--all-files", options.all_files, "pairs" in chosen, "task pairs"),
+        ("--all-files", options.all_files, not {"pairs", "zero_shot"}.isdisjoint(chosen), "tasks pairs and zero_shot"),
         ("--epochs", options.epochs, any("finetune" in n for n in chosen.values()), "protocol finetune"),
+        ("--prompts", options.prompts, any("zero_shot" in n for n in chosen.values()), "protocol zero_shot"),
     ):
         if given and not is_of_use:
             raise TaskError(f"evaluate: {option} is for {what} alone, got {', '.join(chosen)}")
+    for template in options.prompts:
+        if "{}" not in template:
+            raise TaskError(f"evaluate: --prompts must hold {{}} for the name of the class, got {template!r}")
 
 
 def _older_card(path: Path, overwrite: bool) -> Card | None:
@@ -235,6 +249,8 @@ def _task_modalities(task: TaskName) -> tuple[Modality, ...]:
 def _task_data(task: TaskName, data: Path, options: EvaluateOptions, progress: Progress) -> TaskData:
     if task == "pairs":
         return pairs_task(data, all_files=options.all_files)
+    if task == "zero_shot":
+        return zero_shot_task(data, all_files=options.all_files)
     if task == "labelled":
         return labelled_task(data, folds=options.folds, seed=options.seed, allow_partial=options.allow_partial)
     return official_task(
@@ -269,6 +285,7 @@ def _results(
             protocol,
             windows=options.windows,
             epochs=options.epochs,
+            prompts=options.prompts,
             seed=options.seed,
             workers=options.workers,
             cache=options.cache,

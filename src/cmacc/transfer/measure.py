@@ -17,6 +17,7 @@ from cmacc.transfer.metrics import Metric, summarised
 from cmacc.transfer.protocols import Rows
 from cmacc.transfer.recipes import RECIPES, ProtocolName, crops_of, windows_of
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName
+from cmacc.transfer.text import DEFAULT_PROMPTS, WITH_TEXT, class_texts, text_modalities
 
 _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
     "linear": protocols.linear,
@@ -52,6 +53,8 @@ class Outcome:
 def able_modalities(encoder: ClipEncoder, task: TaskName, wanted: Sequence[Modality]) -> tuple[Modality, ...]:
     """The modalities of a task that the encoder can encode."""
     able = tuple(modality for modality in wanted if modality in encoder.modalities)
+    if task == "zero_shot":
+        return modalities_with_text(encoder, able)
     if task == "pairs" and not (len(able) == 2 and isinstance(encoder, MatchingEncoder)):
         raise TaskError(
             "task pairs: the encoder must embed video and audio in one space, got "
@@ -65,6 +68,17 @@ def able_modalities(encoder: ClipEncoder, task: TaskName, wanted: Sequence[Modal
     return able
 
 
+def modalities_with_text(encoder: ClipEncoder, among: Sequence[Modality]) -> tuple[Modality, ...]:
+    """Those of some modalities that text can be compared with; a `TaskError` if there are none."""
+    found = tuple(modality for modality in among if modality in text_modalities(encoder))
+    if not found:
+        raise TaskError(
+            f"protocol zero_shot: the encoder must have a text side in the space of its {' or '.join(among)} features, "
+            f"got {type(encoder).__name__} without; {WITH_TEXT}"
+        )
+    return found
+
+
 def measure(
     encoder: ClipEncoder,
     data: TaskData,
@@ -72,6 +86,7 @@ def measure(
     *,
     windows: int | None = None,
     epochs: int | None = None,
+    prompts: Sequence[str] = (),
     seed: int = 0,
     workers: int = 1,
     cache: Path | None = None,
@@ -85,11 +100,13 @@ def measure(
     encoder
         Encoder in evaluation mode; it is not modified.
     data
-        Data from `labelled_task`, `pairs_task` or `official_task`.
+        Data from `labelled_task`, `pairs_task`, `zero_shot_task` or `official_task`.
     protocol
         A protocol that suits the task.
     windows, epochs
         Override the recipe's numbers.
+    prompts
+        Templates of ``zero_shot``, each with ``{}`` for the name of the class; by default, the recipe's.
     seed
         Seed of fine-tuning.
     workers, cache
@@ -131,7 +148,10 @@ def measure(
         )
     if data.task == "pairs":
         return Outcome(_paired(features, data), features.failures, {}, features)
-    results, idle = _probed(features, data, protocol, progress)
+    if protocol == "zero_shot":
+        results, idle = _zero_shot(encoder, features, data, prompts)
+    else:
+        results, idle = _probed(features, data, protocol, progress)
     return Outcome(results, features.failures, idle, features)
 
 
@@ -187,6 +207,47 @@ def _probed(
     return results, idle
 
 
+def _zero_shot(
+    encoder: ClipEncoder, features: Features, data: TaskData, prompts: Sequence[str]
+) -> tuple[list[Result], dict[str, str]]:
+    """Compare every modality that has a text side, and that the files have, with the names of the classes."""
+    place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
+    results: list[Result] = []
+    idle: dict[str, str] = {}
+    for modality in modalities_with_text(encoder, tuple(features.by_modality)):
+        splits = _present(modality, data, place_of.keys())
+        empty = [split.name for split in splits if not split.test]
+        if empty:
+            idle[modality] = f"{empty[0]}: no held-out file has {modality} and decodes"
+            continue
+        templates = tuple(prompts) or DEFAULT_PROMPTS[modality]
+        texts = class_texts(encoder, modality, data.manifest.classes(), templates)
+        tests = [
+            Rows(
+                features.by_modality[modality][[place_of[i] for i in split.test]],
+                data.class_of[list(split.test)],
+                data.groups(split.test),
+            )
+            for split in splits
+        ]
+        groups = [test.groups for test in tests]
+        results += [
+            _result(
+                data,
+                "zero_shot",
+                modality,
+                metrics,
+                groups,
+                features.windows,
+                tuple(f"prompt={template}" for template in templates),
+            )
+            for metrics in zip(*(protocols.zero_shot(test, texts) for test in tests), strict=True)
+        ]
+    if not results:
+        raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
+    return results, idle
+
+
 def _result(
     data: TaskData,
     protocol: ProtocolName,
@@ -217,27 +278,36 @@ def _result(
     )
 
 
-def _splits_of(modality: str, data: TaskData, usable: Collection[int]) -> tuple[list[Split], str]:
-    """The splits, restricted to files with that modality; or no splits and a reason, if it cannot be measured."""
+def _present(modality: str, data: TaskData, usable: Collection[int]) -> list[Split]:
+    """The splits, restricted to usable files with that modality."""
     columns = {
         "video": [width > 0 for width in data.manifest.column("width")],
         "audio": data.manifest.column("has_audio"),
     }
     has = [columns[name] for name in (columns if modality == "both" else (modality,))]
-    splits = []
-    for split in data.splits:
-        train, test = (
-            tuple(i for i in ids if i in usable and all(column[i] for column in has))
-            for ids in (split.train, split.test)
+    return [
+        Split(
+            split.name,
+            *(
+                tuple(i for i in ids if i in usable and all(column[i] for column in has))
+                for ids in (split.train, split.test)
+            ),
         )
-        trained = {int(data.class_of[i]) for i in train}
-        if len(trained) < 2 or not test:
+        for split in data.splits
+    ]
+
+
+def _splits_of(modality: str, data: TaskData, usable: Collection[int]) -> tuple[list[Split], str]:
+    """The splits, restricted to files with that modality; or no splits and a reason, if it cannot be measured."""
+    splits = _present(modality, data, usable)
+    for split in splits:
+        trained = {int(data.class_of[i]) for i in split.train}
+        if len(trained) < 2 or not split.test:
             return [], f"{split.name}: too few files with {'both' if modality == 'both' else modality} to probe it"
-        lost = sorted({int(data.class_of[i]) for i in test} - trained)
+        lost = sorted({int(data.class_of[i]) for i in split.test} - trained)
         if lost:
             names = ", ".join(data.manifest.classes()[c] for c in lost[:5])
             return [], f"{split.name}: no training file of {names} has {modality} and decodes"
-        splits.append(Split(split.name, train, test))
     return splits, ""
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from cmacc.encoders import AudioVisualEncoder, is_tower, release
+from cmacc.encoders import AudioVisualEncoder, download_tower, is_tower, release
 from cmacc.pretraining import (
     PretrainConfig,
     read_config,
@@ -20,7 +20,7 @@ from cmacc.pretraining import (
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.features import weights_hash
-from cmacc.transfer.adapters import LogMelStatistics, TorchvisionVideo
+from cmacc.transfer.adapters import LogMelStatistics, TowerEncoder
 from cmacc.transfer.card import UNKNOWN_WEIGHTS, Card, CardError, EncoderFacts
 from cmacc.transfer.export import is_export, read_export
 from cmacc.transfer.hub import local_folder
@@ -57,19 +57,20 @@ def open_encoder(
     ----------
     name
         A run or export folder; ``user/name``, an export on the Hugging Face hub; ``random``, cmacc's untrained default
-        encoders; ``statistics``, of log-mel spectrograms; or ``torchvision:r3d_18[=WEIGHTS]`` with a local file of
-        weights (.safetensors, or a state dict in .pth, read with ``weights_only``); without WEIGHTS it is untrained.
+        encoders; ``statistics``, of log-mel spectrograms; ``torchvision:NAME[=WEIGHTS]`` or ``timm:NAME[=WEIGHTS]``
+        with a local file of weights (.safetensors, or a state dict in .pth, read with ``weights_only``; without it,
+        untrained); or ``hf:FOLDER_OR_ID``, a model of transformers, for which ``untrained`` is None.
     device
         Device of the encoder. Default: the CPU.
     seed
         Seed of untrained weights. For a run, the run's own seed is used instead.
     download
-        Whether ``user/name`` may be downloaded; otherwise it must be in the hub's cache.
+        Whether what the hub has may be downloaded; otherwise it must be in its cache.
 
     Raises
     ------
-    EncoderError, ConfigError, CheckpointError, ExportError
-        The name is unknown, or the folder or file is damaged.
+    EncoderError, TowerError, ConfigError, CheckpointError, ExportError
+        The name is unknown, or the folder or file is damaged, or a download fails.
     """
     device = device or torch.device("cpu")
     if name == "random":
@@ -79,8 +80,8 @@ def open_encoder(
     if name == "statistics":
         statistics = LogMelStatistics().to(device).eval()
         return _opened(name, statistics, None, "mean, deviation and maximum of log-mel bands")
-    if name.startswith("torchvision:"):
-        return _open_torchvision(name, device, seed)
+    if name.startswith(("torchvision:", "timm:", "hf:")):
+        return _open_tower(name, device, seed, download)
     folder = local_folder(name, download=download)
     untrained: CmaccEncoder | None
     if is_export(folder):
@@ -102,8 +103,8 @@ def open_encoder(
         data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
     else:
         raise EncoderError(
-            f"encoder {name}: must be a run or export folder, random, statistics or torchvision:MODEL[=WEIGHTS], got "
-            f"{'a file' if folder.exists() else 'nothing there'}"
+            f"encoder {name}: must be a run or export folder, random, statistics, torchvision:MODEL[=WEIGHTS], "
+            f"timm:MODEL[=WEIGHTS] or hf:FOLDER_OR_ID, got {'a file' if folder.exists() else 'nothing there'}"
         )
     return _opened(
         name,
@@ -155,7 +156,7 @@ def load_pair(folder: Path) -> AudioVisualEncoder:
 
 def _opened(
     name: str,
-    encoder: "CmaccEncoder | TorchvisionVideo | LogMelStatistics",
+    encoder: "CmaccEncoder | TowerEncoder | LogMelStatistics",
     untrained: ClipEncoder | None,
     kind: str,
     *,
@@ -191,13 +192,18 @@ def _kind(config: PretrainConfig) -> str:
     return f"cmacc, video {config.encoder.video}, audio {config.encoder.audio}"
 
 
-def _open_torchvision(name: str, device: torch.device, seed: int) -> OpenedEncoder:
-    model, has_weights, file = name.removeprefix("torchvision:").partition("=")
-    untrained = _seeded(seed, lambda: TorchvisionVideo(f"torchvision:{model}")).to(device).eval()
-    kind = f"torchvision's {model}"
+def _open_tower(name: str, device: torch.device, seed: int, download: bool) -> OpenedEncoder:
+    library, _, named = name.partition(":")
+    if library == "hf":
+        if download:
+            download_tower(name)
+        return _opened(name, TowerEncoder(name).to(device).eval(), None, f"transformers' {named}")
+    model, has_weights, file = named.partition("=")
+    untrained = _seeded(seed, lambda: TowerEncoder(f"{library}:{model}")).to(device).eval()
+    kind = f"{library}'s {model}"
     if not has_weights:
         return _opened(name, untrained, None, f"{kind}, untrained", seed=seed, is_untrained=True)
-    trained = TorchvisionVideo(name).to(device).eval()
+    trained = TowerEncoder(name).to(device).eval()
     return _opened(name, trained, untrained, f"{kind}, weights {Path(file).name}", seed=seed)
 
 

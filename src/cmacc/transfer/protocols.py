@@ -28,6 +28,7 @@ _KNN_NEIGHBOURS = 20
 _KNN_TEMPERATURE = 0.07
 _CLASS_RECALLS = (1, 5, 10, 20, 50)
 _PAIR_RECALLS = (1, 5, 10)
+_TOP = 5
 _QUERIES_AT_ONCE = 1024  # limits the memory for cosines: 80 MB for 10,000 training files
 
 
@@ -270,6 +271,45 @@ def scores_accuracy(
             raise ProtocolError(f"{name}: must be below the {scores.shape[1]} classes scored, got {classes.max()}")
     _check_classes(train_labels, labels)
     return [_accuracy(scores.argmax(axis=1), train_labels, labels)]
+
+
+def zero_shot(test: Rows, texts: NDArray[np.float32]) -> list[Metric]:
+    """Accuracy of the class whose text is nearest by cosine, and for more than 5 classes, ``top-5``.
+
+    A class's text is the direction of the mean of its normalised embeddings over templates. In a tie, the wrong class
+    ranks first, so that a collapsed encoder does not score best. Chance draws classes uniformly.
+
+    Parameters
+    ----------
+    test
+        The held-out rows.
+    texts
+        Shape (templates, classes, width), all at least 1: embeddings of the classes in each template.
+
+    Raises
+    ------
+    ProtocolError
+        If the width is not that of the features, texts are not finite, or a label is not one of the classes.
+
+    References
+    ----------
+    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
+    """
+    width = test.features.shape[2]
+    if texts.ndim != 3 or 0 in texts.shape or texts.shape[2] != width:
+        raise ProtocolError(f"texts: must have shape (templates, classes, {width}), got {texts.shape}")
+    _check_finite("texts", texts.reshape(-1, width))
+    count = texts.shape[1]
+    if test.labels.max() >= count:
+        raise ProtocolError(f"test labels: must be below the {count} classes with a text, got {test.labels.max()}")
+    directions = np.stack([unit_rows(of_template) for of_template in texts]).mean(axis=0)
+    cosines = np.round(unit_rows(averaged(test.features)) @ unit_rows(directions).T, 12)
+    own = np.take_along_axis(cosines, test.labels[:, None], axis=1)
+    wrong_ahead = (cosines >= own).sum(axis=1) - 1
+    metrics = [Metric("accuracy", (wrong_ahead < 1).astype(np.float64), 1 / count)]
+    if count > _TOP:
+        metrics.append(Metric(f"top-{_TOP}", (wrong_ahead < _TOP).astype(np.float64), _TOP / count))
+    return metrics
 
 
 def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:

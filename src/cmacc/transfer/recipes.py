@@ -6,7 +6,7 @@ Two results of the same name and version can be compared. To use another constan
 from dataclasses import dataclass
 from typing import Literal
 
-ProtocolName = Literal["linear", "svm", "knn", "finetune", "retrieval"]
+ProtocolName = Literal["linear", "svm", "knn", "finetune", "retrieval", "zero_shot"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,20 @@ RECIPES: dict[ProtocolName, Recipe] = {
             "ahead of the right one."
         ),
         source="Xu et al. 2019 (clip order prediction); Han et al. 2020 (CoCLR)",
+    ),
+    "zero_shot": Recipe(
+        name="zero_shot",
+        version=1,
+        windows=10,
+        crops=1,
+        summary=(
+            "Without training files: the class whose text has the highest cosine similarity with the features of a "
+            "held-out file, averaged over windows. The text of a class is its name (underscores and camel case as "
+            "words) in one or more templates, which the card lists: normalised embeddings, their mean, normalised. By "
+            "default `a video of {}.` or `the sound of {}.`. All classes of the manifest are candidates. A wrong class "
+            "with an equal score counts as ahead of the right one."
+        ),
+        source="Radford et al. 2021 (CLIP), zero-shot transfer and prompt ensembles",
     ),
 }
 

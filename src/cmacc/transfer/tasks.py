@@ -16,7 +16,7 @@ from cmacc.clips import Manifest
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.card import DataFacts
 
-TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs"]
+TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs", "zero_shot"]
 
 
 class TaskError(ValueError):
@@ -170,6 +170,44 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
         for path in (manifest.records[i].name for i in sorted(set(before.test) - set(after.test)))
     }
     return TaskData("labelled", manifest, class_of, kept, ("video", "audio"), facts, skipped)
+
+
+def zero_shot_task(path: Path, *, all_files: bool = False) -> TaskData:
+    """Classification of the labelled files in a manifest's split ``test`` by text, without training files.
+
+    Parameters
+    ----------
+    path
+        Manifest.
+    all_files
+        Use every labelled file, whatever its split. The split of the result is then called ``all``.
+
+    Raises
+    ------
+    TaskError
+        There are no such files, or fewer than two classes.
+    """
+    manifest = Manifest.read(path)
+    ids = manifest.ids_where(lambda r: r.label is not None and (all_files or r.split == "test"))
+    if not ids:
+        held_out = "" if all_files else " in split 'test'"
+        way_out = "" if all_files else ", or pass --all-files to use every labelled file"
+        raise TaskError(
+            f"task zero_shot: manifest {path} must hold labelled files{held_out}, got none; `cmacc scan` reads labels "
+            f"from class folders or --labels{way_out}"
+        )
+    classes = len(manifest.classes())
+    if classes < 2:
+        raise TaskError(f"task zero_shot: manifest {path} must hold at least 2 classes, got {classes}")
+    return TaskData(
+        "zero_shot",
+        manifest,
+        np.asarray(manifest.label_indices(), np.int64),
+        (Split("all" if all_files else "test", (), tuple(ids)),),
+        ("video", "audio"),
+        DataFacts(str(path.absolute()), manifest.fingerprint(), len(ids), len(ids), classes, classes),
+        {},
+    )
 
 
 def fingerprint(manifest: Manifest, splits: Sequence[Split]) -> str:

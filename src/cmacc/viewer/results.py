@@ -18,6 +18,11 @@ TASKS = {
         "A simple classifier on frozen features is trained on the labels of the training files, and predicts those of "
         "the held-out files. Chance is to always predict the most frequent class of the training files.",
     ),
+    "zero_shot": (
+        "Zero-shot: classification by text",
+        "Frozen features of the held-out files are compared with the names of the classes in words, without any "
+        "training. Chance is to draw a class.",
+    ),
 }
 PROTOCOLS = {
     "retrieval": "Retrieval",
@@ -25,6 +30,7 @@ PROTOCOLS = {
     "svm": "Linear SVM",
     "knn": "Nearest neighbours",
     "finetune": "Fine-tuned",
+    "zero_shot": "Zero-shot",
 }
 MODALITIES = {
     "video_to_audio": "video → audio",
@@ -39,6 +45,7 @@ METRICS = {
     "R@10": "Recall@10",
     "median_rank": "median rank",
     "accuracy": "accuracy",
+    "top-5": "top-5 accuracy",
 }
 
 

@@ -113,6 +113,39 @@ def _parts(kind: str) -> tuple[Any, list[Any]]:
     return t.PeAudioVideoModel(config), [t.PeAudioFeatureExtractor(), videos]
 
 
+WORDS = ("a", "video", "of", "the", "sound", "dog", "rain", "red", "blue", "car", "barks", "falls", "loud", "quiet")
+
+
+def _tokenizer(kind: str) -> Any:
+    """Words of the vocabulary above, each text between a start and an end token; the end has the highest number."""
+    import tokenizers as k
+    import transformers as t
+
+    names = ["<unk>", "<s>", *WORDS, "</s>"]
+    names.insert(1 if kind.startswith("clap") else 0, "<pad>")
+    vocabulary = {name: place for place, name in enumerate(names)}
+    words = k.Tokenizer(k.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = k.pre_tokenizers.Whitespace()
+    ends = [(name, vocabulary[name]) for name in ("<s>", "</s>")]
+    words.post_processor = k.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    inputs = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]  # as in the published folders
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", model_input_names=inputs
+    )
+
+
+@pytest.fixture(scope="session")
+def text_folder(hf_folder: Callable[[str], Path]) -> Callable[[str], Path]:
+    """As `hf_folder`, with a tokenizer."""
+
+    def folder(kind: str) -> Path:
+        path = hf_folder(kind)
+        _tokenizer(kind).save_pretrained(path)
+        return path
+
+    return folder
+
+
 @pytest.fixture(scope="session")
 def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a kind of model, by a short name; made at its first use."""

@@ -196,13 +196,13 @@ def hf_tower(
         modality, or its files are missing, damaged, or do not fit each other.
     """
     transformers = from_extra(name, "transformers")
-    folder = _folder(name)
-    _require_plain(name, folder)
-    with _quiet(transformers):
-        config = _read(name, transformers.AutoConfig, folder)
+    folder = model_folder(name)
+    require_plain(name, folder)
+    with quiet(transformers):
+        config = read_part(name, transformers.AutoConfig, folder)
         how = _how(name, transformers, config, modality)
         if modality == "audio":
-            extractor = _read(name, transformers.AutoFeatureExtractor, folder)
+            extractor = read_part(name, transformers.AutoFeatureExtractor, folder)
             takes = TowerInput(sample_rate_hz=extractor.sampling_rate)
         else:
             processor = _image_processor(name, transformers, folder)
@@ -228,8 +228,8 @@ def hf_tower(
 
 def hf_files(name: str) -> list[Path]:
     """Configs and weights of the model; a `TowerError` if it is neither a folder nor cached."""
-    folder = _folder(name)
-    return [*(folder / config for config in _CONFIGS if (folder / config).is_file()), *_weight_files(folder)]
+    folder = model_folder(name)
+    return [*(folder / config for config in _CONFIGS if (folder / config).is_file()), *weight_files(folder)]
 
 
 def download(name: str) -> None:
@@ -250,7 +250,8 @@ def download(name: str) -> None:
         raise TowerError(f"tower {name}: cannot be downloaded ({_first_line(error)})") from error
 
 
-def _folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
+    """The folder of ``hf:FOLDER``, or of a model in the local cache; a `TowerError` if there is neither."""
     model = name.removeprefix("hf:")
     if model and Path(model).is_dir():
         return Path(model)
@@ -264,7 +265,7 @@ def _folder(name: str) -> Path:
         ) from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     """The safetensors with their index, or where there are none, the pickles."""
     for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
         if files := sorted(folder.glob(pattern)):
@@ -272,14 +273,29 @@ def _weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def _require_plain(name: str, folder: Path) -> None:
-    """Refuse a config that would have libraries fetch something by a name in it: kernels (code), or another model."""
-    path = folder / "config.json"
+def model_type(name: str) -> str:
+    """The kind of a model as its config.json tells it; a `TowerError` if that cannot be read."""
+    told = _told(name, model_folder(name) / "config.json")
+    return str(told.get("model_type")) if isinstance(told, dict) else ""
+
+
+def hf_modality(name: str) -> Modality:
+    """What a model encodes; PE-AV, which encodes both: ``video``."""
+    kind = model_type(name)
+    return "audio" if kind in _AUDIO and kind not in _VIDEO else "video"
+
+
+def _told(name: str, path: Path) -> Any:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TowerError(f"tower {name}: {path} cannot be read ({error})") from error
-    rest = [told]
+
+
+def require_plain(name: str, folder: Path) -> None:
+    """Refuse a config that would have libraries fetch something by a name in it: kernels (code), or another model."""
+    path = folder / "config.json"
+    rest = [_told(name, path)]
     while rest:
         part = rest.pop()
         rest += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
@@ -292,8 +308,8 @@ def _require_plain(name: str, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's remarks and progress bars on loading: what is missing, `_with_weights` says itself."""
+def quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's remarks and progress bars on loading: what is missing, `load_model` says itself."""
     logging = transformers.utils.logging
     before, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -307,7 +323,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(name: str, auto: Any, folder: Path) -> Any:
+def read_part(name: str, auto: Any, folder: Path) -> Any:
     try:
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds of errors for a damaged or missing file
@@ -317,8 +333,8 @@ def _read(name: str, auto: Any, folder: Path) -> Any:
 def _image_processor(name: str, transformers: Any, folder: Path) -> Any:
     """The folder's processor of videos if it has one, else of images."""
     if (folder / "video_preprocessor_config.json").is_file():
-        return _read(name, transformers.AutoVideoProcessor, folder)
-    return _read(name, transformers.AutoImageProcessor, folder)
+        return read_part(name, transformers.AutoVideoProcessor, folder)
+    return read_part(name, transformers.AutoImageProcessor, folder)
 
 
 def _how(name: str, transformers: Any, config: Any, modality: Modality) -> _How:
@@ -350,7 +366,11 @@ def _network(name: str, transformers: Any, folder: Path, config: Any, how: _How,
     if not with_weights:
         model = transformers.AutoModel.from_config(config, trust_remote_code=False, dtype=torch.float32)
     else:
-        model = _with_weights(name, transformers, folder, config, how)
+        part = f"{how.part}." if how.part else ""
+        unused = tuple(part + path for path in how.unused)
+        model = load_model(
+            name, transformers, folder, config, lambda key: key.startswith(part) and not key.startswith(unused)
+        )
     network: nn.Module = getattr(model, how.part) if how.part else model
     for path in how.unused:
         owner, _, part = path.rpartition(".")
@@ -366,8 +386,9 @@ def _network(name: str, transformers: Any, folder: Path, config: Any, how: _How,
     return network.train()
 
 
-def _with_weights(name: str, transformers: Any, folder: Path, config: Any, how: _How) -> nn.Module:
-    files = _weight_files(folder)
+def load_model(name: str, transformers: Any, folder: Path, config: Any, is_needed: Callable[[str], bool]) -> nn.Module:
+    """The whole model in float32; a `TowerError` if a weight that ``is_needed``, by its name, is not in the files."""
+    files = weight_files(folder)
     if not files:
         raise TowerError(f"tower {name}: {folder} must hold weights, model.safetensors, got none")
     try:
@@ -384,10 +405,8 @@ def _with_weights(name: str, transformers: Any, folder: Path, config: Any, how: 
         )
     except Exception as error:  # the library raises many kinds of errors for a damaged or missing file
         raise TowerError(f"tower {name}: the weights cannot be read ({_first_line(error)})") from error
-    part = f"{how.part}." if how.part else ""
-    unused = tuple(part + name for name in how.unused)
     # The library would fill in random weights, and only log it.
-    missing = [key for key in sorted(found["missing_keys"]) if key.startswith(part) and not key.startswith(unused)]
+    missing = [key for key in sorted(found["missing_keys"]) if is_needed(key)]
     if missing:
         raise TowerError(f"tower {name}: the weights lack {missing[0]}")
     if found["mismatched_keys"]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from cmacc.encoders.modality import Modality
-from cmacc.encoders.towers.hf import download, hf_files, hf_tower
+from cmacc.encoders.towers.hf import download, hf_files, hf_modality, hf_tower
 from cmacc.encoders.towers.onnx import onnx_files, onnx_tower
 from cmacc.encoders.towers.python import python_tower
 from cmacc.encoders.towers.timm import timm_tower
@@ -17,6 +17,17 @@ _PREFIXES = ("torchvision:", "timm:", "hf:", "onnx:", "python:")
 def is_tower(name: str) -> bool:
     """Whether a backbone's name is a tower's, by its prefix."""
     return name.startswith(_PREFIXES)
+
+
+def tower_modality(name: str) -> Modality:
+    """What a tower of torchvision, timm or transformers encodes by itself; PE-AV, which encodes both: ``video``.
+
+    Raises
+    ------
+    TowerError
+        A model of transformers is neither a folder nor cached.
+    """
+    return hf_modality(name) if name.startswith("hf:") else "video"
 
 
 def open_tower(

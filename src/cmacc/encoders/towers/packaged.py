@@ -40,7 +40,7 @@ class _EfficientNetLite0(nn.Module):
         images = frames.transpose(1, 2).flatten(0, 1)
         # Pixels in 0..255 less 127, by 128, as the weights were converted from TensorFlow.
         maps: Tensor = self.network.extract_features((images * 255 - 127) / 128)  # type: ignore[operator]
-        by_frame: Tensor = maps.mean(dim=(2, 3)).unflatten(0, (len(frames), -1))
+        by_frame: Tensor = maps.mean(dim=(2, 3)).unflatten(0, (frames.shape[0], -1))
         return by_frame.mean(dim=1)
 
 

@@ -35,9 +35,7 @@ def manifest(small_world: Path, tmp_path: Path) -> str:
     return str(tmp_path / "m.parquet")
 
 
-def test_the_recipe_from_training_to_report(
-    manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recipe_from_training_to_report(manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     pretrain = ["pretrain", "--config", str(RECIPE), "--data.manifest", manifest, "--out", run, "--data.workers=0"]
     assert main(pretrain) == 2

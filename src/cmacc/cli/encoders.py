@@ -31,6 +31,14 @@ def download_towers(config: "EncoderConfig") -> None:
         download_tower(name)
 
 
+def download_towers_of(run: Path) -> None:
+    """Download the towers of a run; other encoders have none to download."""
+    from cmacc.pretraining import read_config
+
+    if (run / "config.yaml").is_file():
+        download_towers(read_config(run / "config.yaml").encoder)
+
+
 def cache_folder() -> Path:
     """The cache folder, by the XDG specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cmacc"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, permissions
+from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers_of, permissions
 from cmacc.cli.terminal import command_parser, print_skipped, progress_bars
 
 if TYPE_CHECKING:
@@ -83,7 +83,6 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         return 0
     if options.encoder is None or options.data is None or options.out is None:
         raise ValueError("ENCODER, --data ROOT and --out DIR must be given, or --compare CARD...")
-    from cmacc.pretraining import read_config
     from cmacc.transfer import EvaluateOptions
 
     how = EvaluateOptions(
@@ -101,8 +100,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         cache=options.cache,
         download=options.download,
     )
-    if options.download and (Path(options.encoder) / "config.yaml").is_file():
-        download_towers(read_config(Path(options.encoder) / "config.yaml").encoder)
+    if options.download:
+        download_towers_of(Path(options.encoder))
     with permissions(options):
         card = evaluate_with_progress(
             options.encoder, options.task, options.data, options.out, options.protocol, how, options.overwrite
@@ -132,6 +131,8 @@ def export_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from cmacc.transfer import card_of_run, export_run, push, results_table
 
+    if options.download:
+        download_towers_of(options.run)
     with permissions(options):
         card = None if options.without_results else card_of_run(options.run)
     with progress_bars("export"), permissions(options):
@@ -179,10 +180,13 @@ def inspect_command(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help="file to write; RUN/inspect.html by default")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
+    add_tower_flags(parser)
     options = parser.parse_args(arguments)
     from cmacc.viewer import write_inspection
 
-    with progress_bars("inspect") as advance:
+    if options.download:
+        download_towers_of(options.run)
+    with progress_bars("inspect") as advance, permissions(options):
         page = write_inspection(
             options.run,
             options.out,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, permissions
+from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, download_towers_of, permissions
 from cmacc.cli.results import evaluate_with_progress
 from cmacc.cli.terminal import INTERRUPTED, command_parser, progress_bars
 
@@ -35,6 +35,8 @@ def pretrain_command(arguments: Sequence[str]) -> int:
         applied = change_on_resume(run_dir, _given_settings(given))
         if applied:
             print(f"changed for the rest of the run: {', '.join(applied)}", file=sys.stderr)
+        if options.download:
+            download_towers_of(run_dir)
     else:
         run_dir = options.out or Path("runs/pretrain")
         config = _config_of(parser, options)

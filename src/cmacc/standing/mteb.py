@@ -13,7 +13,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,6 +29,7 @@ from cmacc.clips import Clip, ClipSpec, MediaError
 from cmacc.clips.media.container import Medium
 from cmacc.clips.media.decoding import OpenFile, read_info
 from cmacc.clips.windows import spread_starts
+from cmacc.encoders import trusting_code
 from cmacc.pretraining.features import spec_for
 from cmacc.transfer import ClipEncoder, CmaccEncoder, EncoderError, MatchingEncoder, Modality, open_encoder
 from cmacc.transfer.card import UNKNOWN_WEIGHTS
@@ -320,9 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="files per batch (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that decode (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: %(default)s)")
+    parser.add_argument("--trust-code", action="store_true", help="run the code that a python: tower names")
     options = parser.parse_args(arguments)
     try:
-        _run(options)
+        with trusting_code() if options.trust_code else nullcontext():
+            _run(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _BAD_INPUT

@@ -146,8 +146,8 @@ def export_run(
     Raises
     ------
     ExportError
-        ``out`` holds other files, the weights are not finite, the extra is not installed, or an ONNX graph differs from
-        torch.
+        ``out`` holds other files, the weights are not finite, the extra is not installed, or a tower cannot become an
+        ONNX graph, or one that agrees with torch.
     ConfigError, CheckpointError
         The run folder has no valid config or checkpoint.
     """

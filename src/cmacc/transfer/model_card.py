@@ -74,7 +74,7 @@ audio.
 | `feature` | `(B, {video_size})` | `(B, {audio_size})` |
 | `embedding` | `(B, {size})` | `(B, {size})` |
 
-Video and audio of a clip have the same centre. The encoders normalise the pixels and compute the log-mel spectrogram.
+Video and audio of a clip have the same centre. All further preprocessing is part of the encoders.
 
 ## Use
 

@@ -95,22 +95,28 @@ def write_graph(graph: EncoderGraph, path: Path) -> float:
     Raises
     ------
     ExportError
-        The extra ``export`` is not installed, or the graph differs from torch. The file may exist then.
+        The extra ``export`` is not installed, the encoder cannot be converted (a tower that is a graph already, or has
+        NumPy at its front), or the graph differs from torch. The file may exist then.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         from_extra(name)
     # The exporter warns about its own internals. Whether the graph is correct is measured below.
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        program = torch.onnx.export(
-            graph,
-            (graph.random_inputs(2),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[INPUT_NAMES[graph.modality]],
-            output_names=list(OUTPUT_NAMES),
-            verbose=False,
-        )
-    assert program is not None
+        try:
+            program: Any = torch.onnx.export(
+                graph,
+                (graph.random_inputs(2),),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=[INPUT_NAMES[graph.modality]],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            name = getattr(graph.encoder.pair.config, graph.modality)
+            raise ExportError(
+                f"{path.name}: encoder.{graph.modality}={name} cannot be converted to ONNX; export it without --onnx"
+            ) from error
+    _name_outputs(program)
     model = program.model_proto
     _forget_source_lines(model)
     path.write_bytes(model.SerializeToString())
@@ -143,6 +149,16 @@ def largest_difference(graph: EncoderGraph, path: Path, inputs: Tensor) -> float
         for got, want in zip(results, wanted, strict=True)
     ]
     return float(torch.stack(differences).max())
+
+
+def _name_outputs(program: Any) -> None:
+    # Not by the exporter's `output_names`: it names CLIP's lookup of positions `embedding`, too.
+    graph = program.model.graph
+    for value in (*graph.initializers.values(), *(value for node in graph for value in node.outputs)):
+        if value.name in OUTPUT_NAMES:
+            value.name += "_inside"
+    for value, name in zip(graph.outputs, OUTPUT_NAMES, strict=True):
+        value.name = name
 
 
 def _forget_source_lines(model: Any) -> None:

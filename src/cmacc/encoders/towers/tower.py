@@ -128,7 +128,8 @@ class Tower(nn.Module):
 
     def _features(self, inputs: Tensor) -> Tensor:
         features = self._encode(self.network, inputs)
-        if features.shape != (len(inputs), self.feature_size):
+        # shape[0], not len: an ONNX graph would only take the batch size that it was traced with.
+        if features.shape != (inputs.shape[0], self.feature_size):
             raise TowerError(
                 f"tower {self._name}: must give shape {(len(inputs), self.feature_size)} for inputs of shape "
                 f"{tuple(inputs.shape)}, got {tuple(features.shape)}"
@@ -196,5 +197,5 @@ class VideoTower(Tower):
         if self.pooling is None:
             return self._features(video)
         images = video.transpose(1, 2).flatten(0, 1)
-        pooled: Tensor = self.pooling(self._features(images).unflatten(0, (len(video), -1)))
+        pooled: Tensor = self.pooling(self._features(images).unflatten(0, (video.shape[0], -1)))
         return pooled

@@ -121,7 +121,7 @@ def test_torchvision_videos_are_taken_as_they_are() -> None:
 def test_weights_come_from_a_file(tmp_path: Path, name: str, classifier: str) -> None:
     state = opened(name).network.state_dict()
     key = next(key for key, value in state.items() if value.ndim > 1)
-    state = {k: v + 0.01 if v.is_floating_point() else v for k, v in state.items()}
+    state = {k: (v + 0.01 if v.is_floating_point() else v).contiguous() for k, v in state.items()}
     head = {f"{classifier}.weight": torch.zeros(5, 3), f"{classifier}.bias": torch.zeros(5)}
     old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     save_file(state | head, tmp_path / "w.safetensors")

@@ -172,6 +172,8 @@ def _session(name: str, model: bytes) -> Any:
     onnxruntime = from_extra(name, "onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Else its idle threads spin, and take the cores from torch's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # errors: warnings are about its own optimisations
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

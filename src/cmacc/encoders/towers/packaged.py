@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cmacc.encoders.towers.onnx import OnnxGraph
-from cmacc.encoders.towers.tower import TowerError, TowerInput
+from cmacc.encoders.towers.tower import TowerError, TowerInput, image_by_image
 from cmacc.encoders.towers.weights import read_weights
 
 __all__ = ["efficientnet_lite0", "speech_embedding"]
@@ -39,9 +39,13 @@ class _EfficientNetLite0(nn.Module):
     def forward(self, frames: Float[Tensor, "batch 3 time height width"]) -> Float[Tensor, "batch 1280"]:
         images = frames.transpose(1, 2).flatten(0, 1)
         # Pixels in 0..255 less 127, by 128, as the weights were converted from TensorFlow.
-        maps: Tensor = self.network.extract_features((images * 255 - 127) / 128)  # type: ignore[operator]
-        by_frame: Tensor = maps.mean(dim=(2, 3)).unflatten(0, (frames.shape[0], -1))
+        features = image_by_image(self._pooled, (images * 255 - 127) / 128, self.network)
+        by_frame: Tensor = features.unflatten(0, (frames.shape[0], -1))
         return by_frame.mean(dim=1)
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.network.extract_features(images)  # type: ignore[operator]
+        return maps.mean(dim=(2, 3))
 
 
 def efficientnet_lite0() -> nn.Module:

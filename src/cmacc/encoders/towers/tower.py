@@ -15,6 +15,7 @@ from torch import Tensor, nn
 PIXEL_MEAN, PIXEL_DEVIATION = 0.43, 0.22
 
 FramePoolingName = Literal["mean", "attention"]
+_IMAGES_AT_ONCE = 8
 Encode = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -44,6 +45,17 @@ class TowerInput:
     frame_width: int | None = None
     audio_seconds: float | None = None
     sample_rate_hz: int | None = None
+
+
+def image_by_image(encode: Callable[[Tensor], Tensor], images: Tensor, network: nn.Module) -> Tensor:
+    """Features of images, on a CPU a few at a time: the maps of hundreds do not fit into its caches (twice the time).
+
+    A network in training mode gets all at once, because batch norm takes its statistics from them; and so does an
+    export, whose number of images is open.
+    """
+    if images.device.type != "cpu" or network.training or torch.compiler.is_exporting():
+        return encode(images)
+    return torch.cat([encode(some) for some in images.split(_IMAGES_AT_ONCE)])
 
 
 class FramePooling(nn.Module):
@@ -197,5 +209,6 @@ class VideoTower(Tower):
         if self.pooling is None:
             return self._features(video)
         images = video.transpose(1, 2).flatten(0, 1)
-        pooled: Tensor = self.pooling(self._features(images).unflatten(0, (video.shape[0], -1)))
+        features = image_by_image(self._features, images, self.network)
+        pooled: Tensor = self.pooling(features.unflatten(0, (video.shape[0], -1)))
         return pooled

@@ -62,7 +62,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights for the video tower."""
     torch.manual_seed(2)
     file = tmp_path_factory.mktemp("weights") / "video.safetensors"
-    save_file(open_tower(VIDEO, "video").network.state_dict(), file)
+    state = open_tower(VIDEO, "video").network.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
     return file
 
 

@@ -118,11 +118,6 @@ class SelectionReplay:
                 f"run {run_dir}: must hold a checkpoint in {run_dir / 'checkpoints'}, got none; train it "
                 f"first (`cmacc pretrain --resume {run_dir}`)"
             )
-        if self.config.keeps_features:
-            raise ReplayError(
-                f"run {run_dir}: must have decoded its clips while training to be shown, but it trained on kept "
-                "features, which no clip of a step stands for"
-            )
         every = self.config.dictionary.select_every
         #: Steps that can be replayed, in order.
         self.steps = [step for step in self._folders if step % every == 0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from cmacc.cli import main
@@ -22,7 +23,7 @@ from cmacc.pretraining import (
     read_provenance,
     start_run,
 )
-from cmacc.pretraining.run_folder import _OF_A_RUN
+from cmacc.pretraining.run_folder import _OF_A_RUN, _shaping_hash
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +208,16 @@ def test_a_checkpoint_of_the_version_before_is_read(run: Path) -> None:
     del state["provenance"]
     (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
     assert pretrain(run).finished
+
+
+def test_an_older_run_stays_what_it_is_when_a_setting_changes(run: Path) -> None:
+    """Settings that are newer than the run must not enter its config, whose hash is that of its start."""
+    path = run / "config.yaml"
+    plain = yaml.safe_load(path.read_text())
+    del plain["train"], plain["data"]["feature_windows"], plain["encoder"]["frame_pooling"]
+    path.write_text(yaml.safe_dump(plain))
+    provenance = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps(provenance | {"config": _shaping_hash(run)}))
+    assert change_on_resume(run, {"data.workers": 1}) == ["data.workers=1"]
+    assert yaml.safe_load(path.read_text()) == plain | {"data": plain["data"] | {"workers": 1}}
+    pretrain(run)

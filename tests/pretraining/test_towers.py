@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import cmacc
 from cmacc.cli import main
 from cmacc.clips import ClipSpec, Manifest, decode_clips, to_video
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig, TowerError, open_tower, release, set_trained
-from cmacc.encoders.training import parts
+from cmacc.encoders.training import _add_lora, parts
 from cmacc.pretraining import (
     BatchesConfig,
     CheckpointError,
@@ -29,10 +30,13 @@ from cmacc.pretraining import (
     untrained_encoder,
 )
 from cmacc.pretraining.clip_views import ClipViews
+from cmacc.pretraining.cmacc_encoder import CmaccBackbones
 from cmacc.pretraining.fitting import fitted_to_towers
-from cmacc.pretraining.kept_features import FrozenBackbones, keep_features
+from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.optimization import build_optimizer
+from cmacc.pretraining.run_folder import ROWS_FILE
+from cmacc.pretraining.step import _seeded_dropout
 from cmacc.transfer import ExportError, export_run, open_encoder, read_export
 
 VIDEO = "timm:test_efficientnet"
@@ -135,6 +139,8 @@ def test_merged_adapters_are_the_same_function(config: PretrainConfig) -> None:
         torch.testing.assert_close(after[modality].feature, before[modality].feature, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(before[modality].feature, without[modality].feature, atol=1e-3)
     assert pair.state_dict().keys() == plain.state_dict().keys()
+    # peft's settings hold sets, whose text differs between processes, and with it the hash of the weights.
+    assert not any(hasattr(module, "peft_config") for module in pair.modules())
     assert all(parameter.requires_grad for parameter in pair.parameters())
     assert all(module.training for module in pair.train().modules())
 
@@ -169,7 +175,7 @@ def test_kept_features_are_the_computed_ones(
         torch.testing.assert_close(table._features["audio"][row], audio, rtol=1e-4, atol=1e-5)
     # The features do not depend on the seed of the heads.
     other = dataclasses.replace(config, seed=5)
-    monkeypatch.setattr(FrozenBackbones, "embed_video", lambda *_: pytest.fail("encoded again"))
+    monkeypatch.setattr(CmaccBackbones, "embed_video", lambda *_: pytest.fail("encoded again"))
     again = keep_features(manifest, other, CPU, cache=tmp_path)
     assert torch.equal(again._features["video"], table._features["video"])
 
@@ -323,3 +329,111 @@ def test_active_batches_need_kept_features(config: PretrainConfig, tmp_path: Pat
     refreshed = dataclasses.replace(chosen.dictionary, selector="active", refresh="selected")
     with pytest.raises(RunError, match=r"dictionary\.refresh must be none with batches\.selector=active"):
         start_run(dataclasses.replace(chosen, dictionary=refreshed), tmp_path / "run")
+
+
+def test_dropout_stays_off_in_front_of_the_trained_parts(config: PretrainConfig) -> None:
+    pair = untrained_encoder(with_train(config, audio="last:1")).train()
+    on = [name for name, module in pair.audio.network.named_modules() if module.training]
+    assert on
+    assert all(name.startswith("encoder.layers.1") for name in on)
+
+
+def test_adapters_stand_only_on_the_layers_that_get_one() -> None:
+    """peft finds layers by the end of their names: `proj` would also be `patch.proj`, a convolution here."""
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = torch.nn.ModuleDict({"proj": torch.nn.Conv2d(3, 4, 3)})
+            self.proj = torch.nn.Linear(4, 4)
+            self.attention = torch.nn.MultiheadAttention(4, 2)
+
+    network = Network()
+    _add_lora(network, 2, "a network")
+    assert {name.partition(".lora_")[0] for name, _ in network.named_parameters() if "lora_" in name} == {"proj"}
+
+
+def test_a_typo_in_a_tower_loses_no_run(config: PretrainConfig, tmp_path: Path) -> None:
+    start_run(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    for changes, message in (
+        ({"encoder": dataclasses.replace(config.encoder, video=f"{VIDEO}=/no/such.pth")}, "must be a file of weights"),
+        ({"train": dataclasses.replace(config.train, video="last:99")}, "must be at most last:7"),
+        ({"data": dataclasses.replace(config.data, clip=short_audio(config))}, "as data.clip makes them, got"),
+    ):
+        with pytest.raises(TowerError, match=message):
+            start_run(dataclasses.replace(config, **changes), tmp_path / "run", overwrite=True)
+        assert (tmp_path / "run" / "checkpoints").exists()
+
+
+def short_audio(config: PretrainConfig) -> ClipSpec:
+    return dataclasses.replace(config.data.clip, audio_seconds=0.0005)
+
+
+def test_dropout_is_seeded_by_the_run(config: PretrainConfig) -> None:
+    """A trained tower's result does not depend on the global generator, and differs from step to step."""
+    config = dataclasses.replace(with_train(config, audio="all"), dictionary=DictionaryConfig(selector="none"))
+    learner = Learner.build(untrained_encoder(config), ClipViews(config, CPU), config, CPU, None)
+
+    def drawn(step: int, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        with _seeded_dropout(learner, step):
+            return torch.rand(3)
+
+    assert torch.equal(drawn(4, 0), drawn(4, 1))
+    assert not torch.equal(drawn(4, 0), drawn(5, 0))
+
+
+def test_features_follow_the_settings_of_the_processor_and_failures_are_tried_again(
+    config: PretrainConfig, audio: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(audio.removeprefix("hf:"), tmp_path / "speech")
+    encoder = dataclasses.replace(config.encoder, audio=f"hf:{folder}")
+    config = dataclasses.replace(config, encoder=encoder, dictionary=DictionaryConfig(selector="none"))
+    # Copies of nine files, one of which fails at first.
+    manifest = Manifest.read(config.data.manifest)
+    records = []
+    for i in manifest.ids_where(lambda record: record.split == "train")[:9]:
+        record = manifest.records[i]
+        copy = tmp_path / f"{i}.mp4"
+        copy.write_bytes(Path(record.path).read_bytes())
+        records.append(dataclasses.replace(record, path=copy))
+    broken = records[4].path
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no video")
+    some, cache = Manifest(records), tmp_path / "cache"
+    first = keep_features(some, config, CPU, cache=cache)
+    assert (len(first.labels), list(first.bad_files)) == (8, [str(broken)])
+    broken.write_bytes(whole)
+    encoded = []
+    with pytest.MonkeyPatch.context() as patched:
+        original = CmaccBackbones.embed_video
+        patched.setattr(CmaccBackbones, "embed_video", lambda own, x: (encoded.append(len(x)), original(own, x))[1])
+        second = keep_features(some, config, CPU, cache=cache)
+    assert (len(second.labels), second.bad_files) == (9, {})
+    assert sum(encoded) == config.data.feature_windows  # of the one file
+    assert torch.equal(second._features["video"][[0, 1, 2, 3, 5, 6, 7, 8]], first._features["video"])
+    assert first.files != second.files
+    settings = folder / "preprocessor_config.json"
+    plain = json.loads(settings.read_text())
+    settings.write_text(json.dumps(plain | {"do_normalize": not plain["do_normalize"]}))
+    third = keep_features(some, config, CPU, cache=cache)
+    assert not torch.allclose(third._features["audio"], second._features["audio"], atol=1e-4)
+
+
+def test_a_run_on_kept_features_needs_the_same_files(config: PretrainConfig, tmp_path: Path) -> None:
+    start_run(config, tmp_path / "run")
+    pretrain(tmp_path / "run", should_stop=lambda: True, cache=tmp_path)
+    (tmp_path / "run" / ROWS_FILE).write_text('{"files": "others"}')
+    with pytest.raises(RunError, match="the same files must decode as when it began"):
+        pretrain(tmp_path / "run", cache=tmp_path)
+
+
+def test_shuffled_pairs_are_re_encoded_as_they_were(config: PretrainConfig) -> None:
+    shuffled = dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle_pairs=True))
+    table = keep_features(Manifest.read(config.data.manifest), shuffled, CPU)
+    views, batch = table.views(shuffled), table.batch(torch.tensor([3, 8, 20]))
+    inputs, kept = views.of(batch, 1), views.kept(batch, 1)
+    for modality in ("video", "audio"):
+        assert torch.equal(views.again(modality, kept.__getitem__), inputs[modality])
+    assert not torch.equal(inputs["audio"], table.views(config).of(batch, 1)["audio"])

@@ -31,6 +31,7 @@ from cmacc.clips.parallel import results_of
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining import PretrainConfig, Provenance, code_version, require_one_process
+from cmacc.pretraining.fitting import fitted_to_towers
 from cmacc.pretraining.reading import UnfitError, dataclass_of
 
 _KINDS: dict[str, type] = {"vectors": VectorWorld, "rendered": RenderedClips, "clips": ManifestClips}
@@ -217,7 +218,8 @@ def _prepared(cell: Cell, folder: Path, fingerprint: Callable[[Path], str], prog
     else:
         manifest = Path(world.manifest)
     data = dataclasses.replace(cell.config.data, manifest=manifest)
-    config = dataclasses.replace(cell.config, data=data)
+    config, _ = fitted_to_towers(dataclasses.replace(cell.config, data=data))
+    data = config.data
     facts = [
         fingerprint(manifest), data.split, data.max_bad_fraction, dataclasses.asdict(data.clip), code_version("clips"),
         version("av"),

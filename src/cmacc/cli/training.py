@@ -223,7 +223,14 @@ def _pretrain_with_progress(run_dir: Path, cache: Path | None = None) -> "RunOut
                 note = f"{loss}{row['clips_per_second']:.0f} clips/s"
                 advance("steps", done, total, note)
 
-            return pretrain(run_dir, on_step=on_step, should_stop=lambda: asked_to_stop, cache=cache, progress=advance)
+            def on_features(what: str, done: int, total: int) -> None:
+                advance(what, done, total)
+                if asked_to_stop:  # there is no step yet to stop after
+                    raise KeyboardInterrupt
+
+            return pretrain(
+                run_dir, on_step=on_step, should_stop=lambda: asked_to_stop, cache=cache, progress=on_features
+            )
     finally:
         signal.signal(signal.SIGINT, before)
 

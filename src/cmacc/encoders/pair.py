@@ -4,7 +4,7 @@ The last linear layer has no bias. The gradient of a loss with respect to that l
 of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
-from cmacc.encoders.modality import Modality
+from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.norm import NormName, replace_batch_norm
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         """Set the mode of all parts, except those that stay in evaluation mode."""
         super().train(mode)
         for module in self._in_evaluation_mode:
-            module.eval()
+            module.training = False  # not eval(), which would also reach the trained parts inside
         return self
 
     def forward(self, inputs: Tensor, with_feature_map: bool = False) -> Encoding:
@@ -210,8 +210,8 @@ class AudioVisualEncoder(EncoderPair):
     ----------
     config
         Settings of the encoders.
-    with_weights
-        Whether towers start from their own weights. Without, they have random ones, for weights from a checkpoint.
+    weights_of
+        The modalities whose towers start from their own weights. Others have random ones, for those of a checkpoint.
 
     Raises
     ------
@@ -227,10 +227,10 @@ class AudioVisualEncoder(EncoderPair):
     (torch.Size([2, 32]), torch.Size([2, 32]))
     """
 
-    def __init__(self, config: EncoderConfig | None = None, *, with_weights: bool = True) -> None:
+    def __init__(self, config: EncoderConfig | None = None, *, weights_of: Collection[Modality] = MODALITIES) -> None:
         config = config or EncoderConfig()
-        video, video_size = _backbone("video", config, with_weights)
-        audio, audio_size = _backbone("audio", config, with_weights)
+        video, video_size = _backbone("video", config, "video" in weights_of)
+        audio, audio_size = _backbone("audio", config, "audio" in weights_of)
         super().__init__(
             Encoder(video, video_size, config.head, config.hidden_size, config.embedding_size),
             Encoder(audio, audio_size, config.head, config.hidden_size, config.embedding_size),

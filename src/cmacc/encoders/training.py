@@ -56,26 +56,29 @@ def set_trained(pair: AudioVisualEncoder, modality: Modality, mode: str, lora_ra
     if mode == "all":
         return
     network.requires_grad_(False)
-    frozen, digest = [network], None
+    frozen, digest = list(network.modules()), None
     if mode == "head":
-        digest = weights_digest(network)
+        digest = weights_digest(encoder.backbone)
     elif mode == "lora":
         _add_lora(network, lora_rank, name)
     else:
         count, found = int(mode.removeprefix("last:")), parts(network)
         if count > len(found):
             raise TowerError(f"{name}: train.{modality} must be at most last:{len(found)}, its parts, got {mode}")
-        for part in found[len(found) - count :]:
-            for module in part:
-                module.requires_grad_(True)
-        frozen = [module for part in found[: len(found) - count] for module in part]
+        trained = [module for part in found[len(found) - count :] for module in part]
+        for module in trained:
+            module.requires_grad_(True)
+        # Not only the other parts: what has no weights, such as a dropout before the first block, is in none of them.
+        inner = {id(module) for part in trained for module in part.modules()}
+        frozen = [module for module in frozen if id(module) not in inner]
     encoder.mark_frozen(frozen, digest)
 
 
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 of names, types, shapes and values of all weights and buffers, sixteen hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+def weights_digest(backbone: nn.Module) -> str:
+    """SHA-256 of all that the features depend on: weights, buffers and a tower's settings; sixteen hex digits."""
+    digest = hashlib.sha256(getattr(backbone, "settings", "").encode())
+    # Buffers that are not saved, too, such as the mean and deviation of pixels.
+    for name, tensor in sorted([*backbone.named_parameters(), *backbone.named_buffers()]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous()
         digest.update(values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
@@ -106,6 +109,8 @@ def parts(network: nn.Module) -> list[list[nn.Module]]:
 def _blocks(network: nn.Module) -> list[nn.Module]:
     children = _children(network)
     if len(children) == 1:  # a wrapper
+        if _is_list(children[0]):
+            return _entries(children[0])
         return _blocks(children[0]) if _children(children[0]) else children
     found: list[nn.Module] = []
     for child in children:
@@ -143,7 +148,9 @@ def _add_lora(network: nn.Module, rank: int, name: str) -> None:
     places = places or [path for path, module in named if isinstance(module, _CONVOLUTIONS) and module.groups == 1]
     if not places:
         raise TowerError(f"{name}: LoRA needs linear layers or convolutions, got none in {type(network).__name__}")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=places), network)
+    # As one pattern: of a list, peft takes the names as endings, and would also find layers that are not in it.
+    pattern = "|".join(map(re.escape, places))
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=pattern), network)
 
 
 def release(pair: AudioVisualEncoder) -> None:
@@ -163,3 +170,6 @@ def _merge_lora(pair: nn.Module) -> None:
             parent, _, last = path.rpartition(".")
             base_layer: Callable[[], nn.Module] = module.get_base_layer
             setattr(pair.get_submodule(parent), last, base_layer())
+    for module in pair.modules():
+        if hasattr(module, "peft_config"):  # left by peft; its text, and with it hashes, differ between processes
+            del module.peft_config

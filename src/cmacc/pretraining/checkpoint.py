@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cmacc.clips.storage import fsync_path, fsync_tree
-from cmacc.encoders import AudioVisualEncoder, Encoder, release
+from cmacc.encoders import MODALITIES, AudioVisualEncoder, Encoder, release
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.learner import Learner, untrained_encoder
 from cmacc.pretraining.provenance import Provenance
@@ -150,7 +150,8 @@ def trained_encoder(run_dir: Path, config: PretrainConfig) -> tuple[AudioVisualE
     TowerError
         A tower cannot be opened.
     """
-    pair = untrained_encoder(config)
+    # The weights of other towers are in the checkpoint, and their files may be gone.
+    pair = untrained_encoder(config, weights_of=[m for m in MODALITIES if getattr(config.train, m) == "head"])
     step = load_encoder(pair, last_checkpoint(run_dir))
     release(pair)
     return pair, step
@@ -222,7 +223,7 @@ def _check_frozen(module: nn.Module, state: dict[str, Any], folder: Path) -> Non
         if saved != digest:
             raise CheckpointError(
                 f"checkpoint {folder}: the frozen {name} encoder must have weights with hash {saved}, with which the "
-                f"run was trained, got {digest}; restore its file of weights"
+                f"run was trained, got {digest}; restore its files"
             )
 
 

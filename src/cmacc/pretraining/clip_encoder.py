@@ -14,7 +14,7 @@ from torch import Tensor
 from cmacc.clips import ClipSpec
 from cmacc.encoders import Modality
 
-__all__ = ["ClipEncoder", "EncoderError", "MatchingEncoder", "Modality", "TextEncoder"]
+__all__ = ["ClipEncoder", "EncoderError", "HeadedEncoder", "MatchingEncoder", "Modality", "TextEncoder"]
 
 
 class EncoderError(ValueError):
@@ -86,4 +86,14 @@ class TextEncoder(ClipEncoder, Protocol):
 
     def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
         """Embeddings of texts, to be compared with the features of that modality by cosine."""
+        ...
+
+
+@runtime_checkable
+class HeadedEncoder(MatchingEncoder, Protocol):
+    """A matching encoder whose features come from a part of it, which does not change with its heads."""
+
+    @property
+    def backbones(self) -> ClipEncoder:
+        """That part."""
         ...

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, grey_video, to_video
-from cmacc.encoders import AudioVisualEncoder
+from cmacc.encoders import MODALITIES, AudioVisualEncoder
 from cmacc.encoders.towers import TextSides
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.pretraining.clip_views import audio_input
@@ -41,7 +41,16 @@ class CmaccEncoder(nn.Module):
     @classmethod
     def of_run(cls, config: PretrainConfig, pair: AudioVisualEncoder) -> "CmaccEncoder":
         """Encoders with the clip size and colour setting of ``config``."""
-        return cls(pair, config.data.clip, config.data.augment.grey_probability == 1)
+        encoder = cls(pair, config.data.clip, config.data.augment.grey_probability == 1)
+        # A tower that was trained no longer shares a space with its text side.
+        frozen = [modality for modality in MODALITIES if getattr(config.train, modality) == "head"]
+        encoder._text = TextSides({modality: getattr(config.encoder, modality) for modality in frozen})
+        return encoder
+
+    @property
+    def backbones(self) -> "CmaccBackbones":
+        """The encoders without their heads, for features that do not depend on these."""
+        return CmaccBackbones(self)
 
     @property
     def device(self) -> torch.device:
@@ -75,3 +84,30 @@ class CmaccEncoder(nn.Module):
     def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
         """Embeddings by the text side of the tower, as it was before training, L2-normalised."""
         return self._text.encode(texts, modality, self.device)
+
+
+class CmaccBackbones(nn.Module):
+    """The backbones of encoders as a `ClipEncoder`: what is kept of them must not depend on the seed of new heads."""
+
+    modalities = MODALITIES
+
+    def __init__(self, encoder: CmaccEncoder) -> None:
+        super().__init__()
+        self.video, self.audio = encoder.pair.video.backbone, encoder.pair.audio.backbone
+        self.log_mel = encoder.log_mel
+        self.is_grey, self.spec = encoder.is_grey, encoder.spec
+        # In a tuple: as a submodule, its heads would be part of the hash under which features are kept.
+        self._whole = (encoder,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._whole[0].device
+
+    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
+        """Features of the video backbone."""
+        return self._whole[0].embed_video(frames)
+
+    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        """Features of the audio backbone."""
+        return self._whole[0].embed_audio(waveforms)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from cmacc.clips import AugmentConfig, ClipSpec
-from cmacc.encoders import MODALITIES, EncoderConfig, check_train_mode
+from cmacc.encoders import MODALITIES, EncoderConfig, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import BatchKeys
 from cmacc.pretraining.reading import UnfitError, dataclass_of
@@ -335,6 +335,11 @@ class PretrainConfig:
         """Whether both backbones are frozen, so that their features are computed once and kept."""
         pooled = self.encoder.frame_pooling == "mean"  # else the pooling of the frames is trained
         return pooled and self.train.video == self.train.audio == "head"
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether a tower is trained, which may have dropout."""
+        return any(is_tower(getattr(self.encoder, m)) and getattr(self.train, m) != "head" for m in MODALITIES)
 
     @property
     def batch_keys(self) -> BatchKeys:

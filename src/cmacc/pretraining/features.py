@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,13 +25,18 @@ from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evalua
 from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
+from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, HeadedEncoder, MatchingEncoder, Modality
 from cmacc.pretraining.provenance import code_version
 
 log = logging.getLogger("cmacc")
 
 _BATCH_SIZE = 32
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 3
+_ROWS_AT_ONCE = 4096
+# Libraries that features depend on; those of towers may be missing.
+_VERSIONED = (
+    "cmacc", "torch", "torchvision", "av", "soxr", "timm", "transformers", "onnxruntime", "efficientnet-lite-pytorch"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ def embed(
         Number of decoding processes.
     cache
         Folder of cached features. The cache needs an encoder that is a `torch.nn.Module`, and files with a content
-        hash; others are encoded every time.
+        hash; others are encoded every time. Files that failed are tried again.
     progress
         Called with ("embed", windows done, total windows).
 
@@ -108,20 +113,26 @@ def embed(
     for modality in modalities:
         if modality not in encoder.modalities:
             raise EncoderError(f"encoder {type(encoder).__name__}: must encode {modality}, got {encoder.modalities}")
+    # Without its heads, an encoder has the same features before and after they are trained.
+    source: ClipEncoder = encoder.backbones if isinstance(encoder, HeadedEncoder) else encoder
     place = None
-    if cache is not None and isinstance(encoder, nn.Module):
-        key = _cache_key(encoder, manifest, sample_ids, modalities, windows)
+    if cache is not None and isinstance(source, nn.Module):
+        key = _cache_key(source, manifest, sample_ids, modalities, windows)
         place = None if key is None else cache / "features" / f"{key}.safetensors"
-    if place is not None and (kept := _read(place)) is not None:
-        # The key depends on the files' contents: in another manifest they may have other row numbers.
-        return dataclasses.replace(kept, sample_ids=np.asarray(sample_ids, np.int64))
-    features = _embedded(encoder, manifest, sample_ids, modalities, windows, workers, progress)
-    if place is not None and not features.failures:  # a disk or network error must not be cached
+    kept = _read(place, sample_ids) if place is not None else None
+    if kept is None:
+        features = _embedded(source, manifest, sample_ids, modalities, windows, workers, progress)
+    elif missing := sorted(set(sample_ids) - set(kept.sample_ids.tolist())):  # those that failed before
+        again = _embedded(source, manifest, missing, modalities, windows, workers, progress)
+        features = _joined(kept, again, sample_ids)
+    else:
+        features = kept
+    if place is not None and (kept is None or len(features.sample_ids) > len(kept.sample_ids)):
         try:
-            _write(place, features)
+            _write(place, features, sample_ids)
         except OSError as error:
             log.warning("features are not kept: %s", error)
-    return features
+    return _matched(encoder, features) if isinstance(encoder, MatchingEncoder) else features
 
 
 @torch.inference_mode()
@@ -141,7 +152,6 @@ def _embedded(
     failures: dict[int, str] = {}
     ids: list[int] = []
     features: dict[Modality, list[NDArray[np.float32]]] = {modality: [] for modality in modalities}
-    matched: dict[Modality, list[NDArray[np.float32]]] = {m: [] for m in modalities if _matches(encoder)}
     done = 0
     for batch in loader:
         failures |= batch.failures
@@ -149,10 +159,7 @@ def _embedded(
         if len(batch.sample_ids):
             ids += batch.sample_ids.tolist()
             for modality in modalities:
-                rows = encode(encoder, modality, batch)
-                features[modality].append(rows.float().cpu().numpy())
-                if modality in matched:
-                    matched[modality].append(_match(encoder, modality, rows).float().cpu().numpy())
+                features[modality].append(encode(encoder, modality, batch).float().cpu().numpy())
         progress("embed", min(done, len(requests)), len(requests))
     # Skip a file if any of its windows fails: an average over fewer windows is not comparable.
     kept = [i for i in sample_ids if i not in failures]
@@ -165,7 +172,7 @@ def _embedded(
         by_modality={
             modality: _checked(encoder, modality, _gathered(rows, places)) for modality, rows in features.items()
         },
-        matched={modality: _gathered(rows, places) for modality, rows in matched.items()},
+        matched={},
         failures=failures,
     )
 
@@ -229,13 +236,32 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12), np.float64)
 
 
-def _matches(encoder: ClipEncoder) -> bool:
-    return isinstance(encoder, MatchingEncoder)
+@torch.inference_mode()
+def _matched(encoder: MatchingEncoder, features: Features) -> Features:
+    """The features with their projections into the common space."""
+    matched: dict[Modality, NDArray[np.float32]] = {}
+    for modality, rows in features.by_modality.items():
+        match = encoder.match_video if modality == "video" else encoder.match_audio
+        if len(rows) == 0:
+            matched[modality] = rows
+            continue
+        flat = torch.from_numpy(rows).flatten(0, 1)
+        parts = [match(part.to(encoder.device)).float().cpu() for part in flat.split(_ROWS_AT_ONCE)]
+        matched[modality] = torch.cat(parts).unflatten(0, rows.shape[:2]).numpy()
+    return dataclasses.replace(features, matched=matched)
 
 
-def _match(encoder: ClipEncoder, modality: Modality, features: Tensor) -> Tensor:
-    assert isinstance(encoder, MatchingEncoder)
-    return encoder.match_video(features) if modality == "video" else encoder.match_audio(features)
+def _joined(first: Features, second: Features, sample_ids: Sequence[int]) -> Features:
+    """Both, in the order of ``sample_ids``."""
+    ids = np.concatenate([first.sample_ids, second.sample_ids])
+    place_of = {sample_id: place for place, sample_id in enumerate(sample_ids)}
+    order = np.argsort([place_of[sample_id] for sample_id in ids.tolist()])
+    by_modality = {
+        modality: np.concatenate([rows, second.by_modality[modality]])[order] if len(second.sample_ids) else rows
+        for modality, rows in first.by_modality.items()
+    }
+    starts = np.concatenate([first.start_seconds, second.start_seconds])[order]
+    return Features(ids[order], starts, by_modality, {}, second.failures)
 
 
 def _places(
@@ -280,33 +306,40 @@ def _cache_key(
     spec = dataclasses.asdict(encoder.spec)  # type: ignore[call-overload]
     # Hash the source code too: the version number does not change during development.
     code = code_version("clips", "encoders", "pretraining", "transfer")
-    versions = [code, *(version(name) for name in ("cmacc", "torch", "torchvision", "av"))]
+    versions = [code, *(f"{name} {installed}" for name in _VERSIONED if (installed := _version(name)))]
     what = [_CACHE_FORMAT, versions, weights_hash(encoder), spec, list(modalities), windows, files]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
-def _write(path: Path, features: Features) -> None:
-    tensors: dict[str, NDArray[Any]] = {"sample_ids": features.sample_ids, "start_seconds": features.start_seconds}
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _write(path: Path, features: Features, sample_ids: Sequence[int]) -> None:
+    # Places among the files of the key, which has their contents: in another manifest they have other row numbers.
+    places = np.flatnonzero(np.isin(np.asarray(sample_ids), features.sample_ids))
+    tensors: dict[str, NDArray[Any]] = {"places": places, "start_seconds": features.start_seconds}
     for modality, rows in features.by_modality.items():
         tensors[f"features.{modality}"] = rows
-    for modality, rows in features.matched.items():
-        tensors[f"matched.{modality}"] = rows
     with written_aside(path) as aside:
         save_file(tensors, aside)
 
 
-def _read(path: Path) -> Features | None:
-    """Read cached features; None if the file is missing or corrupt."""
+def _read(path: Path, sample_ids: Sequence[int]) -> Features | None:
+    """Read cached features of these files, or of those among them that decoded; None if there are none."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Features(
-            tensors["sample_ids"],
+            np.asarray(sample_ids, np.int64)[tensors["places"]],
             tensors["start_seconds"],
             {m: tensors[f"features.{m}"] for m in get_args(Modality) if f"features.{m}" in tensors},
-            {m: tensors[f"matched.{m}"] for m in get_args(Modality) if f"matched.{m}" in tensors},
+            {},
             {},
         )
     except (OSError, SafetensorError, KeyError):

@@ -3,9 +3,14 @@
 import dataclasses
 from typing import Any
 
+import torch
+
 from cmacc.clips import ClipSpec
 from cmacc.encoders import MODALITIES, Modality, is_tower, open_tower
+from cmacc.encoders.towers import absolute_tower
+from cmacc.pretraining.clip_views import audio_input
 from cmacc.pretraining.config import ConfigError, PretrainConfig
+from cmacc.pretraining.learner import untrained_encoder
 
 _OF_MODALITY: dict[Modality, tuple[str, ...]] = {
     "video": ("frame_count", "frame_rate_hz", "frame_height", "frame_width"),
@@ -14,12 +19,12 @@ _OF_MODALITY: dict[Modality, tuple[str, ...]] = {
 
 
 def fitted_to_towers(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]:
-    """Set the size of clips to what the towers take, where it has its default.
+    """Set the size of clips to what the towers take, where it has its default, and make paths of towers absolute.
 
     Returns
     -------
     config
-        The config with ``data.clip`` changed.
+        The config with ``data.clip`` and the names of the towers changed.
     changes
         ``name=value`` of the settings that changed.
 
@@ -30,6 +35,8 @@ def fitted_to_towers(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]
     TowerError
         A tower cannot be opened.
     """
+    names = {modality: absolute_tower(getattr(config.encoder, modality)) for modality in MODALITIES}
+    encoder = dataclasses.replace(config.encoder, video=names["video"], audio=names["audio"])
     clip, defaults = config.data.clip, ClipSpec()
     changes: dict[str, Any] = {}
     for modality in MODALITIES:
@@ -48,4 +55,21 @@ def fitted_to_towers(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]
                 )
             changes[setting] = needed
     fitted = dataclasses.replace(config.data, clip=dataclasses.replace(clip, **changes))
-    return dataclasses.replace(config, data=fitted), [f"data.clip.{name}={value:g}" for name, value in changes.items()]
+    told = [f"data.clip.{name}={value:g}" for name, value in changes.items()]
+    return dataclasses.replace(config, data=fitted, encoder=encoder), told
+
+
+@torch.inference_mode()
+def check_towers(config: PretrainConfig) -> None:
+    """Open the towers of a run with their weights, and encode one silent, black clip, before anything is written.
+
+    Raises
+    ------
+    TowerError
+        A tower cannot be opened, cannot be trained as the config says, or does not take such clips.
+    """
+    if not any(is_tower(getattr(config.encoder, modality)) for modality in MODALITIES):
+        return
+    pair, clip = untrained_encoder(config).eval(), config.data.clip
+    pair.video(torch.zeros(1, 3, clip.frame_count, clip.frame_height, clip.frame_width))
+    pair.audio(audio_input(config.encoder, clip.sample_rate_hz)(torch.zeros(1, clip.sample_count)))

@@ -6,6 +6,7 @@
 3. The encoders of the run are the heads, so dictionaries, pools and batches of any size cost next to nothing.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmacc.clips import Manifest, seeds
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import MODALITIES, EncoderPair, Modality
-from cmacc.pretraining.clip_stream import check_bad_fraction, excluded_line, note_bad_file, usable_files
+from cmacc.encoders import MODALITIES, Encoder, EncoderPair, Modality
+from cmacc.pretraining.clip_stream import RunError, check_bad_fraction, excluded_line, note_bad_file, usable_files
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.features import embed
@@ -66,21 +67,26 @@ class FeatureViews:
         """Features ``(M, f)`` by modality."""
         rows = batch.sample_ids
         windows = self._windows(visit).to(rows.device)[rows]
-        return {"video": self._features["video"][rows, windows], "audio": self._audio(rows, windows)}
+        return {
+            "video": self._features["video"][rows, windows],
+            "audio": self._features["audio"][self._of_audio(rows, windows)],
+        }
 
     def kept(self, batch: RowBatch, visit: int) -> dict[str, Tensor]:
         """Rows and windows, from which `again` finds the features."""
         rows = batch.sample_ids
-        return {"rows": rows, "windows": self._windows(visit).to(rows.device)[rows]}
+        windows = self._windows(visit).to(rows.device)[rows]
+        audio_rows, audio_windows = self._of_audio(rows, windows)
+        return {"rows": rows, "windows": windows, "audio_rows": audio_rows, "audio_windows": audio_windows}
 
     def again(self, modality: Modality, kept: Callable[[str], Tensor]) -> Tensor:
         """The same features of one modality."""
-        own = self._features[modality]
-        return own[kept("rows").to(own.device), kept("windows").to(own.device)]
+        own, of = self._features[modality], "audio_" if modality == "audio" else ""
+        return own[kept(f"{of}rows").to(own.device), kept(f"{of}windows").to(own.device)]
 
-    def _audio(self, rows: Tensor, windows: Tensor) -> Tensor:
-        features = self._features["audio"][rows, windows]
-        return features.roll(1, dims=0) if self._shuffle_pairs else features
+    def _of_audio(self, rows: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows and windows of the audio: the same or, as a control, those of other files of the batch."""
+        return (rows.roll(1, dims=0), windows.roll(1, dims=0)) if self._shuffle_pairs else (rows, windows)
 
 
 class FeatureTable:
@@ -96,6 +102,8 @@ class FeatureTable:
         Device that trains, where all features are kept.
     bad_files
         ``{path: reason}`` of files that did not decode.
+    files
+        Hash of the files that the rows stand for; empty if they stand for none.
     """
 
     def __init__(
@@ -104,11 +112,13 @@ class FeatureTable:
         labels: Int[Tensor, " samples"],
         device: torch.device,
         bad_files: dict[str, str] | None = None,
+        files: str = "",
     ) -> None:
         self._features = {modality: torch.from_numpy(rows).to(device) for modality, rows in features.items()}
         self._device = device
         self.labels = labels
         self.bad_files = bad_files or {}
+        self.files = files
 
     def encoder(self, config: PretrainConfig) -> EncoderPair:
         """The heads of the run's encoders."""
@@ -126,7 +136,9 @@ class FeatureTable:
 def heads_of(pair: EncoderPair) -> EncoderPair:
     """The pair with its backbones replaced by the identity, in place: it takes features, and has the heads' weights."""
     for modality in MODALITIES:
-        getattr(pair, modality).backbone = nn.Identity()
+        encoder: Encoder = getattr(pair, modality)
+        encoder.backbone = nn.Identity()
+        encoder.mark_frozen([], encoder.frozen_digest)  # else it would still hold the backbone's modules
     return EncoderPair(pair.video, pair.audio)
 
 
@@ -162,10 +174,10 @@ def keep_features(
     if line := excluded_line(excluded, len(sample_ids)):
         log.warning(line)
     encoder = CmaccEncoder.of_run(config, untrained_encoder(config)).to(device).eval()
-    backbones, parts = FrozenBackbones(encoder), []
+    backbones, parts = encoder.backbones, []
     bad_files: dict[str, str] = {}
-    # In parts that are kept one by one: a start that is stopped, a file that fails or one that is added does not cost
-    # the features of all others.
+    # In parts that are kept one by one: a start that is stopped, or a file that is added at the end, does not cost the
+    # features of all others.
     for first in range(0, len(sample_ids), _FILES_AT_ONCE):
         part_ids = sample_ids[first : first + _FILES_AT_ONCE]
         progress(_STAGE, first, len(sample_ids))
@@ -182,44 +194,24 @@ def keep_features(
         for sample_id, reason in part.failures.items():
             note_bad_file(bad_files, str(manifest.records[sample_id].path), reason)
         check_bad_fraction(bad_files, len(sample_ids), config.data.max_bad_fraction)
-        parts.append(part)
+        if len(part.sample_ids):
+            parts.append(part)
     progress(_STAGE, len(sample_ids), len(sample_ids))
+    if sum(len(part.sample_ids) for part in parts) < config.optim.batch_size:
+        raise RunError(
+            f"manifest {config.data.manifest}: at least optim.batch_size ({config.optim.batch_size}) files to train on "
+            f"must decode, got {sum(len(part.sample_ids) for part in parts)} of {len(sample_ids)}"
+        )
     kept = torch.from_numpy(np.concatenate([part.sample_ids for part in parts]))
     return FeatureTable(
         {modality: np.concatenate([part.by_modality[modality] for part in parts]) for modality in MODALITIES},
         torch.tensor(manifest.label_indices(), dtype=torch.int64)[kept],
         device,
         bad_files,
+        hashlib.sha256(kept.numpy().tobytes()).hexdigest()[:16],
     )
 
 
 def _by_file(progress: Progress, first: int, count: int, total: int) -> Progress:
     """Windows of a part of the files, told as files of all."""
     return lambda _, done, windows: progress(_STAGE, first + done * count // max(1, windows), total)
-
-
-class FrozenBackbones(nn.Module):
-    """The backbones of encoders as a `ClipEncoder`: what is kept of them must not depend on the seed of new heads."""
-
-    modalities = MODALITIES
-
-    def __init__(self, encoder: CmaccEncoder) -> None:
-        super().__init__()
-        self.video, self.audio = encoder.pair.video.backbone, encoder.pair.audio.backbone
-        self.log_mel = encoder.log_mel
-        self.is_grey, self.spec = encoder.is_grey, encoder.spec
-        # In a tuple: as a submodule, its heads would be part of the hash under which features are kept.
-        self._whole = (encoder,)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self._whole[0].device
-
-    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
-        """Features of the video backbone."""
-        return self._whole[0].embed_video(frames)
-
-    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        """Features of the audio backbone."""
-        return self._whole[0].embed_audio(waveforms)

@@ -1,5 +1,6 @@
 """The state that a step changes: query encoders, key encoders, dictionaries, the objective, the optimizer."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -127,15 +128,15 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
     return InputBuffer(config.dictionary.pool_size + stays, store, first_handle)
 
 
-def untrained_encoder(config: PretrainConfig, *, with_weights: bool = True) -> AudioVisualEncoder:
+def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality] = MODALITIES) -> AudioVisualEncoder:
     """The run's encoders before the first step: new ones, or towers with their own weights and new heads.
 
     Parameters
     ----------
     config
         Settings of the run.
-    with_weights
-        Whether towers start from their own weights, see `AudioVisualEncoder`.
+    weights_of
+        The modalities whose towers start from their own weights, see `AudioVisualEncoder`.
 
     Raises
     ------
@@ -145,7 +146,7 @@ def untrained_encoder(config: PretrainConfig, *, with_weights: bool = True) -> A
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also seed the caller's GPUs, which fork_rng does not restore here.
         torch.default_generator.manual_seed(config.seed)
-        encoder = AudioVisualEncoder(config.encoder, with_weights=with_weights)
+        encoder = AudioVisualEncoder(config.encoder, weights_of=weights_of)
         if not is_tower(config.encoder.video):  # which may hold 2-D convolutions
             encoder.video.to(memory_format=torch.channels_last_3d)
         for modality in MODALITIES:

@@ -21,7 +21,7 @@ from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import input_buffer
 from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.provenance import Provenance
-from cmacc.pretraining.run_folder import check_provenance, require_one_process
+from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance, require_one_process
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.trainer import Trainer
@@ -88,6 +88,7 @@ def pretrain(
         problem: Problem
         if config.keeps_features:
             table = keep_features(manifest, config, device, cache=cache, progress=progress)
+            _check_rows(run_dir, table.files)
             problem, count, bad_files = TableProblem(table, config, device), len(table.labels), table.bad_files
         else:
             clips = ClipStream(manifest, config, device)
@@ -147,6 +148,17 @@ def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> i
         for number, batch in enumerate(problem.batches(first, step), start=first):
             learner.input_buffer.push(learner.views.kept(batch, problem.visit(number)))
     return step
+
+
+def _check_rows(run_dir: Path, files: str) -> None:
+    """Check that a run resumes with the rows that it began with: dictionaries and orders know files by their row."""
+    path = run_dir / ROWS_FILE
+    if not path.exists():
+        path.write_text(json.dumps({"files": files}))
+    elif json.loads(path.read_text()).get("files") != files:
+        raise RunError(
+            f"run {run_dir}: the same files must decode as when it began, got others; restore them, or start a new run"
+        )
 
 
 @contextmanager

@@ -16,9 +16,10 @@ import torch
 import yaml
 
 from cmacc.clips import Manifest
+from cmacc.clips.storage import written_aside
 from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
-from cmacc.pretraining.fitting import fitted_to_towers
+from cmacc.pretraining.fitting import check_towers, fitted_to_towers
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -32,8 +33,10 @@ log = logging.getLogger("cmacc")
 
 # Files of training; and all files of a run, including those of the commands that measure or show it.
 _TRAINED = ("metrics.jsonl", "checkpoints")
+# Which files the rows of kept features stand for.
+ROWS_FILE = "kept-rows.json"
 _OF_A_RUN = (
-    "config.yaml", PROVENANCE_FILE, *_TRAINED, "tensorboard", "run.log", "card.json", "card.md",
+    "config.yaml", PROVENANCE_FILE, ROWS_FILE, *_TRAINED, "tensorboard", "run.log", "card.json", "card.md",
     "embeddings.safetensors", "report.html", "inspect.html",
 )  # fmt: skip
 # Settings that may change when a run is resumed, because no number depends on them.
@@ -102,6 +105,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     config, changes = fitted_to_towers(config)
     manifest = Manifest.read(config.data.manifest)
     usable, excluded = usable_files(manifest, config)
+    check_towers(config)
     for path in (run_dir / name for name in _OF_A_RUN):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -146,15 +150,17 @@ def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
     ConfigError
         The run's config cannot be read, or the resulting one is invalid.
     """
-    config = read_config(run_dir / "config.yaml")
-    plain = to_plain(config)
+    file = run_dir / "config.yaml"
+    plain = to_plain(read_config(file))
+    # Only what is given changes: settings that are newer than the run would change the hash of its config.
+    written: dict[str, Any] = yaml.safe_load(file.read_text())
     applied = []
     for name, value in changes.items():
         *path, last = name.split(".")
         inner: Any = plain
         for part in path:
             inner = inner[part]
-        wanted = to_plain(value)
+        wanted = str(value.absolute()) if isinstance(value, Path) else to_plain(value)
         if inner[last] == wanted:
             continue
         if name not in RESUMABLE:
@@ -163,9 +169,15 @@ def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
                 f"another value (only {', '.join(RESUMABLE)} may change)"
             )
         inner[last] = wanted
+        outer = written
+        for part in path:
+            outer = outer.setdefault(part, {})
+        outer[last] = wanted
         applied.append(f"{name}={wanted}")
     if applied:
-        write_config(config_from_plain(plain), run_dir / "config.yaml")
+        config_from_plain(plain)  # whether it is valid
+        with written_aside(file) as aside:
+            aside.write_text(yaml.safe_dump(written, sort_keys=False))
     return applied
 
 

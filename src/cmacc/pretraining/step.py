@@ -1,5 +1,7 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page, in `training_step`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +67,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("transform"):
         inputs = learner.views.of(batch, visit)
 
-    with clock.phase("encode"), learner.autocast():
+    with clock.phase("encode"), learner.autocast(), _seeded_dropout(learner, step):
         queries = learner.encoder(**inputs, with_feature_maps=learner.objective.needs_feature_maps)
 
     # Selection only needs the queries. On a GPU it runs on its own stream, in parallel with the key encoders.
@@ -140,6 +142,21 @@ def select_negatives(
             query_ids=sample_ids,
         )
     return chosen
+
+
+@contextmanager
+def _seeded_dropout(learner: Learner, step: int) -> Iterator[None]:
+    """Seed the global generators, from which a tower's dropout draws, by (seed, step), and restore them afterwards.
+
+    cmacc's own encoders have no dropout, and copying a GPU's generator waits for the GPU.
+    """
+    if not learner.config.trains_tower:
+        yield
+        return
+    devices = [learner.device] if learner.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(seeded_rng(seeds.DROPOUT, learner.config.seed, step).integers(2**63)))
+        yield
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:

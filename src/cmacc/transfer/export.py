@@ -278,7 +278,7 @@ def push(folder: Path, repo_id: str) -> str:
         repo_id=repo_id,
         folder_path=folder,
         allow_patterns=list(_NAMES),
-        delete_patterns=list(_GRAPHS.values()),
+        delete_patterns=[*_GRAPHS.values(), *TOWER_FILES],
         commit_message="Upload a cmacc encoder",
     )
     return address
@@ -353,13 +353,13 @@ def _read_weights(path: Path, config: EncoderConfig, digest: str) -> AudioVisual
     try:
         # On the meta device first, without memory: a config with absurd sizes must fail here, not exhaust the memory.
         with torch.device("meta"):
-            own = AudioVisualEncoder(config, with_weights=False).state_dict()
+            own = AudioVisualEncoder(config, weights_of=()).state_dict()
     except (RuntimeError, TypeError, OverflowError, TowerError) as error:
         raise ExportError(f"export {path.with_name('config.json')}: encoder cannot be built ({error})") from error
     for name in sorted(own.keys() | tensors.keys()):
         _require_tensor(name, tensors.get(name), own.get(name), path)
     with torch.random.fork_rng(devices=[]):
-        pair = AudioVisualEncoder(config, with_weights=False)
+        pair = AudioVisualEncoder(config, weights_of=())
     pair.load_state_dict(tensors)
     return pair.eval()
 

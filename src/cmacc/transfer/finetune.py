@@ -51,6 +51,7 @@ from cmacc.clips import (
 )
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.seeds import seeded_rng
+from cmacc.encoders.towers import Tower, VideoTower
 from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
 from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
 from cmacc.pretraining.features import spec_for
@@ -466,6 +467,13 @@ def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:
     )
     if not isinstance(encoder, nn.Module):
         raise FinetuneError(f"finetune: encoder must be an nn.Module, got {type(encoder).__name__}")
+    for module in encoder.modules():
+        if (
+            isinstance(module, Tower)
+            and not module.can_train
+            and isinstance(module, VideoTower) == (modality == "video")
+        ):
+            raise FinetuneError(f"finetune: the encoder must be differentiable for {modality}, got a frozen tower")
     if next(encoder.parameters(), None) is None:
         raise FinetuneError(
             f"finetune: encoder must have parameters to train, got {type(encoder).__name__} without any"

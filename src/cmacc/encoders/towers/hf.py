@@ -212,7 +212,9 @@ def hf_tower(
         network = _network(name, transformers, folder, config, how, with_weights)
     feature_size = _setting(name, config, how.feature_size)
     if modality == "audio":
-        return Tower(name, network, partial(how.encode, extractor), takes, feature_size)
+        # Not its `repr`: the order of the settings, and the folder, are none of them.
+        settings = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
+        return Tower(name, network, partial(how.encode, extractor), takes, feature_size, settings=settings)
     mean, deviation = _normalisation(processor)
     return VideoTower(
         name,

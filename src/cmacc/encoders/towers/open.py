@@ -105,6 +105,15 @@ def tower_files(name: str) -> list[Path]:
     return [Path(file)] if file and name.startswith(("torchvision:", "timm:")) else []
 
 
+def absolute_tower(name: str) -> str:
+    """The name with the absolute path of its file or folder, so that it means the same from everywhere."""
+    kind, _, rest = name.partition(":")
+    if kind in ("hf", "onnx"):
+        return f"{kind}:{Path(rest).absolute()}" if Path(rest).exists() else name
+    model, has_file, file = rest.partition("=")
+    return f"{kind}:{model}={Path(file).absolute()}" if kind in ("torchvision", "timm") and has_file else name
+
+
 def download_tower(name: str) -> None:
     """Fetch a model of the hub into the local cache: configs and safetensors, no code. Other towers need no download.
 

@@ -11,7 +11,10 @@ returns features ``(M, f)``. Whether it is a tower of video or of audio is for t
 The module comes with its weights; where they are to come from a checkpoint, they are overwritten.
 """
 
+import hashlib
 import importlib
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -44,12 +47,20 @@ def python_tower(name: str, modality: Modality) -> Tower:
     if not is_own and not is_trusting_code():
         raise TowerError(f"tower {name}: would run the code of {module_name}; if you trust it, pass --trust-code")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise TowerError(f"tower {name}: cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    # Not on the meta device, on which exports are checked: the module comes with its weights.
-    with torch.device("cpu"):
-        network = function()
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        raise TowerError(
+            f"tower {name}: cannot be imported ({type(error).__name__}: {error}); is its folder on PYTHONPATH?"
+        ) from error
+    try:
+        # Not on the meta device, on which exports are checked: the module comes with its weights.
+        with torch.device("cpu"):
+            network = function()
+    except TowerError:
+        raise
+    except Exception as error:  # of the user's function
+        raise TowerError(f"tower {name}: {function_name}() failed ({type(error).__name__}: {error})") from error
     if not isinstance(network, nn.Module):
         raise TowerError(f"tower {name}: must return a torch.nn.Module, got {type(network).__name__}")
     takes, feature_size = getattr(network, "takes", None), getattr(network, "feature_size", None)
@@ -58,7 +69,21 @@ def python_tower(name: str, modality: Modality) -> Tower:
     if not isinstance(feature_size, int) or feature_size < 1:
         raise TowerError(f"tower {name}: its module's feature_size must be a positive int, got {feature_size!r}")
     kind = Tower if modality == "audio" else VideoTower
-    return kind(name, network, _called, takes, feature_size, can_train=bool(getattr(network, "can_train", True)))
+    return kind(
+        name,
+        network,
+        _called,
+        takes,
+        feature_size,
+        can_train=bool(getattr(network, "can_train", True)),
+        settings=_source_hash(module),
+    )
+
+
+def _source_hash(module: ModuleType) -> str:
+    """Hash of the module's source, because its features depend on it; of that file alone, not of what it imports."""
+    file = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file is not None else ""
 
 
 def _called(network: nn.Module, inputs: Tensor) -> Tensor:

@@ -101,12 +101,14 @@ class Tower(nn.Module):
         Size of the features.
     can_train
         Whether it is differentiable in its input and weights.
+    settings
+        What else its features depend on, as text, such as the settings of a feature extractor. Part of all hashes.
 
     Attributes
     ----------
     network
         The network: what is frozen, trained or gets LoRA.
-    takes, feature_size, can_train
+    takes, feature_size, can_train, settings
         As given.
     """
 
@@ -119,6 +121,7 @@ class Tower(nn.Module):
         feature_size: int,
         *,
         can_train: bool = True,
+        settings: str = "",
     ) -> None:
         super().__init__()
         self._name = name
@@ -127,6 +130,7 @@ class Tower(nn.Module):
         self.takes = takes
         self.feature_size = feature_size
         self.can_train = can_train
+        self.settings = settings
 
     def forward(self, inputs: Float[Tensor, "batch *axes"]) -> Float[Tensor, "batch features"]:
         """Features of waveforms: mono, float32, in [-1, 1], at ``takes.sample_rate_hz``.
@@ -134,12 +138,20 @@ class Tower(nn.Module):
         Raises
         ------
         TowerError
-            The network gives another shape than one feature of ``feature_size`` for each input.
+            The network cannot take the inputs, or gives another shape than one feature of ``feature_size`` for each.
         """
         return self._features(inputs)
 
     def _features(self, inputs: Tensor) -> Tensor:
-        features = self._encode(self.network, inputs)
+        try:
+            features = self._encode(self.network, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, AssertionError) as error:  # of layers deep inside, about shapes
+            raise TowerError(
+                f"tower {self._name}: must take inputs of shape {tuple(inputs.shape)}, as data.clip makes them, got "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            ) from error
         # shape[0], not len: an ONNX graph would only take the batch size that it was traced with.
         if features.shape != (inputs.shape[0], self.feature_size):
             raise TowerError(
@@ -154,7 +166,7 @@ class VideoTower(Tower):
 
     Parameters
     ----------
-    name, network, encode, takes, feature_size, can_train
+    name, network, encode, takes, feature_size, can_train, settings
         As in `Tower`. ``encode`` gets clips ``(B, 3, T, H, W)``, or with ``frame_pooling`` images ``(B, 3, H, W)``.
     mean, deviation
         Of pixels in [0, 1], by channel: what the network's own preprocessing subtracts, and divides by. Default: the
@@ -178,8 +190,9 @@ class VideoTower(Tower):
         deviation: Sequence[float] = (1.0, 1.0, 1.0),
         frame_pooling: FramePoolingName | None = None,
         can_train: bool = True,
+        settings: str = "",
     ) -> None:
-        super().__init__(name, network, encode, takes, feature_size, can_train=can_train)
+        super().__init__(name, network, encode, takes, feature_size, can_train=can_train, settings=settings)
         self.pooling = FramePooling(feature_size, frame_pooling) if frame_pooling is not None else None
         if frame_pooling is not None:
             # 1.6 times as fast on a CPU for networks of depthwise convolutions.

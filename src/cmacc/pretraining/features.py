@@ -127,7 +127,7 @@ def embed(
         features = _joined(kept, again, sample_ids)
     else:
         features = kept
-    if place is not None and (kept is None or len(features.sample_ids) > len(kept.sample_ids)):
+    if place is not None and len(features.sample_ids) > (0 if kept is None else len(kept.sample_ids)):
         try:
             _write(place, features, sample_ids)
         except OSError as error:

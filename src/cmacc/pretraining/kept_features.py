@@ -197,10 +197,11 @@ def keep_features(
         if len(part.sample_ids):
             parts.append(part)
     progress(_STAGE, len(sample_ids), len(sample_ids))
-    if sum(len(part.sample_ids) for part in parts) < config.optim.batch_size:
+    count = sum(len(part.sample_ids) for part in parts)
+    if count < config.optim.batch_size:
         raise RunError(
             f"manifest {config.data.manifest}: at least optim.batch_size ({config.optim.batch_size}) files to train on "
-            f"must decode, got {sum(len(part.sample_ids) for part in parts)} of {len(sample_ids)}"
+            f"must decode, got {count} of {len(sample_ids)}"
         )
     kept = torch.from_numpy(np.concatenate([part.sample_ids for part in parts]))
     return FeatureTable(

@@ -30,7 +30,7 @@ def test_the_recipe_from_training_to_report(manifest: str, tmp_path: Path, capsy
     run = str(tmp_path / "run")
     pretrain = ["pretrain", "--config", str(RECIPE), "--data.manifest", manifest, "--out", run, "--data.workers=0"]
     assert main(pretrain) == 2
-    assert "must hold at least optim.batch_size (256) files to train on, got" in capsys.readouterr().err
+    assert "must hold at least optim.batch_size (64) files to train on, got" in capsys.readouterr().err
     short = ["--optim.batch_size=8", "--optim.steps=3", "--data.feature_windows=1", "--data.clip.frame_count=1"]
     assert main([*pretrain, *short]) == 0
     assert "set for the towers: data.clip.frame_height=224, data.clip.frame_width=224" in capsys.readouterr().err

@@ -36,7 +36,8 @@ class EncoderConfig:
         Mel bands of the spectrogram. Towers make their own.
     head
         ``linear`` (the penultimate feature is the backbone's) or ``mlp`` (one hidden layer of ``hidden_size``). In both
-        cases batch norm standardises it, so training needs at least two inputs per batch.
+        cases batch norm standardises it, so training needs at least two inputs per batch. A tower's features are
+        standardised before the hidden layer, too.
     hidden_size
         Width of the MLP head's hidden layer, which is then the penultimate feature.
     embedding_size
@@ -121,7 +122,10 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         self.penultimate_size = feature_size
         if head == "mlp":
-            layers = [nn.Linear(feature_size, hidden_size), nn.ReLU(inplace=True)]
+            # Features of others come in any scale, one number a hundred times as large as the next, and the first
+            # layer would see little but the large ones.
+            layers = [nn.BatchNorm1d(feature_size, affine=False)] if isinstance(backbone, Tower) else []
+            layers += [nn.Linear(feature_size, hidden_size), nn.ReLU(inplace=True)]
             self.penultimate_size = hidden_size
         # Features after a ReLU share a large mean. Without the norm, all untrained embeddings would be in one narrow
         # cone, where a contrastive loss has almost no gradient. Centred features start spread over the sphere.

@@ -3,6 +3,7 @@
     python benchmarks/towers.py speed OUT.json
     python benchmarks/towers.py learn ../shared/data/real FOLDER OUT.json
     python benchmarks/towers.py scratch ../shared/data/real FOLDER OUT.json
+    python benchmarks/towers.py table OUT.json
     python benchmarks/towers.py scale OUT.json
 
 ``speed``: parameters, clips per second frozen and trained, and the peak memory of towers, each in a process of its own.
@@ -434,6 +435,35 @@ def esc10(real: Path, folder: Path) -> dict[str, Any]:
     return results
 
 
+def table(out: Path) -> None:
+    """The results of ``learn`` and ``scratch`` as Markdown, for docs/towers.md."""
+    results = json.loads(out.read_text())
+    metrics = ("R@1", "R@10", "median_rank")
+
+    def row(name: str, found: list[dict[str, float]], seconds: str) -> None:
+        cells = []
+        for metric in metrics:
+            values = np.array([run[metric] for run in found]) * (1 if metric == "median_rank" else 100)
+            spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
+        print(f"| {name} | {' | '.join(cells)} | {seconds} |")
+
+    for name, of_set in ((key, value) for key, value in results.items() if "heads" in value):
+        print(f"\n{name}: {of_set['training']} files, {of_set['held_out']} held out\n")
+        print("| | R@1 | R@10 | median rank | seconds |\n|---|---|---|---|---|")
+        row("chance", [{"R@10": 10 / of_set["held_out"]} | of_set["chance"]], "")
+        row("untrained heads", of_set["untrained heads"], "")
+        for variant, of_variant in of_set["heads"].items():
+            row(variant, of_variant["metrics"], f"{np.mean(of_variant['seconds']):.1f}")
+        if runs := of_set.get("from scratch"):
+            seconds = f"{np.mean([run['seconds'] for run in runs]):.0f}"
+            row("from scratch", [run["metrics"] for run in runs], seconds)
+    print("\nESC-10 | " + " | ".join(("linear", "svm")))
+    for name, found in results.get("esc10", {}).items():
+        values = {key: np.array([run[key] for run in found]) * 100 for key in ("linear", "svm")}
+        print(name, {key: f"{v.mean():.1f} ± {v.std(ddof=1) if len(v) > 1 else 0:.1f}" for key, v in values.items()})
+
+
 # ------------------------------------------------------------------------------------------------------------- scale
 
 
@@ -476,7 +506,8 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    parts.add_parser("speed").add_argument("out", type=Path)
+    for part in ("speed", "table"):
+        parts.add_parser(part).add_argument("out", type=Path)
     for part in ("learn", "scratch"):
         learning = parts.add_parser(part)
         for name in ("real", "folder", "out"):
@@ -491,6 +522,8 @@ def main() -> None:
         speed(options.out)
     elif options.part == "learn":
         learn(options.real, options.folder, options.out)
+    elif options.part == "table":
+        table(options.out)
     elif options.part == "scratch":
         scratch(options.real, options.folder, options.out)
     elif options.part == "scale":

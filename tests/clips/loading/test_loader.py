@@ -238,9 +238,11 @@ def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def living_workers() -> list[int]:
-    """Children of this process, without multiprocessing's own tracker of semaphores."""
-    others = ("resource_tracker", "cmacc.clips.media.guard")  # those that other tests left to be used again
-    return [c.pid for c in psutil.Process().children() if not any(o in " ".join(c.cmdline()) for o in others)]
+    """Children of this process, without those that multiprocessing keeps for itself."""
+    # Helpers that earlier tests left to be used again; from Python 3.14 on, the server that forks workers is one.
+    others = ("resource_tracker", "multiprocessing.forkserver", "cmacc.clips.media.guard")
+    children = [c for c in psutil.Process().children() if c.status() != psutil.STATUS_ZOMBIE]
+    return [c.pid for c in children if not any(o in " ".join(c.cmdline()) for o in others)]
 
 
 def deaths_in(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -317,6 +317,8 @@ def test_a_fatal_file_is_replaced_and_reported(
 @pytest.mark.usefixtures("quick_watch")
 def test_evaluation_skips_a_fatal_file(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal(monkeypatch, Path(films.records[1].path), kill_oneself)
+    # The default of Python 3.14, a server that forks, inherits nothing from here.
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
     requests = evaluation_requests(films, [0, 1, 2], SPEC.length_seconds)
     first, second = evaluation_loader(films, requests, SPEC, batch_size=2, workers=1)
     assert first.sample_ids.tolist() == [0]

@@ -467,7 +467,7 @@ def table(out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- scale
 
 
-def scale(out: Path, batch_size: int = 1024, keys: int = 38_400, steps: int = 12) -> None:
+def scale(out: Path, batch_size: int = 1024, keys: int = 38_400, steps: int = 6) -> None:
     """Steps per second of heads on synthetic features of the towers' sizes."""
     generator = np.random.default_rng(0)
     count = keys + 2 * batch_size

@@ -1,7 +1,7 @@
 """The data of an ablation: a table of samples in memory, to train on and to measure.
 
 A `Dataset` is drawn or decoded once and used by many runs. With the settings of a run it becomes a
-`cmacc.pretraining.TableProblem`.
+`cmacc.pretraining.table.TableProblem`.
 """
 
 from dataclasses import dataclass

@@ -11,10 +11,10 @@ What is frozen also stays in evaluation mode. In training mode its batch norms w
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cmacc.encoders.modality import Modality
 from cmacc.encoders.pair import AudioVisualEncoder, Encoder
@@ -78,11 +78,16 @@ def weights_digest(backbone: nn.Module) -> str:
     """SHA-256 of all that the features depend on: weights, buffers and a tower's settings; sixteen hex digits."""
     digest = hashlib.sha256(getattr(backbone, "settings", "").encode())
     # Buffers that are not saved, too, such as the mean and deviation of pixels.
-    for name, tensor in sorted([*backbone.named_parameters(), *backbone.named_buffers()]):
+    hash_tensors(digest, {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())})
+    return digest.hexdigest()[:16]
+
+
+def hash_tensors(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    """Add names, types, shapes and values of tensors to a hash, in the order of their names."""
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().cpu().contiguous()
         digest.update(values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
-    return digest.hexdigest()[:16]
 
 
 def parts(network: nn.Module) -> list[list[nn.Module]]:
@@ -108,16 +113,15 @@ def parts(network: nn.Module) -> list[list[nn.Module]]:
 
 def _blocks(network: nn.Module) -> list[nn.Module]:
     children = _children(network)
-    if len(children) == 1:  # a wrapper
-        if _is_list(children[0]):
-            return _entries(children[0])
-        return _blocks(children[0]) if _children(children[0]) else children
     found: list[nn.Module] = []
     for child in children:
+        is_wrapped = len(children) == 1 and bool(_children(child))
         if _is_list(child):
             found += _entries(child)
+        elif is_wrapped or any(_is_list(module) for module in child.modules()):
+            found += _blocks(child)
         else:
-            found += _blocks(child) if any(_is_list(module) for module in child.modules()) else [child]
+            found.append(child)
     return found
 
 

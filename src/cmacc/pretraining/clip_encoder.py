@@ -1,7 +1,7 @@
 """The interface of encoders for evaluation: anything that turns video or audio of a given size into vectors.
 
-`ClipEncoder` is the whole interface. `cmacc.transfer.adapters` implements it for cmacc's encoders, torchvision's models
-and the baselines; `cmacc.transfer.evaluate` also accepts your own object.
+`ClipEncoder` is the whole interface. `cmacc.pretraining.cmacc_encoder` implements it for cmacc's encoders,
+`cmacc.transfer.adapters` for towers alone and a baseline; `cmacc.transfer.evaluate` also accepts your own object.
 """
 
 from collections.abc import Sequence

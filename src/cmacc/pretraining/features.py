@@ -25,6 +25,7 @@ from cmacc.clips import ClipBatch, ClipSpec, Manifest, evaluation_loader, evalua
 from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
+from cmacc.encoders.training import hash_tensors
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, HeadedEncoder, MatchingEncoder, Modality
 from cmacc.pretraining.provenance import code_version
 
@@ -223,10 +224,7 @@ def weights_hash(encoder: nn.Module) -> str:
         # Skip default reprs: they contain an address, which differs between processes.
         plain = {key: text for key, text in sorted(plain.items()) if " at 0x" not in text}
         digest.update(json.dumps([name, type(module).__qualname__, module.extra_repr(), plain]).encode())
-        for key, tensor in sorted(tensors.items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            values = tensor.detach().cpu().contiguous()
-            digest.update(values.view(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+        hash_tensors(digest, tensors)
     return digest.hexdigest()[:16]
 
 

@@ -90,7 +90,7 @@ class FeatureViews:
 
 
 class FeatureTable:
-    """Kept features of n files, W windows each, as a `cmacc.pretraining.Table`.
+    """Kept features of n files, W windows each, as a `cmacc.pretraining.table.Table`.
 
     Parameters
     ----------

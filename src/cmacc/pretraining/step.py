@@ -1,7 +1,6 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page, in `training_step`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from cmacc.objectives import ObjectiveInputs
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.problem import Batch
+from cmacc.pretraining.randomness import seeded_generators
 from cmacc.pretraining.refresh import refresh_keys
 
 # Each dictionary has its own generator, seeded by (seed, step, number).
@@ -144,19 +144,14 @@ def select_negatives(
     return chosen
 
 
-@contextmanager
-def _seeded_dropout(learner: Learner, step: int) -> Iterator[None]:
-    """Seed the global generators, from which a tower's dropout draws, by (seed, step), and restore them afterwards.
+def _seeded_dropout(learner: Learner, step: int) -> AbstractContextManager[None]:
+    """Within it, a tower's dropout draws by (seed, step).
 
     cmacc's own encoders have no dropout, and copying a GPU's generator waits for the GPU.
     """
     if not learner.config.trains_tower:
-        yield
-        return
-    devices = [learner.device] if learner.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(seeded_rng(seeds.DROPOUT, learner.config.seed, step).integers(2**63)))
-        yield
+        return nullcontext()
+    return seeded_generators(learner.device, seeds.DROPOUT, learner.config.seed, step)
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:

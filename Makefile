@@ -17,7 +17,7 @@ setup: $(DEV)
 # A small pretrained network for tests, without the libraries that its package would bring.
 MODELS := openwakeword==0.5.1
 
-$(DEV): EXTRAS := [cluster,export,mteb,towers,dev]
+$(DEV): EXTRAS := [cluster,export,mteb,search,towers,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
 $(CORE) $(DEV): pyproject.toml constraints.txt

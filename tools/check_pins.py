@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # Extras that later versions add, by name.
 COMING = {
-    "search": ["lancedb>=0.40"],
     "app": ["gradio>=6"],
 }
 

@@ -1,0 +1,1 @@
+"""Find moments: embeddings of whole videos in a vector store, search, localisation, curation."""

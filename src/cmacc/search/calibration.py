@@ -1,0 +1,154 @@
+"""Whether a score is high: by random pairs of the index, and by searches for what is not there.
+
+Two distributions are drawn from the index itself, for queries of one modality against windows of another (or the same):
+
+* Scores of random pairs of windows. A result's *percentile* is its place among them.
+* The best score of random queries against all windows but those around the query itself (`APART_SECONDS`), which are
+  searches for something that is not there. A query counts as found if its best score is above all but the share
+  ``false_alarm_rate`` of these.
+
+A new query of the same kind whose match is not in the index is as likely as any of these to have the highest score, so
+the rate holds as far as queries resemble the videos of the index. With n random queries, no rate below 1 / (n + 1) can
+be held (conformal p-values: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float, Int
+
+from cmacc.pretraining.features import unit_rows
+from cmacc.search.table import Rows, sql_text
+
+# Windows of the same content that are nearer than this belong to the query. More would leave an index of one film
+# without anything to compare with; a scene that goes on for longer makes the threshold stricter.
+APART_SECONDS = 10.0
+PAIRS = 100_000
+LEAST_QUERIES, _MOST_QUERIES = 200, 2_000
+# Limits the time of the matrix product to about a second: queries x rows x dimensions.
+_MOST_PRODUCTS = 2e10
+_SCORES_AT_ONCE = 20_000_000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores that mean nothing, of one kind of query.
+
+    Attributes
+    ----------
+    pairs
+        Scores of random pairs, ascending.
+    best
+        Best scores of searches for what is not there, ascending.
+    """
+
+    pairs: Float[np.ndarray, " pairs"]
+    best: Float[np.ndarray, " queries"]
+
+    def percentile(self, score: float) -> float:
+        """Share of random pairs with a lower score, in percent."""
+        return 100.0 * float(np.searchsorted(self.pairs, score)) / max(1, len(self.pairs))
+
+    def chance(self, score: float) -> float:
+        """Probability that the best score of a search for what is not there is as high, at least 1 / (n + 1)."""
+        higher = len(self.best) - int(np.searchsorted(self.best, score))
+        return (1 + higher) / (1 + len(self.best))
+
+    def margin(self, score: float) -> float:
+        """How far the score lies above the best scores of searches for what is not there, in standard deviations."""
+        if len(self.best) < 2:
+            return score
+        return (score - float(np.mean(self.best))) / max(float(np.std(self.best)), 1e-6)
+
+    def threshold(self, false_alarm_rate: float) -> float:
+        """Least score whose `chance` is at most the rate; infinite if there is none."""
+        allowed = int(np.floor(false_alarm_rate * (len(self.best) + 1))) - 1
+        if allowed < 0:
+            return float("inf")
+        if allowed >= len(self.best):
+            return float("-inf")
+        return float(np.nextafter(self.best[-1 - allowed], np.inf))
+
+
+def calibrate(drawn: Rows, targets: Rows, seed: int = 0) -> Calibration:
+    """Both distributions by exact search.
+
+    Parameters
+    ----------
+    drawn
+        Random queries, from `random_queries`.
+    targets
+        All windows that are searched.
+    seed
+        Seed of the random pairs.
+    """
+    rng = np.random.default_rng(seed)
+    content, contents = _codes(drawn.facts, targets.facts)
+    starts = targets.seconds("start_seconds")
+    best = np.empty(len(drawn), np.float32)
+    pairs: list[Float[np.ndarray, " some"]] = []
+    if len(drawn) == 0:
+        return Calibration(best, best)
+    at_once = max(1, _SCORES_AT_ONCE // max(1, len(targets)))
+    for begin in range(0, len(drawn), at_once):
+        some = slice(begin, begin + at_once)
+        scores = drawn.vectors[some] @ targets.vectors.T
+        gap = np.abs(drawn.seconds("start_seconds")[some, None] - starts)
+        is_own = (content[some, None] == contents) & (gap < APART_SECONDS)
+        chosen = rng.integers(scores.size, size=min(scores.size, max(1, PAIRS * len(scores) // len(drawn))))
+        pairs.append(scores.ravel()[chosen][~is_own.ravel()[chosen]])
+        scores[is_own] = -np.inf
+        best[some] = scores.max(axis=1)
+    return Calibration(np.sort(np.concatenate(pairs)), np.sort(best[np.isfinite(best)]))
+
+
+def apart(facts: pa.Table, row: int) -> str:
+    """Condition, in SQL, for windows that do not belong to a random query."""
+    (fact,) = facts.slice(row, 1).to_pylist()
+    column = "content_hash" if fact["content_hash"] is not None else "path"
+    begin, end = fact["start_seconds"] - APART_SECONDS, fact["start_seconds"] + APART_SECONDS
+    return f"NOT ({column} = {sql_text(fact[column])} AND start_seconds > {begin} AND start_seconds < {end})"
+
+
+def query_count(rows: int, size: int) -> int:
+    """Number of random queries whose exact search takes about a second."""
+    return int(np.clip(_MOST_PRODUCTS / max(1, rows * size), LEAST_QUERIES, _MOST_QUERIES))
+
+
+def random_queries(rows: Rows, window_count: int, count: int, seed: int = 0) -> Rows:
+    """Means of consecutive windows of random samples, each sample as often as any other, in random order.
+
+    Parameters
+    ----------
+    rows
+        Windows of the query's modality.
+    window_count
+        Number of windows that the query is the mean of; a sample with fewer gives the mean of all.
+    count
+        Number of queries.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    ``count`` rows, with the facts of the first window of each.
+    """
+    rng = np.random.default_rng(seed)
+    if len(rows) == 0:
+        return rows
+    samples = rng.integers(len(rows.first) - 1, size=count)
+    begin, end = rows.first[samples], rows.first[samples + 1]
+    length = np.minimum(window_count, end - begin)
+    start = begin + rng.integers(0, end - begin - length + 1)
+    sums = np.stack([rows.vectors[s : s + n].sum(0) for s, n in zip(start.tolist(), length.tolist(), strict=True)])
+    return Rows(rows.facts.take(pa.array(start)), unit_rows(sums).astype(np.float32))
+
+
+def _codes(*tables: pa.Table) -> list[Int[np.ndarray, " rows"]]:
+    """A number for each row that two rows share if they are of the same content."""
+    names = [pc.coalesce(table.column("content_hash"), table.column("path")) for table in tables]
+    codes = pa.chunked_array([chunk for name in names for chunk in name.chunks], pa.string()).combine_chunks()
+    numbers = codes.dictionary_encode().indices.to_numpy()
+    return np.split(numbers, np.cumsum([len(table) for table in tables])[:-1])

@@ -1,0 +1,196 @@
+"""Write the table of an index: one writer at a time, whole samples in each commit, clean-up at the end.
+
+LanceDB's commits are atomic, so readers never see half of one, and a killed writer leaves the last commit. Its traps:
+
+* Concurrent writers fail with commit conflicts. A lock allows one writer (`writer_lock`).
+* Every commit adds files, and compaction keeps the old ones beside the new: a table grows to several times its size.
+  `WindowWriter.finish` compacts, and deletes old versions and what killed writers left. The lock makes that safe.
+  A reader of a deleted version opens the latest one (`cmacc.search.table`).
+"""
+
+import dataclasses
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from cmacc.clips.progress import Progress, silent
+from cmacc.clips.storage import Store
+from cmacc.encoders import MODALITIES
+from cmacc.pretraining.clip_encoder import Modality
+from cmacc.search.table import (
+    EXACT_ROWS,
+    WINDOWS,
+    Approximate,
+    Description,
+    SearchError,
+    WindowTable,
+    connect,
+    raw_vectors,
+    sql_text,
+    table_schema,
+)
+
+if TYPE_CHECKING:
+    from lancedb.table import LanceTable
+
+_LEAST_RECALL = 0.95
+_PROBES = (10, 20, 40, 80, 160, 320, 640)
+_TESTED_QUERIES = 100
+_PATHS_AT_ONCE = 500
+_ROWS_AT_ONCE = 10_000
+
+
+@contextmanager
+def writer_lock(address: str | Path, what: str = "writer") -> Iterator[None]:
+    """The right to write, held by one process at a time; given back by the system if the process is killed.
+
+    For an object store it holds on this machine only.
+
+    Raises
+    ------
+    SearchError
+        Another process holds it.
+    """
+    store = Store(address)
+    if "://" in store.root:
+        name = hashlib.sha256(f"{store.root} {what}".encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"cmacc-{name}.lock"
+    else:
+        path = Path(store.root) / f".{what}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SearchError(
+            f"index {store.root}: one writer at a time, and another process is at work there (it holds {path}); wait "
+            "for it, or stop it. Searching goes on meanwhile"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class WindowWriter:
+    """Adds and removes samples of an index. Hold the `writer_lock`.
+
+    Parameters
+    ----------
+    address
+        Folder or URL of the index.
+    description
+        What it is made of; written beside the table before its first row.
+    """
+
+    def __init__(self, address: str | Path, description: Description) -> None:
+        self._address = address
+        self._store = Store(address)
+        self._description = description
+        self._schema = table_schema(description)
+        description.write(self._store)
+        connection = connect(address)
+        self._table: LanceTable = connection.create_table(  # type: ignore[assignment]
+            WINDOWS, schema=self._schema, mode="create", exist_ok=True
+        )
+
+    def samples(self) -> pa.Table:
+        """The samples of the table: path, key, sample_start_seconds, sample_end_seconds, label and content_hash."""
+        names = ["path", "key", "sample_start_seconds", "sample_end_seconds", "label", "content_hash"]
+        rows = self._table.search().select(names).to_arrow()
+        return rows.group_by(names).aggregate([])
+
+    def add(self, rows: pa.Table) -> None:
+        """Add whole samples in one commit."""
+        self._table.add(rows.cast(self._schema))
+
+    def of_contents(self, hashes: Sequence[str]) -> pa.Table:
+        """All columns of the rows with one of these content hashes."""
+        listed = ", ".join(map(sql_text, hashes))
+        return self._table.search().where(f"content_hash IN ({listed})").to_arrow()
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove all samples of these paths."""
+        for begin in range(0, len(paths), _PATHS_AT_ONCE):
+            listed = ", ".join(map(sql_text, paths[begin : begin + _PATHS_AT_ONCE]))
+            self._table.delete(f"path IN ({listed})")
+
+    def finish(self, progress: Progress = silent) -> Description:
+        """Compact the table, delete its old versions, and build what a large one needs; returns the new description."""
+        rows = int(self._table.count_rows())
+        if rows > EXACT_ROWS:
+            self._index(rows, progress)
+        elif self._description.approximate is not None:
+            for index in self._table.list_indices():
+                self._table.drop_index(index.name)
+            self._describe(None)
+        # One millisecond, because lancedb warns of 0, which readers would not survive; ours do.
+        self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
+        return self._description
+
+    def _index(self, rows: int, progress: Progress) -> None:
+        """Build the approximate index, or take new rows into it; then find how many partitions queries need."""
+        from lancedb.index import Bitmap, BTree, IvfRq, IvfSq
+
+        former = self._description.approximate
+        if former is None or rows >= 2 * former.rows:
+            columns = {"vector": self._description.size}
+            columns |= {f"text_{modality}": size for modality, size in self._description.text_sizes.items()}
+            for done, (column, size) in enumerate(columns.items()):
+                progress("index", done, len(columns) + 1)
+                # RQ is the fastest here, and the smallest; it packs the bits of eight numbers into a byte.
+                kind = IvfRq if size % 8 == 0 else IvfSq
+                self._table.create_index(column, config=kind(distance_type="dot"))
+            self._table.create_index("path", config=BTree())
+            self._table.create_index("modality", config=Bitmap())
+            progress("index", len(columns) + 1, len(columns) + 1)
+            former = None
+        self._table.optimize()
+        self._describe(self._measured(rows if former is None else former.rows, progress))
+
+    def _measured(self, built_rows: int, progress: Progress) -> Approximate:
+        """The least number of partitions whose recall is high enough, by queries drawn from the table."""
+        reader = WindowTable(self._address)
+        ids = np.random.default_rng(0).choice(len(reader), min(len(reader), _TESTED_QUERIES), replace=False)
+        drawn = self._table.take_offsets(sorted(ids.tolist())).select(["vector"]).to_arrow()
+        queries = raw_vectors(drawn.column("vector"))
+        least = self._tenth_scores(queries, progress)
+        for probes in _PROBES:
+            found = [
+                (reader.nearest(query, modality, 10, probes=probes).column("score").to_numpy() >= tenth - 1e-5).sum()
+                / 10
+                for modality, tenths in least.items()
+                for query, tenth in zip(queries, tenths, strict=True)
+            ]
+            if np.mean(found) >= _LEAST_RECALL:
+                break
+        return Approximate(built_rows, probes, float(np.mean(found)))
+
+    def _tenth_scores(self, queries: NDArray[np.float32], progress: Progress) -> dict[Modality, NDArray[np.float32]]:
+        """For each modality, the score of the tenth nearest row of every query, by a pass over all rows."""
+        best = {modality: np.full((len(queries), 10), -np.inf, np.float32) for modality in MODALITIES}
+        done = 0
+        for batch in self._table.search().select(["modality", "vector"]).to_batches(_ROWS_AT_ONCE):
+            vectors = raw_vectors(batch.column("vector"))
+            for modality, kept in best.items():
+                scores = queries @ vectors[np.asarray(batch.column("modality")) == modality].T
+                kept[:] = np.sort(np.concatenate([kept, scores], axis=1), axis=1)[:, -10:]
+            done += len(vectors)
+            progress("recall", done, len(self))
+        return {modality: kept[:, 0] for modality, kept in best.items() if np.isfinite(kept[:, 0]).all()}
+
+    def _describe(self, approximate: Approximate | None) -> None:
+        self._description = dataclasses.replace(self._description, approximate=approximate)
+        self._description.write(self._store)
+
+    def __len__(self) -> int:
+        return int(self._table.count_rows())

@@ -110,6 +110,6 @@ def test_vectors_are_trained_in_float32_also_where_clips_are_not(monkeypatch: py
     config = PretrainConfig(
         optim=OptimConfig(batch_size=8), dictionary=DictionaryConfig(selector="active", size=16, pool_size=16)
     )
-    assert autocast_dtype(config, torch.device("cpu")) == torch.bfloat16
+    assert autocast_dtype(config.precision, torch.device("cpu")) == torch.bfloat16
     trainer = trainer_on(VectorDataset(SMALL, 0, torch.device("cpu")), config, torch.device("cpu"))
     assert trainer.learner.autocast_dtype is None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmacc.cli.terminal import BAD_INPUT, command_parser, print_skipped, progress_bars, refuse_existing
+from cmacc.cli.terminal import BAD_INPUT, command_parser, part_of, print_skipped, progress_bars, refuse_existing
 
 if TYPE_CHECKING:
     from cmacc.clips import Listing, ScanResult
@@ -68,7 +68,7 @@ def scan_command(arguments: Sequence[str]) -> int:
     # Check everything before the work, which may take hours. The names of the page and the journal contain the
     # manifest's whole name (suffix included), so that two manifests never share them.
     page, journal = (options.out.with_name(f"{options.out.name}.{ending}") for ending in ("html", "scan"))
-    part = _part(options.part)
+    part = part_of(options.part)
     if options.out.suffix not in (".parquet", ".csv"):
         raise ValueError(f"--out must end in .parquet or .csv, got {options.out}")
     if not 0 <= options.test_fraction < 1:
@@ -142,7 +142,7 @@ def pack_command(arguments: Sequence[str]) -> int:
                 options.sample_rate_hz,
                 options.samples_per_shard,
             )
-            manifest, part = Manifest.read(options.manifest), _part(options.part)
+            manifest, part = Manifest.read(options.manifest), part_of(options.part)
             with workers_of(options.workers, options.cluster) as executor:
                 result = pack(
                     manifest,
@@ -186,14 +186,6 @@ def _positive_seconds(text: str) -> float:
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"must be positive, got {text}")
     return seconds
-
-
-def _part(text: str) -> tuple[int, int]:
-    """``2/5`` as (2, 5)."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 2/5, got {text!r}")
-    return int(number), int(count)
 
 
 def _listing(options: argparse.Namespace) -> "Listing":

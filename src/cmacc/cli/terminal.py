@@ -139,3 +139,25 @@ def print_skipped(skipped: dict[str, str]) -> None:
 def refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; choose another --out, or give --overwrite to replace it")
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """``2/5`` as (2, 5)."""
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"--part must be I/N with 1 <= I <= N, such as 2/5, got {text!r}")
+    return int(number), int(count)
+
+
+def size_text(size_bytes: int) -> str:
+    """A number of bytes for people.
+
+    Examples
+    --------
+    >>> size_text(2_400_000)
+    '2.4 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.1f} {unit}"
+    return f"{size_bytes} B"

@@ -128,6 +128,11 @@ class Store:
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in found)
         return sorted(name for name in names if not name.startswith("."))
 
+    def size_bytes(self) -> int:
+        """Bytes of all files, those in subfolders included."""
+        self._system.invalidate_cache(self._path)
+        return int(self._system.du(self._path))
+
     def exists(self, name: str) -> bool:
         """Whether the file exists now, ignoring cached listings."""
         self._system.invalidate_cache(self._path)

@@ -9,7 +9,7 @@ from torch import nn
 from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, is_tower, momentum_copy, set_trained
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
-from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.config import PrecisionName, PretrainConfig
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.problem import Views
@@ -154,16 +154,16 @@ def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality
         return encoder
 
 
-def autocast_dtype(config: PretrainConfig, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: PrecisionName, device: torch.device) -> torch.dtype | None:
     """bf16 if requested, or if ``auto`` finds hardware for it; else None."""
-    if config.precision == "auto":
+    if precision == "auto":
         if device.type == "cuda":
             has_units = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             # AMX multiplies bf16 tiles in hardware; without it bf16 on a CPU is slower than float32.
             has_units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if has_units else None
-    return torch.bfloat16 if config.precision == "bf16" else None
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 def _dictionaries(

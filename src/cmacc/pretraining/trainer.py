@@ -80,7 +80,13 @@ class Trainer:
         device = device or torch.device("cpu")
         self.problem, self.config = problem, config
         self.learner = Learner.build(
-            problem.encoder(), problem.views, config, device, autocast_dtype(config, device), objective, problem.memory
+            problem.encoder(),
+            problem.views,
+            config,
+            device,
+            autocast_dtype(config.precision, device),
+            objective,
+            problem.memory,
         )
         self.next_step = 0
 

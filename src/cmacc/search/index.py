@@ -137,6 +137,8 @@ class Index:
         The encoder that made it, if that is not found under the name that the index states: another name, or an object.
     device
         Device for queries. Default: the CPU.
+    download
+        Whether the encoder may be downloaded.
 
     Raises
     ------
@@ -154,20 +156,31 @@ class Index:
     """
 
     def __init__(
-        self, address: str | Path, *, encoder: str | ClipEncoder | None = None, device: torch.device | None = None
+        self,
+        address: str | Path,
+        *,
+        encoder: str | ClipEncoder | None = None,
+        device: torch.device | None = None,
+        download: bool = False,
     ) -> None:
         self.table = WindowTable(address)
         self._given = encoder
         self._device = device
+        self._download = download
         self._rows: dict[tuple[Modality, str | None, Space], Rows] = {}
         self._calibrations: dict[tuple[By, Modality, str | None, int], Calibration] = {}
 
     @classmethod
     def open(
-        cls, address: str | Path, *, encoder: str | ClipEncoder | None = None, device: torch.device | None = None
+        cls,
+        address: str | Path,
+        *,
+        encoder: str | ClipEncoder | None = None,
+        device: torch.device | None = None,
+        download: bool = False,
     ) -> "Index":
         """Open an index; the same as the constructor."""
-        return cls(address, encoder=encoder, device=device)
+        return cls(address, encoder=encoder, device=device, download=download)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -184,7 +197,10 @@ class Index:
         description = self.table.description
         given = self._given if self._given is not None else description.encoder
         try:
-            opened = open_encoder(given, self._device) if isinstance(given, str) else opened_object(given)
+            if isinstance(given, str):
+                opened = open_encoder(given, self._device, download=self._download)
+            else:
+                opened = opened_object(given)
         except EncoderError as error:
             raise SearchError(f"index {self.table.store.root}: {error}; say where it is with --encoder") from error
         if opened.facts.weights != description.weights:
@@ -390,9 +406,7 @@ class Index:
         """The windows of some random files of a large index."""
         key = (modality, _SAMPLE_OF_FILES, space)
         if key not in self._rows:
-            paths = (
-                self.table.column_values("path", where=f"modality = '{modality}'").column("path").unique().to_pylist()
-            )
+            paths = self.table.columns("path", where=f"modality = '{modality}'").column("path").unique().to_pylist()
             chosen = np.random.default_rng(0).choice(len(paths), min(len(paths), _SAMPLED_FILES), replace=False)
             self._rows[key] = self.table.rows(modality, where=among([paths[i] for i in chosen]), space=space)
         return self._rows[key]

@@ -15,7 +15,7 @@ the meantime, the reader opens the latest one and reads again.
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,9 +116,32 @@ class Description:
     text_sizes: Mapping[Modality, int]
     approximate: Approximate | None = None
 
+    def relative(self, path: str) -> str:
+        """A path relative to the root.
+
+        Raises
+        ------
+        SearchError
+            It lies outside of it.
+        """
+        if not path.startswith(f"{self.root}/"):
+            resolved = path if "://" in path else str(Path(path).parent.resolve() / Path(path).name)
+            if not resolved.startswith(f"{self.root}/"):
+                raise SearchError(
+                    f"embed: {path} must be under the root of the index, {self.root}; name a folder above both by --root"
+                )
+            path = resolved
+        return path[len(self.root) + 1 :]
+
     def write(self, store: Store) -> None:
         """Write it beside the table, atomically."""
         store.write(_DESCRIPTION, json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1).encode())
+
+    @staticmethod
+    def delete(store: Store) -> None:
+        """Delete it, if it is there."""
+        if store.exists(_DESCRIPTION):
+            store.delete(_DESCRIPTION)
 
     @classmethod
     def read(cls, store: Store) -> "Description | None":
@@ -246,7 +269,7 @@ class WindowTable:
             self.description = Description.read(self.store) or self.description
         return self.version != before
 
-    def column_values(self, *names: str, where: str | None = None) -> pa.Table:
+    def columns(self, *names: str, where: str | None = None) -> pa.Table:
         """Columns of all rows, or of those for which a condition in SQL holds.
 
         Raises
@@ -261,6 +284,10 @@ class WindowTable:
 
         return self._asked(read, where)
 
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows with all columns, some at a time."""
+        yield from self._table.search().to_batches(10_000)
+
     def rows(self, modality: Modality, *, where: str | None = None, space: Space = "shared") -> Rows:
         """The windows of one modality with their vectors, all of them or those for which a condition in SQL holds.
 
@@ -270,7 +297,7 @@ class WindowTable:
             The condition is not valid.
         """
         column = vector_column(modality, space)
-        table = self.column_values(*FACTS, column, where=both_conditions(f"modality = '{modality}'", where))
+        table = self.columns(*FACTS, column, where=both_conditions(f"modality = '{modality}'", where))
         return Rows.of(table, column)
 
     def nearest(

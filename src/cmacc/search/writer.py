@@ -33,9 +33,9 @@ from cmacc.search.table import (
     Description,
     SearchError,
     WindowTable,
+    among,
     connect,
     raw_vectors,
-    sql_text,
     table_schema,
 )
 
@@ -81,6 +81,13 @@ def writer_lock(address: str | Path, what: str = "writer") -> Iterator[None]:
         lock.release()
 
 
+def discard(address: str | Path) -> None:
+    """Delete the table and the description of an index, if there are any. Hold the `writer_lock`."""
+    connection, store = connect(address), Store(address)
+    connection.drop_table(WINDOWS, ignore_missing=True)
+    Description.delete(store)
+
+
 class WindowWriter:
     """Adds and removes samples of an index. Hold the `writer_lock`.
 
@@ -103,26 +110,22 @@ class WindowWriter:
             WINDOWS, schema=self._schema, mode="create", exist_ok=True
         )
 
-    def samples(self) -> pa.Table:
-        """The samples of the table: path, key, sample_start_seconds, sample_end_seconds, label and content_hash."""
-        names = ["path", "key", "sample_start_seconds", "sample_end_seconds", "label", "content_hash"]
-        rows = self._table.search().select(names).to_arrow()
-        return rows.group_by(names).aggregate([])
+    def columns(self, *names: str) -> pa.Table:
+        """Columns of all rows."""
+        return self._table.search().select(list(names)).to_arrow()
 
     def add(self, rows: pa.Table) -> None:
         """Add whole samples in one commit."""
         self._table.add(rows.cast(self._schema))
 
-    def of_contents(self, hashes: Sequence[str]) -> pa.Table:
-        """All columns of the rows with one of these content hashes."""
-        listed = ", ".join(map(sql_text, hashes))
-        return self._table.search().where(f"content_hash IN ({listed})").to_arrow()
+    def rows_where(self, condition: str) -> pa.Table:
+        """The rows for which a condition in SQL holds."""
+        return self._table.search().where(condition).to_arrow()
 
     def remove(self, paths: Sequence[str]) -> None:
         """Remove all samples of these paths."""
         for begin in range(0, len(paths), _PATHS_AT_ONCE):
-            listed = ", ".join(map(sql_text, paths[begin : begin + _PATHS_AT_ONCE]))
-            self._table.delete(f"path IN ({listed})")
+            self._table.delete(among(paths[begin : begin + _PATHS_AT_ONCE]))
 
     def finish(self, progress: Progress = silent) -> Description:
         """Compact the table, delete its old versions, and build what a large one needs; returns the new description."""

@@ -51,7 +51,7 @@ from cmacc.clips import (
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders.towers import Tower, VideoTower
-from cmacc.pretraining import OptimConfig, PretrainConfig, autocast_dtype, learning_rate
+from cmacc.pretraining import OptimConfig, autocast_dtype, learning_rate
 from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
 from cmacc.pretraining.features import spec_for
 from cmacc.pretraining.randomness import seeded_generators
@@ -201,7 +201,7 @@ class Classifier(nn.Module):
         self.modality = modality
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(feature_size, class_count)
-        self.autocast_dtype = autocast_dtype(PretrainConfig(), encoder.device)  # "auto", as pretraining
+        self.autocast_dtype = autocast_dtype("auto", encoder.device)
 
     def forward(self, inputs: Tensor) -> Float[Tensor, "batch classes"]:
         """Logits of frames ``(B, T, H, W, 3)`` uint8 or waveforms ``(B, S)``, the inputs of the encoder."""

@@ -179,7 +179,7 @@ class SelectionReplay:
         with torch.random.fork_rng():  # loading a checkpoint sets the global generator's state
             learner = Learner.build(
                 untrained_encoder(config), ClipViews(config, self.device), config, self.device,
-                autocast_dtype(config, self.device),
+                autocast_dtype(config.precision, self.device),
             )  # fmt: skip
             load_checkpoint(learner, self._folders[step])
             self._check_manifest(learner.dictionaries["audio"].pool.keys(), step)

@@ -1,0 +1,172 @@
+"""Find moments in videos: ``cmacc embed`` and ``cmacc search``."""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cmacc.cli.encoders import add_tower_flags, download_towers_of, permissions
+from cmacc.cli.terminal import command_parser, part_of, print_skipped, progress_bars, refuse_existing, size_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from cmacc.search import Answer, EmbedResult
+
+
+def embed_command(arguments: Sequence[str]) -> int:
+    """Embed whole videos into an index."""
+    parser = command_parser(
+        "embed",
+        "Embed whole videos into an index to search: overlapping windows of picture and sound, in a LanceDB table.\n"
+        "DATA is a folder or a manifest. The index mirrors it: run the command again to add new and changed files and\n"
+        "to remove those that are gone. An interrupted run resumes where it stopped. ENCODER is what cmacc evaluate\n"
+        "takes, with both modalities in one space.",
+        "cmacc embed runs/first videos/ --out videos.index\n"
+        "         cmacc embed runs/first videos.parquet --out s3://bucket/videos.index --part 2/5",
+    )
+    parser.add_argument("encoder", metavar="ENCODER", help="run or export folder, or USER/NAME on the hub")
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder of videos, or a manifest of cmacc scan")
+    parser.add_argument("--out", required=True, metavar="INDEX", help="folder, or the URL of an object store")
+    parser.add_argument(
+        "--root", type=Path, metavar="DIR", help="folder that paths are relative to; also states where files have moved"
+    )
+    parser.add_argument("--hop", type=float, default=1.0, metavar="SECONDS", help="one window every (%(default)g s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (%(default)s)")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="embed only this part, for batch schedulers")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler, whose workers see the same files")
+    parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="export all rows afterwards")
+    parser.add_argument("--overwrite", action="store_true", help="replace an index of another encoder, and FILE")
+    add_tower_flags(parser)
+    options = parser.parse_args(arguments)
+    from cmacc.clips import workers_of
+    from cmacc.search import embed_files, export_parquet
+
+    part = part_of(options.part)
+    if options.workers < 0:
+        raise ValueError(f"--workers must be at least 0, got {options.workers}")
+    if options.to_parquet is not None:
+        if part[1] > 1:
+            raise ValueError("--to-parquet exports the whole index, and --part embeds a part; give one of them")
+        refuse_existing(options.to_parquet, options.overwrite)
+    if options.download:
+        download_towers_of(Path(options.encoder))
+    cluster = workers_of(1, options.cluster) if options.cluster else nullcontext()
+    with permissions(options), cluster as executor, progress_bars("embed") as advance:
+        result = embed_files(
+            options.encoder,
+            options.data,
+            options.out,
+            root=options.root,
+            hop_seconds=options.hop,
+            workers=options.workers,
+            device=_device(),
+            part=part,
+            executor=executor,
+            overwrite=options.overwrite,
+            download=options.download,
+            progress=advance,
+        )
+    print_skipped(result.failures)
+    _print_embedded(result, options.out, options.part if part[1] > 1 else None)
+    if options.to_parquet is not None:
+        print(f"{export_parquet(options.out, options.to_parquet)} rows: {options.to_parquet}")
+    return 0
+
+
+def search_command(arguments: Sequence[str]) -> int:
+    """Search an index."""
+    parser = command_parser(
+        "search",
+        "Find the moments of an index nearest to a video, a sound or an image (a video that does not move), or to a\n"
+        "text if the index's encoder is a tower with a text side. Neighbouring windows are joined into segments. If\n"
+        "nothing scores higher than what is not there does, the answer is that nothing was found.",
+        "cmacc search videos.index bark.wav --in video --top 5\n"
+        "         cmacc search videos.index film.mp4 --window 12 15 --where \"label = 'dog'\" --json\n"
+        '         cmacc search videos.index --text "a dog barks"',
+    )
+    parser.add_argument("index", metavar="INDEX", help="folder or URL, from cmacc embed")
+    parser.add_argument("query", type=Path, nargs="?", metavar="QUERY", help="a video, sound or image file")
+    parser.add_argument("--text", help="search by a text instead")
+    parser.add_argument("--at", type=float, metavar="SECONDS", help="search with one window of QUERY, around this time")
+    parser.add_argument("--window", type=float, nargs=2, metavar=("A", "B"), help="search with this part of QUERY")
+    parser.add_argument("--by", choices=("video", "audio"), help="search with QUERY's picture or sound alone")
+    parser.add_argument(
+        "--in", dest="into", choices=("audio", "video", "both"), default="both", help="where to search (%(default)s)"
+    )
+    parser.add_argument("--where", metavar="SQL", help="condition on path, label, start_seconds...")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="most moments (%(default)s)")
+    parser.add_argument(
+        "--false-alarms", type=float, default=0.01, metavar="RATE",
+        help="share of searches for something that is not there that may find something; 1 shows the best moments, "
+        "however bad (%(default)g)",
+    )  # fmt: skip
+    parser.add_argument("--encoder", help="where the index's encoder is now")
+    parser.add_argument("--json", action="store_true", help="print a list of JSON objects")
+    add_tower_flags(parser)
+    options = parser.parse_args(arguments)
+    if options.at is not None and options.window is not None:
+        raise ValueError("--at and --window both choose a part of QUERY; give one of them")
+    from cmacc.search import Index
+
+    with permissions(options):
+        index = Index.open(options.index, encoder=options.encoder, device=_device(), download=options.download)
+        answer = index.search(
+            options.query,
+            text=options.text,
+            at_seconds=options.at,
+            window=options.window,
+            by=options.by,
+            into=options.into,
+            where=options.where,
+            top=options.top,
+            false_alarm_rate=options.false_alarms,
+        )
+    if options.json:
+        print(json.dumps([asdict(moment) for moment in answer.moments], indent=1))
+    else:
+        print_answer(answer)
+    return 0
+
+
+def print_answer(answer: "Answer") -> None:
+    """Print what a search found, or that it found nothing."""
+    for note in answer.notes:
+        print(f"note: {note}")
+    if not answer.moments:
+        print(
+            f"nothing found: the best of {answer.window_count} windows scores {answer.best_score:.3f}, as do "
+            f"{answer.chance:.1%} of searches for something that is not there (the limit is "
+            f"{answer.false_alarm_rate:.1%}; --false-alarms 1 shows it)"
+        )
+    for place, moment in enumerate(answer.moments, start=1):
+        name = moment.path if moment.key is None else f"{moment.path} {moment.key}"
+        label = f"  [{moment.label}]" if moment.label is not None else ""
+        print(
+            f"{place:3}. {moment.start_seconds:8.2f} s to {moment.end_seconds:8.2f} s  {moment.modality}  score "
+            f"{moment.score:.3f}, above {min(moment.percentile, 99.999):.3f} % of pairs  {name}{label}"
+        )
+
+
+def _print_embedded(result: "EmbedResult", index: str, part: str | None) -> None:
+    samples = f"{result.added} files embedded ({result.seconds_embedded / 3600:.2f} h)"
+    if part is not None:
+        print(f"part {part}: {samples}; when all parts are done, run it without --part")
+        return
+    print(f"{samples}, {result.copied} renamed or relabelled, {result.removed} removed, {result.kept} unchanged")
+    near = result.description.approximate
+    if near is not None:
+        print(
+            f"approximate index: recall@10 {near.recall_at_10:.3f} against exact search, with {near.probes} partitions "
+            "for a query"
+        )
+    print(f"index: {index}, {result.row_count} rows, {size_text(result.disk_bytes)} on disk")
+
+
+def _device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,6 +7,7 @@ from cmacc.clips.catalog.scan import ScanError, ScanResult, examine_files, scan
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.loader import (
     ClipRequest,
+    CoveringRequests,
     TrainingPlan,
     evaluation_loader,
     evaluation_requests,
@@ -36,6 +37,7 @@ __all__ = [
     "ClipBatch",
     "ClipRequest",
     "ClipSpec",
+    "CoveringRequests",
     "Examination",
     "Finding",
     "LabelTable",

@@ -136,7 +136,7 @@ class ClipBatch:
     labels
         ``(M,)`` int64: index into ``Manifest.classes()``, -1 without a label.
     failures
-        ``{sample id: reason}`` of files that could not be decoded and were replaced by others in this batch.
+        ``{sample id: reason}`` of files that could not be decoded. Training batches have others in their place.
     """
 
     frames: UInt8[Tensor, "batch time height width 3"]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.io import wavfile
 
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
-from cmacc.clips.media import container, frames
+from cmacc.clips.media import container, frames, sound
 from cmacc.clips.media.decoding import decode_clip, decode_clips, probe
 
 from ..conftest import CLICK_SECONDS, HEIGHT, WIDTH, Recipe, after_click, clicks, read_stamps
@@ -390,6 +390,79 @@ def test_outside_loud_sound_is_silence_to_the_last_sample(media: Media, rate_hz:
         heard = clip.waveform.numpy()
         assert (heard[outside] == 0).all()
         assert np.abs(heard[~outside]).max() > 0.45
+
+
+# ---- windows of one file that share what is read ---------------------------------------------------------------------
+
+VORBIS = {"audio_codec": "vorbis", "audio_rate_hz": 44_100, "channels": 2, "audio_options": (("strict", "-2"),)}
+OVERLAPPING = {
+    "ogg vorbis": made(".ogg", video_codec=None, **VORBIS),
+    "webm vorbis": made(".webm", video_codec="libvpx", video_options=(("deadline", "realtime"),), **VORBIS),
+    "mka ac3": made(".mka", video_codec=None, audio_codec="ac3", audio_rate_hz=48_000),
+    "mka aac": made(".mka", video_codec=None, audio_rate_hz=48_000),
+    "ogg": RECIPES["ogg"],
+    "mp3": RECIPES["mp3"],
+    "mp3 at a rate that varies": RECIPES["mp3 at a rate that varies"],
+    "m4a": RECIPES["m4a"],
+    "flac": RECIPES["flac 44.1 kHz 24 bit"],
+    "wav": RECIPES["wav 32 bit 48 kHz"],
+    "mp4 sound late": RECIPES["mp4 sound late"],
+    "webm vp8": RECIPES["webm vp8"],
+    "ts mpeg2": RECIPES["ts mpeg2"],
+    "mpg mpeg2": RECIPES["mpg mpeg2"],
+}
+
+
+@pytest.mark.parametrize("recipe", OVERLAPPING.values(), ids=OVERLAPPING.keys())
+def test_overlapping_windows_are_those_decoded_alone(media: Media, recipe: Recipe) -> None:
+    path = media(recipe)
+    for sample_rate_hz, hop in ((16_000, 0.3123), (recipe.audio_rate_hz, 0.45)):
+        spec = ClipSpec(2, 10.0, HEIGHT, WIDTH, 0.5, sample_rate_hz)
+        starts = np.arange(-0.7, SECONDS + 0.3, hop).tolist()
+        starts += [starts[4], 1.7, 0.3]  # twice, and not in order
+        for start, clip in zip(starts, decode_clips(path, starts, spec), strict=True):
+            assert_equal(clip, decode_clip(path, start, spec))
+        apart = [2.0, 0.1]  # with a gap to skip
+        for start, clip in zip(apart, decode_clips(path, apart, spec), strict=True):
+            assert_equal(clip, decode_clip(path, start, spec))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_decoded_once"),
+    [
+        (OVERLAPPING["m4a"], True),
+        (OVERLAPPING["mp3"], True),
+        (OVERLAPPING["ogg vorbis"], True),
+        (OVERLAPPING["flac"], True),
+        (OVERLAPPING["ogg"], False),  # Opus
+        (OVERLAPPING["mka ac3"], False),
+    ],
+)
+def test_a_packet_is_decoded_once_where_that_is_exact(media: Media, recipe: Recipe, is_decoded_once: bool) -> None:
+    with av.open(str(media(recipe))) as file:
+        stream = file.streams.audio[0]
+        assert stream.time_base is not None
+        packets = sound._Packets()
+        first = {frame.pts: frame for frame in packets.start(file, stream, 0)}
+        second = {frame.pts: frame for frame in packets.frames(int(1 / stream.time_base))}
+        assert 0 < len(second) < 0.8 * len(first)
+        assert all((first[pts] is frame) == is_decoded_once for pts, frame in second.items())
+        third = list(packets.frames(int(2 / stream.time_base)))
+        assert 0 < len(third) < len(second)
+        assert len(packets._kept) <= len(third) + 3  # what no later window needs is given up
+
+
+def test_a_file_that_cannot_seek_is_read_once_for_all_windows(media: Media, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = media(RECIPES["ogg"]), []
+    really = container.Medium.open
+
+    def counted(medium: container.Medium) -> object:
+        opened.append(medium.name)
+        return really(medium)
+
+    monkeypatch.setattr(container.Medium, "open", counted)
+    decode_clips(path, np.arange(0, 2, 0.1).tolist(), ClipSpec(1, 10.0, 8, 8, 0.3))
+    assert opened == [str(path)] * 2
 
 
 # ---- skipping what is not on show -----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 Training batches always have exactly ``batch_size / ranks`` clips. A file that does not decode is replaced by another,
 drawn from (seed, visit, sample id), and reported in ``ClipBatch.failures``. The training loop decides when there are
-too many. The same applies to a file that crashes or hangs its worker.
+too many. The same applies to a file that crashes or hangs its worker. Evaluation batches have no substitutes.
 
 Trade-offs and traps:
 
@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, groupby
 from typing import Any
 
 import torch
@@ -25,7 +26,15 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
-from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, Windows, evaluation_requests, share_memory
+from cmacc.clips.loading.plan import (
+    ClipRequest,
+    CoveringRequests,
+    FileTable,
+    TrainingPlan,
+    Windows,
+    evaluation_requests,
+    share_memory,
+)
 from cmacc.clips.loading.workers import StartMethod, Workers, begin_worker, unwatch
 from cmacc.clips.media.decoding import decode_clips
 
@@ -33,6 +42,7 @@ __all__ = [
     "HANG_SECONDS",
     "ClipLoader",
     "ClipRequest",
+    "CoveringRequests",
     "TrainingPlan",
     "evaluation_loader",
     "evaluation_requests",
@@ -110,9 +120,22 @@ def training_loader(
 def evaluation_loader(
     manifest: Manifest, requests: Sequence[ClipRequest], spec: ClipSpec, *, batch_size: int, workers: int
 ) -> "ClipLoader":
-    """Batches of the requests in order. Files that do not decode are missing, and listed in ``failures``."""
-    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
-    tasks = [_Task([r.sample_id for r in b], starts_seconds=tuple(r.start_seconds for r in b)) for b in batches]
+    """Batches of ``batch_size`` requests, in order.
+
+    Requests of one file that follow each other in a batch are decoded together, from a file that is opened once. If one
+    of them does not decode, or all together take longer than `HANG_SECONDS`, they are missing, and the file is listed
+    in the batch's ``failures``. It may have windows in other batches, which the caller drops.
+
+    Raises
+    ------
+    ValueError
+        ``batch_size`` is below 1.
+    MediaError
+        While reading: workers die repeatedly.
+    """
+    if batch_size < 1:
+        raise ValueError(f"evaluation_loader: batch_size must be at least 1, got {batch_size}")
+    tasks = _RequestedTasks(requests, batch_size)
     dataset = _Clips(FileTable.of(manifest), spec, None, 1, workers)
     return ClipLoader(dataset, tasks, range(len(tasks)), workers, None, False, HANG_SECONDS)
 
@@ -249,11 +272,19 @@ def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
 
 @dataclass(frozen=True)
 class _Task:
-    """A unit of work: the batches that share some files. ``starts_seconds`` is only set for evaluation."""
+    """A unit of work: the batches that share some files.
+
+    For training, a file has one window in each batch. For evaluation, ``starts_seconds`` are its windows in the only
+    batch.
+    """
 
     sample_ids: list[int]
     visit: int = 0
-    starts_seconds: tuple[float, ...] = ()
+    starts_seconds: Sequence[list[float]] = ()
+
+    @property
+    def batch_size(self) -> int:
+        return sum(map(len, self.starts_seconds)) if self.starts_seconds else len(self.sample_ids)
 
 
 class _PlannedTasks(Sequence[_Task]):
@@ -268,6 +299,22 @@ class _PlannedTasks(Sequence[_Task]):
     def __getitem__(self, place: Any) -> Any:
         step = self._groups[place] * self._plan.clips_per_video
         return _Task(self._plan.files(step)[self._share].tolist(), self._plan.visit(step))
+
+
+class _RequestedTasks(Sequence[_Task]):
+    """The tasks of requested windows, one for each batch, created on access."""
+
+    def __init__(self, requests: Sequence[ClipRequest], batch_size: int) -> None:
+        self._requests, self._batch_size = requests, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._requests) // self._batch_size)
+
+    def __getitem__(self, place: Any) -> Any:
+        begin = range(0, len(self._requests), self._batch_size)[place]
+        requests = self._requests[begin : begin + self._batch_size]
+        files = [(i, [r.start_seconds for r in run]) for i, run in groupby(requests, key=lambda r: r.sample_id)]
+        return _Task([i for i, _ in files], starts_seconds=[starts for _, starts in files])
 
 
 class _Clips(Dataset[list[ClipBatch]]):
@@ -291,7 +338,7 @@ class _Clips(Dataset[list[ClipBatch]]):
                 share_memory(windows)
 
     def __getitem__(self, task: _Task) -> list[ClipBatch]:
-        batches = [_Batch(self._spec, len(task.sample_ids)) for _ in range(self.batch_count)]
+        batches = [_Batch(self._spec, task.batch_size) for _ in range(self.batch_count)]
         failures: dict[int, str] = {}
         for place, wanted in enumerate(task.sample_ids):
             failed: dict[int, str] = {}
@@ -303,7 +350,7 @@ class _Clips(Dataset[list[ClipBatch]]):
                 except MediaError as error:
                     failed[sample_id] = str(error)
                     continue
-                for batch, clip in zip(batches, clips, strict=True):
+                for batch, clip in zip(cycle(batches), clips):
                     batch.add(sample_id, clip)
                 break
             else:
@@ -321,7 +368,7 @@ class _Clips(Dataset[list[ClipBatch]]):
 
     def _starts(self, task: _Task, place: int, sample_id: int) -> list[float]:
         if self._windows is None:
-            return [task.starts_seconds[place]]
+            return task.starts_seconds[place]
         visits = range(task.visit, task.visit + self.batch_count)
         return [self._windows.request(sample_id, visit).start_seconds for visit in visits]
 

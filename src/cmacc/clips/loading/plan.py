@@ -28,7 +28,7 @@ from cmacc.clips import seeds
 from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.seeds import seeded_rng
 from cmacc.clips.storage import Extent, PackedSample
-from cmacc.clips.windows import random_start, spread_starts
+from cmacc.clips.windows import covering_count, covering_start, random_start, spread_starts
 
 _MOST_SUBSTITUTES = 16
 
@@ -239,6 +239,52 @@ def evaluation_requests(
         for sample_id in sample_ids
         for start in spread_starts(float(durations[sample_id]), length_seconds, windows_per_file)
     ]
+
+
+class CoveringRequests(Sequence[ClipRequest]):
+    """Overlapping windows that cover whole files (`covering_starts`), file after file; created on access.
+
+    For `evaluation_loader`, which opens a file once for all of its windows in a batch. The requests of batch i are
+    ``requests[i * batch_size : (i + 1) * batch_size]``; its rows are theirs, in order, without those of the files in
+    ``failures``.
+
+    Parameters
+    ----------
+    manifest
+        The files and their durations.
+    sample_ids
+        The rows to cover, in this order.
+    length_seconds
+        Length of a window.
+    hop_seconds
+        From the start of a window to that of the next.
+
+    Raises
+    ------
+    ValueError
+        A length is not positive, or ``hop_seconds`` exceeds ``length_seconds``.
+    """
+
+    def __init__(
+        self, manifest: Manifest, sample_ids: Sequence[int], length_seconds: float, hop_seconds: float
+    ) -> None:
+        self._sample_ids = np.asarray(sample_ids, np.int64)
+        self._durations = manifest.table.column("duration_seconds").to_numpy()[self._sample_ids]
+        self._length_seconds, self._hop_seconds = length_seconds, hop_seconds
+        counts = [covering_count(seconds, length_seconds, hop_seconds) for seconds in self._durations.tolist()]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        place = range(len(self))[place]
+        file = int(np.searchsorted(self._ends, place, side="right"))
+        number = place - int(self._ends[file - 1]) if file else place
+        start = covering_start(float(self._durations[file]), self._length_seconds, self._hop_seconds, number)
+        return ClipRequest(int(self._sample_ids[file]), start)
 
 
 def share_memory(tensors: Any) -> None:

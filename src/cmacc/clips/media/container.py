@@ -246,6 +246,11 @@ def packet_end_seconds(packet: Any) -> float | None:  # a `Packet`, which is onl
     return float((stamp + (packet.duration or 0)) * packet.time_base)
 
 
+def can_seek(container: InputContainer, stream: VideoStream | AudioStream) -> bool:
+    """Whether time stamps are right after a seek; otherwise `frames_from` reads from the start of the file."""
+    return (container.format.name, stream.type) not in _LOST_BY_SEEKING
+
+
 def frames_from(
     medium: Medium,
     container: InputContainer,
@@ -262,7 +267,7 @@ def frames_from(
     start = stream.start_time or 0
     latest = max((seconds + ROUNDING_SECONDS) / stream.time_base, start)
     earliest = start - math.ceil(run_in_seconds / stream.time_base)  # the run-in of the first frame precedes the start
-    for back_seconds in () if (container.format.name, stream.type) in _LOST_BY_SEEKING else _SEEK_BACK_SECONDS:
+    for back_seconds in _SEEK_BACK_SECONDS if can_seek(container, stream) else ():
         target = math.floor((seconds - run_in_seconds - back_seconds) / stream.time_base)
         if back_seconds and target <= earliest:
             break

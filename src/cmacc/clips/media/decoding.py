@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
 from cmacc.clips.media.container import LONGEST_SECONDS, Medium, stream_duration_seconds, stream_start_seconds, streams
 from cmacc.clips.media.frames import read_frames
-from cmacc.clips.media.sound import read_sound
+from cmacc.clips.media.sound import read_sounds
 from cmacc.clips.storage import PackedSample, read_extent
 
 _WORTH_A_SEEK_SECONDS = 0.7  # shorter gaps are faster to decode than to seek
@@ -89,7 +89,8 @@ def decode_clip(source: Path | str | PackedSample, start_seconds: float, spec: C
 def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
     """Decode exact windows of one file, which is opened only once.
 
-    Windows that overlap or share keyframes are decoded together: k of them cost less than k times one.
+    Windows that overlap or share keyframes are decoded together: k of them cost less than k times one. Their video and
+    audio are the same as if they were decoded alone, except for the noise that some files ask an AAC decoder to add.
 
     Parameters
     ----------
@@ -158,9 +159,9 @@ class OpenFile:
             frames = np.zeros((len(starts) * count, *shape), np.uint8)
             frame_seconds = np.full(len(starts) * count, math.nan)
         clips = []
-        for number, start in enumerate(starts):
+        sounds = self._waveforms([spec.audio_start_seconds(start) for start in starts], spec, period)
+        for number, (start, (waveform, audio_start_seconds)) in enumerate(zip(starts, sounds, strict=True)):
             own = slice(number * count, (number + 1) * count)
-            waveform, audio_start_seconds = self._waveform(start, spec, period)
             clips.append(
                 Clip(
                     torch.from_numpy(frames[own]),
@@ -200,25 +201,25 @@ class OpenFile:
                 cuts.append(place + 1)
         return [slice(begin, end) for begin, end in zip(cuts, [*cuts[1:], len(ascending)], strict=True)]
 
-    def _waveform(
-        self, start_seconds: float, spec: ClipSpec, period: float | None
-    ) -> tuple[NDArray[np.float32], float]:
-        """Audio of the window, and the time of its first sample; zeros and NaN without audio."""
+    def _waveforms(
+        self, starts: Sequence[float], spec: ClipSpec, period: float | None
+    ) -> list[tuple[NDArray[np.float32], float]]:
+        """Audio from each of ``starts`` on, and the time of its first sample; zeros and NaN without audio."""
         if self._audio is None:
-            return np.zeros(spec.sample_count, np.float32), math.nan
-        wanted = spec.audio_start_seconds(start_seconds)
+            return [(np.zeros(spec.sample_count, np.float32), math.nan) for _ in starts]
         if period is None:
-            return self._sound(wanted, spec.sample_count, spec.sample_rate_hz)
-        once, _ = self._sound(0.0, max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
+            return self._sounds(starts, spec.sample_count, spec.sample_rate_hz)
+        [(once, _)] = self._sounds([0.0], max(1, round(period * spec.sample_rate_hz)), spec.sample_rate_hz)
         # Compute the position of every sample: repeating a rounded period would make audio drift from video.
-        places = (wanted * spec.sample_rate_hz + np.arange(spec.sample_count)) % (period * spec.sample_rate_hz)
-        indices = np.rint(places).astype(np.int64) % len(once)
-        return once[indices], float(indices[0]) / spec.sample_rate_hz
+        offsets, period_samples = np.arange(spec.sample_count), period * spec.sample_rate_hz
+        places = [(start * spec.sample_rate_hz + offsets) % period_samples for start in starts]
+        indices = [np.rint(place).astype(np.int64) % len(once) for place in places]
+        return [(once[own], float(own[0]) / spec.sample_rate_hz) for own in indices]
 
-    def _sound(self, start_seconds: float, count: int, rate_hz: int) -> tuple[NDArray[np.float32], float]:
+    def _sounds(self, starts: Sequence[float], count: int, rate_hz: int) -> list[tuple[NDArray[np.float32], float]]:
         assert self._audio is not None
-        waveform, began = read_sound(*self._audio, start_seconds + self._audio_origin, count, rate_hz)
-        return waveform, began - self._audio_origin
+        sounds = read_sounds(*self._audio, [start + self._audio_origin for start in starts], count, rate_hz)
+        return [(waveform, began - self._audio_origin) for waveform, began in sounds]
 
     def _loop_seconds(self, spec: ClipSpec) -> float | None:
         """Period of the loop, if the file must be looped; otherwise None."""

@@ -6,14 +6,16 @@ jumps of more than ``_AUDIO_JUMP_SECONDS`` are accepted.
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import soxr
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -21,7 +23,7 @@ from av.packet import Packet
 from numpy.typing import NDArray
 
 from cmacc.clips.clip import MediaError
-from cmacc.clips.media.container import Medium, frames_from
+from cmacc.clips.media.container import Medium, can_seek, frames_from
 
 _AUDIO_JUMP_SECONDS = 0.05
 # After a seek, AAC and Vorbis need one or two frames before their output is correct.
@@ -31,31 +33,37 @@ _AUDIO_RUN_IN_SECONDS = 0.15
 _MP3_RUN_IN_SECONDS = 0.4
 # Beyond this margin, the effect of cut samples on the resampled audio is below 1e-5 of full scale.
 _RESAMPLE_MARGIN_SECONDS = 0.02
+# Decoders that remember less than the run-in. Others must begin anew for each window if it is to have the same samples
+# as alone: Opus predicts a frame's loudness from the last ones, MP2 and AC-3 add noise.
+_FORGETFUL = ("alac", "flac", "mp3float", "pcm_", "vorbis")
 
 
-def read_sound(
+def read_sounds(
     medium: Medium,
     container: InputContainer,
     stream: AudioStream,
-    start_seconds: float,
+    starts: Sequence[float],
     sample_count: int,
     sample_rate_hz: int,
-) -> tuple[NDArray[np.float32], float]:
-    """Decode ``sample_count`` mono samples from ``start_seconds`` on; zeros where the stream has no samples.
+) -> list[tuple[NDArray[np.float32], float]]:
+    """Decode ``sample_count`` mono samples from each of ``starts`` on; zeros where the stream has no samples.
+
+    Windows that overlap or meet are read in one pass. Each has the samples that it would have alone.
 
     Parameters
     ----------
     medium, container, stream
         The open file.
-    start_seconds
-        Start on the stream's clock.
+    starts
+        Starts on the stream's clock in seconds, in any order.
     sample_count, sample_rate_hz
-        Number of samples, and their rate.
+        Number of samples of each window, and their rate.
 
     Returns
     -------
-    ``(sample_count,)`` in [-1, 1], the mean of all channels; and the time of the first sample, which is rounded to a
-    sample of the source, at most half a sample from ``start_seconds``.
+    list of (waveform, seconds)
+        In the order of ``starts``: ``(sample_count,)`` in [-1, 1], the mean of all channels; and the time of the first
+        sample, which is rounded to a sample of the source, at most half a sample from the start.
 
     Raises
     ------
@@ -68,60 +76,130 @@ def read_sound(
     up, down = sample_rate_hz // divisor, rate // divisor
     # A margin of whole resampling periods on both sides keeps edge effects of the filter out of the clip.
     periods = math.ceil(_RESAMPLE_MARGIN_SECONDS * sample_rate_hz / up) if up != down else 0
-    native = np.zeros(math.ceil(sample_count / up) * down + 2 * periods * down, np.float32)
-    begin = round(start_seconds * rate)
-    first = begin - periods * down  # index of native[0], relative to time zero
+    native_count = math.ceil(sample_count / up) * down + 2 * periods * down
+    run_in_seconds = _MP3_RUN_IN_SECONDS if stream.codec_context.name.startswith("mp3") else _AUDIO_RUN_IN_SECONDS
+    sounds: list[tuple[NDArray[np.float32], float]] = [(np.empty(0, np.float32), 0.0)] * len(starts)
+    packets = _Packets()
+    one_pass: Iterator[AudioFrame]  # kept, since it may keep the file of the packets open
+    read_to: int | None = None
+    for place in sorted(range(len(starts)), key=starts.__getitem__):
+        begin = round(starts[place] * rate)
+        first = begin - periods * down  # index of the first native sample, relative to time zero
+        tick = math.floor((first / rate - run_in_seconds) / stream.time_base)
+
+        if read_to is None or (can_seek(container, stream) and first - run_in_seconds * rate > read_to):
+            decode = partial(packets.start, begin=tick)
+            one_pass = frames_from(medium, container, stream, first / rate, decode, run_in_seconds)
+            heard = _native(medium, stream, one_pass, first, native_count)
+        else:
+            heard = _native(medium, stream, packets.frames(tick), first, native_count)
+        read_to = first + native_count
+        native = heard.samples
+        _limit(native)
+        if up != down:
+            native = soxr.resample(native, rate, sample_rate_hz)
+            _limit(native)
+            # Remove the ringing of the filter before and after the audio.
+            native[: heard.begin * up // down] = 0
+            native[math.ceil(heard.end * up / down) :] = 0
+        sounds[place] = native[periods * up : periods * up + sample_count].copy(), begin / rate
+    return sounds
+
+
+class _Native(NamedTuple):
+    """Samples at the source's rate; between ``begin`` and ``end`` the stream has some."""
+
+    samples: NDArray[np.float32]
+    begin: int
+    end: int
+
+
+def _native(medium: Medium, stream: AudioStream, frames: Iterable[AudioFrame], first: int, count: int) -> _Native:
+    """The samples ``first`` to ``first + count`` of the stream, counted from time zero."""
+    assert stream.time_base is not None
+    rate = stream.codec_context.sample_rate
+    native = np.zeros(count, np.float32)
     samples_per_tick = float(stream.time_base * rate)
     position: int | None = None
-    heard_from, heard_to = len(native), 0
-    run_in_seconds = _MP3_RUN_IN_SECONDS if stream.codec_context.name.startswith("mp3") else _AUDIO_RUN_IN_SECONDS
-    decoded = partial(_decoded, begin=math.floor((first / rate - run_in_seconds) / stream.time_base))
-    for frame in frames_from(medium, container, stream, first / rate, decoded, run_in_seconds):
+    heard_from, heard_to = count, 0
+    for frame in frames:
         if frame.sample_rate != rate:
             raise MediaError(f"{medium.name}: the sound's rate changes from {rate} to {frame.sample_rate} Hz")
         stamped = round(frame.pts * samples_per_tick) if frame.pts is not None else position or 0
         if position is None or abs(stamped - position) > _AUDIO_JUMP_SECONDS * rate:
             position = stamped
-        kept_from, kept_to = max(position, first), min(position + frame.samples, first + len(native))
+        kept_from, kept_to = max(position, first), min(position + frame.samples, first + count)
         if kept_from < kept_to:
             native[kept_from - first : kept_to - first] = mono(frame)[kept_from - position : kept_to - position]
             heard_from, heard_to = min(heard_from, kept_from - first), max(heard_to, kept_to - first)
         position += frame.samples
-        if position >= first + len(native):
+        if position >= first + count:
             break
-    _limit(native)
-    if up != down:
-        native = soxr.resample(native, rate, sample_rate_hz)
-        _limit(native)
-        # Remove the ringing of the filter before and after the audio.
-        native[: heard_from * up // down] = 0
-        native[math.ceil(heard_to * up / down) :] = 0
-    return native[periods * up : periods * up + sample_count].copy(), begin / rate
+    return _Native(native, heard_from, heard_to)
 
 
-def _decoded(container: InputContainer, stream: AudioStream, begin: int) -> Iterator[AudioFrame]:
-    """Decode from the last packet that starts at or before the tick ``begin``, or from the current position.
+class _Packets:
+    """One pass through the packets of a stream, for windows in ascending order.
 
-    The time stamp of the first frame determines the position of the audio. So it must not depend on what was read
-    before: neither on where a seek lands, nor on whether the decoder is new. (The first packet of a new decoder,
-    whichever it is, loses the encoder delay, and Matroska then rounds the time stamp to another millisecond.)
+    Packets are kept as long as a later window may need them, so memory is bounded by the length of a window.
     """
-    codec = stream.codec_context
-    before: Packet[AudioStream] | None = None
-    started = False
-    for packet in container.demux(stream):
-        if not codec.is_open:
-            with suppress(av.FFmpegError):
-                packet.decode()
-            codec.flush_buffers()
-        if not started:
-            if packet.size and packet.pts is not None and packet.pts <= begin:
-                before = packet
-                continue
-            started = True
-            if before is not None:
-                yield from before.decode()
-        yield from packet.decode()
+
+    def start(self, container: InputContainer, stream: AudioStream, begin: int) -> Iterator[AudioFrame]:
+        """Begin a pass at the current position of the container; then as `frames`."""
+        self._codec = stream.codec_context
+        self._ahead = container.demux(stream)
+        self._kept: deque[Packet[AudioStream]] = deque()
+        self._decoded: deque[list[AudioFrame] | None] = deque()  # frames of the kept packets, where they are shared
+        return self.frames(begin)
+
+    def frames(self, begin: int) -> Iterator[AudioFrame]:
+        """Decode from the last packet that starts at or before the tick ``begin``, or from the first one.
+
+        The time stamp of the first frame determines the position of the audio. So it must not depend on what was read
+        before: neither on where a seek lands, nor on earlier windows, nor on whether the decoder is new. (The first
+        packet of a new decoder, whichever it is, loses the encoder delay, and Matroska then rounds the time stamp to
+        another millisecond.)
+        """
+        while self._has(1) and all(_starts_by(packet, begin) for packet in (self._kept[0], self._kept[1])):
+            self._kept.popleft()
+            self._decoded.popleft()
+        are_shared = _is_forgetful(self._codec)
+        place = 0
+        while self._has(place):
+            frames = self._decoded[place]
+            if frames is None:
+                if place == 0:
+                    self._codec.flush_buffers()
+                # Not `packet.decode()`: where the file is read anew from its start, it may be closed by now.
+                frames = self._codec.decode(self._kept[place])
+                if are_shared:
+                    self._decoded[place] = frames
+            if place or self._codec.name != "vorbis":  # which gives nothing for its first packet after a flush
+                yield from frames
+            place += 1
+
+    def _has(self, place: int) -> bool:
+        """Whether there is a kept packet at ``place``, read now if need be."""
+        while place >= len(self._kept):
+            packet = next(self._ahead, None)
+            if packet is None:
+                return False
+            if not self._codec.is_open:
+                with suppress(av.FFmpegError):
+                    packet.decode()
+                self._codec.flush_buffers()
+            self._kept.append(packet)
+            self._decoded.append(None)
+        return True
+
+
+def _starts_by(packet: Any, tick: int) -> bool:  # a `Packet`, which is only generic in PyAV's stubs
+    return bool(packet.size) and packet.pts is not None and packet.pts <= tick
+
+
+def _is_forgetful(codec: AudioCodecContext) -> bool:
+    """Whether a packet decodes to the same samples after a run-in as after all packets before it."""
+    return codec.profile == "LC" if codec.name == "aac" else codec.name.startswith(_FORGETFUL)
 
 
 def _limit(sound: NDArray[np.float32]) -> None:

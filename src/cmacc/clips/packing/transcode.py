@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cmacc.clips.clip import MediaError
 from cmacc.clips.media.container import ROUNDING_SECONDS, Medium, stream_start_seconds, streams
 from cmacc.clips.media.frames import timed_frames
-from cmacc.clips.media.sound import read_sound
+from cmacc.clips.media.sound import read_sounds
 
 _CHUNK_SECONDS = 60  # of audio in memory; whole seconds, so that chunks join without a seam at any sample rate
 _FINEST_TICKS = 90_000
@@ -202,7 +202,7 @@ def _write_sound(
         encoder.codec_context.options = {"frame_size": str(_FLAC_FRAME_SAMPLES)}
         for begin in range(0, total, _CHUNK_SECONDS * rate):
             count = min(_CHUNK_SECONDS * rate, total - begin)
-            chunk, _ = read_sound(medium, container, stream, origin + begin / rate, count, rate)
+            [(chunk, _)] = read_sounds(medium, container, stream, [origin + begin / rate], count, rate)
             file.mux(encoder.encode(_pcm(chunk, rate, begin)))
         file.mux(encoder.encode(None))
 

@@ -29,6 +29,7 @@ from cmacc.clips.packing.shards import PackError, PackResult, pack, verify
 from cmacc.clips.packing.transcode import PackSettings
 from cmacc.clips.parallel import workers_of
 from cmacc.clips.storage import PackedSample
+from cmacc.clips.windows import covering_starts
 
 __all__ = [
     "FINDINGS",
@@ -61,6 +62,7 @@ __all__ = [
     "assign_split",
     "augment_video",
     "augment_waveforms",
+    "covering_starts",
     "decode_clip",
     "decode_clips",
     "draw_view",

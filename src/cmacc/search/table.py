@@ -128,7 +128,8 @@ class Description:
             resolved = path if "://" in path else str(Path(path).parent.resolve() / Path(path).name)
             if not resolved.startswith(f"{self.root}/"):
                 raise SearchError(
-                    f"embed: {path} must be under the root of the index, {self.root}; name a folder above both by --root"
+                    f"embed: {path} must be under the root of the index, {self.root}; name a folder above both with "
+                    "--root"
                 )
             path = resolved
         return path[len(self.root) + 1 :]

@@ -38,7 +38,6 @@ from cmacc.transfer.text import text_modalities
 # What tells a sample of the table from others, and whether it is up to date.
 IDENTITY = ("path", "key", "label", "content_hash", "sample_start_seconds", "sample_end_seconds")
 _Identity = tuple[str, str | None, str | None, str | None, float, float]
-_CONTENT = slice(3, 6)  # the part of it that does not change when a file is renamed
 _Embed = Callable[[Sequence[int]], Iterator[EmbeddedSamples]]
 _ROWS_PER_COMMIT = 20_000
 _SECONDS_PER_COMMIT = 60.0
@@ -125,8 +124,8 @@ def embed_files(
     Raises
     ------
     SearchError
-        The encoder lacks a modality; the index has other weights or windows; a file lies outside of the root; or another
-        process is writing.
+        The encoder lacks a modality, the index has other weights or windows, a file lies outside of the root, or
+        another process is writing.
     EncoderError, ManifestError, ListingError, ScanError
         The encoder or the data cannot be opened.
     """
@@ -180,8 +179,8 @@ def _opened(encoder: str | ClipEncoder, device: torch.device | None, download: b
     opened = open_encoder(encoder, device, download=download) if isinstance(encoder, str) else opened_object(encoder)
     if not isinstance(opened.encoder, MatchingEncoder) or set(opened.encoder.modalities) != set(MODALITIES):
         raise SearchError(
-            f"embed: encoder {opened.facts.name} must encode video and audio into one space, as those of cmacc pretrain "
-            f"do, got one of {' and '.join(opened.encoder.modalities)} without such a space"
+            f"embed: encoder {opened.facts.name} must encode video and audio into one space, as those of cmacc "
+            f"pretrain do, got one of {' and '.join(opened.encoder.modalities)} without such a space"
         )
     if Path(opened.facts.name).is_dir():  # the index may be opened from another folder
         opened = replace(opened, facts=replace(opened.facts, name=str(Path(opened.facts.name).resolve())))
@@ -202,7 +201,9 @@ def _manifest(
     paths = manifest.column("path")
     if not paths:
         raise SearchError("embed: the manifest must name at least one file, got none")
-    return manifest, {}, os.path.commonprefix([f"{os.path.dirname(path)}/" for path in paths]).rpartition("/")[0]
+    # Not commonpath, which makes one slash of the two of a URL.
+    common = os.path.commonprefix([f"{os.path.dirname(path)}/" for path in paths])  # noqa: RUF071
+    return manifest, {}, common.rpartition("/")[0]
 
 
 def _description(opened: OpenedEncoder, hop_seconds: float, root: str) -> Description:
@@ -290,23 +291,29 @@ def _update(
 
 def _copies(writer: WindowWriter, missing: Mapping[_Identity, int]) -> list[pa.Table]:
     """Rows of missing samples whose content is known under another path, key or label. They are held in memory."""
-    by_content: dict[tuple[object, ...], list[_Identity]] = {}
+    by_content: dict[tuple[str, float, float], list[_Identity]] = {}
     for identity in missing:
-        if identity[3] is not None:
-            by_content.setdefault(identity[_CONTENT], []).append(identity)
-    hashes = sorted({str(content[0]) for content in by_content})
+        if (content := _content(identity)) is not None:
+            by_content.setdefault(content, []).append(identity)
+    hashes = sorted({content[0] for content in by_content})
     copies = []
     for begin in range(0, len(hashes), _HASHES_AT_ONCE):
         listed = ", ".join(map(sql_text, hashes[begin : begin + _HASHES_AT_ONCE]))
         rows = writer.rows_where(f"content_hash IN ({listed})")
         for known in _identities(rows):
-            for identity in by_content.pop(known[_CONTENT], ()):  # of several copies, the first
+            content = _content(known)
+            for identity in by_content.pop(content, ()) if content is not None else ():  # of several copies, the first
                 one = _of_samples(rows, {known})
                 for name, value in zip(IDENTITY[:3], identity[:3], strict=True):
                     column = pa.array([value] * len(one), pa.string())
                     one = one.set_column(one.column_names.index(name), name, column)
                 copies.append(one)
     return copies
+
+
+def _content(identity: _Identity) -> tuple[str, float, float] | None:
+    """The part of an identity that does not change when a file is renamed; None if the content is not known."""
+    return None if identity[3] is None else (identity[3], identity[4], identity[5])
 
 
 def _add_all(writer: WindowWriter, tables: list[pa.Table]) -> set[_Identity]:
@@ -325,8 +332,8 @@ def _parts(store: Store, description: Description) -> Iterator[tuple[str, pa.Tab
             rows = pq.read_table(pa.BufferReader(store.read(name)))
             if set(rows.column("weights").unique().to_pylist()) - {description.weights}:
                 raise SearchError(
-                    f"index {store.root}: {name} must be of weights {description.weights}, got another encoder's; delete "
-                    "it, or embed that part again"
+                    f"index {store.root}: {name} must be of weights {description.weights}, got another encoder's; "
+                    "delete it, or embed that part again"
                 )
             yield name, rows
 

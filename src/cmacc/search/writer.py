@@ -84,7 +84,8 @@ def writer_lock(address: str | Path, what: str = "writer") -> Iterator[None]:
 def discard(address: str | Path) -> None:
     """Delete the table and the description of an index, if there are any. Hold the `writer_lock`."""
     connection, store = connect(address), Store(address)
-    connection.drop_table(WINDOWS, ignore_missing=True)
+    if connection.table_exists([WINDOWS]):
+        connection.drop_table(WINDOWS)
     Description.delete(store)
 
 

@@ -51,6 +51,10 @@ class Calibration:
         """Share of random pairs with a lower score, in percent."""
         return 100.0 * float(np.searchsorted(self.pairs, score)) / max(1, len(self.pairs))
 
+    def score_at(self, percentile: float) -> float:
+        """Score that this share of random pairs does not exceed, in percent."""
+        return float(np.percentile(self.pairs, percentile)) if len(self.pairs) else -np.inf
+
     def chance(self, score: float) -> float:
         """Probability that the best score of a search for what is not there is as high, at least 1 / (n + 1)."""
         higher = len(self.best) - int(np.searchsorted(self.best, score))

@@ -46,6 +46,8 @@ Where = Literal["audio", "video", "both"]
 # Candidates of the approximate index for each moment asked for: neighbouring windows score alike.
 _CANDIDATES_PER_MOMENT = 20
 _SAMPLED_FILES = 400
+# Percentile of random pairs that windows must reach to join a better one.
+_JOINED_PERCENTILE = 99.0
 # Common things: a search for most of them is one for something that is not there.
 _WORDS = Path(__file__).with_name("words.txt")
 _SAMPLE_OF_FILES = "a sample of the files"
@@ -318,7 +320,8 @@ class Index:
             # The searches of a query share its rate (Bonferroni).
             least = one.calibration.threshold(false_alarm_rate / len(searches) if false_alarm_rate < 1 else 1.0)
             starts, ends = one.rows.seconds("start_seconds"), one.rows.seconds("end_seconds")
-            for segment in segments(one.scores, one.rows.first, starts, ends, one.typical, least, top):
+            joined = one.calibration.score_at(_JOINED_PERCENTILE)
+            for segment in segments(one.scores, one.rows.first, starts, ends, one.typical, least, top, joined):
                 score = float(one.scores[segment.row])
                 found.append((one.calibration.margin(score), self._moment(one, segment.row, segment[1:], score)))
         found.sort(key=lambda pair: -pair[0])

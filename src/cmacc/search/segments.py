@@ -4,6 +4,9 @@ A window that covers half of an event scores about half as high as one that lies
 peak as far as the score, linear between the centres of neighbouring windows, stays above half-way between the typical
 score of the query and the peak: its full width at half maximum. For windows of length L and an event of at least L, the
 crossing is where the window's centre passes the border of the event. An event shorter than a window gets about L.
+
+What stands next to an event may be a little like it. So windows also have to score above nearly all random pairs
+(``least_joined``). Where that is higher than half-way, the segment ends sooner, by less than half a window.
 """
 
 from typing import NamedTuple
@@ -28,6 +31,7 @@ def segments(
     typical: float,
     least: float,
     count: int,
+    least_joined: float = -np.inf,
 ) -> list[Segment]:
     """The best segments, best first; those of a sample do not overlap.
 
@@ -45,6 +49,8 @@ def segments(
         Least score of a peak.
     count
         Most segments.
+    least_joined
+        Score that windows must have to join a peak, if that is higher than half-way to it.
 
     Examples
     --------
@@ -55,17 +61,20 @@ def segments(
     [Segment(row=3, start_seconds=3.0, end_seconds=6.0)]
     """
     found: list[Segment] = []
+    own: dict[int, list[tuple[float, float]]] = {}
     taken = np.zeros(len(scores), bool)
+    # A window that overlaps a segment scores high because of it, and is no peak of its own.
+    overlapping = np.zeros(len(scores), bool)
     centres = (start_seconds + end_seconds) / 2
     candidates = np.flatnonzero(scores >= least)
     for row in candidates[np.argsort(-scores[candidates], kind="stable")].tolist():
         if len(found) == count:
             break
-        if taken[row]:
+        if overlapping[row]:
             continue
         sample = int(np.searchsorted(first, row, side="right")) - 1
         begin, end = int(first[sample]), int(first[sample + 1])
-        level = (scores[row] + typical) / 2
+        level = min(float(scores[row]), max((float(scores[row]) + typical) / 2, least_joined))
         left = row
         while left > begin and scores[left - 1] >= level and not taken[left - 1]:
             left -= 1
@@ -74,8 +83,16 @@ def segments(
             right += 1
         taken[left : right + 1] = True
         # A run that reaches the first or last window of the sample extends to its border.
+        if scores[row] <= typical:  # no peak: half-way to its neighbours
+            level = -np.inf
         start = start_seconds[left] if left == begin else _crossing(scores, centres, left - 1, left, level)
         stop = end_seconds[right] if right + 1 == end else _crossing(scores, centres, right + 1, right, level)
+        # The border with a better segment is where that one ends.
+        spans = own.setdefault(sample, [])
+        start = max([start, *(other for _, other in spans if other <= centres[row])])
+        stop = min([stop, *(other for other, _ in spans if other >= centres[row])])
+        spans.append((start, stop))
+        overlapping[begin:end] |= (end_seconds[begin:end] > start) & (start_seconds[begin:end] < stop)
         found.append(Segment(row, float(start), float(stop)))
     return found
 
@@ -90,5 +107,5 @@ def _crossing(
     """Time between two neighbouring windows at which the score passes the level."""
     rise = scores[inside] - scores[outside]
     # A window of another segment may lie above the level; the border is then half-way.
-    share = (scores[inside] - level) / rise if rise > 0 and scores[outside] < level else 0.5
+    share = (scores[inside] - level) / rise if scores[outside] < level else 0.5
     return float(centres[inside] + (centres[outside] - centres[inside]) * share)

@@ -348,7 +348,7 @@ class WindowTable:
             if where is None:
                 raise
             reason = str(error).removeprefix("Invalid input, ").splitlines()[0]
-            raise SearchError(f"index {self.store.root}: condition {where!r} is not valid: {reason}") from error
+            raise SearchError(f"index {self.store.root}: --where is not a valid condition: {reason}") from error
 
     def _retried(self, read: "Callable[[LanceTable], _Result]") -> _Result:
         """The result, from a newer version of the table if the files of this one are gone."""

@@ -10,6 +10,7 @@ On several machines, each embeds a part of the samples into files beside the tab
 that follows takes these files in.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -282,7 +283,7 @@ def _update(
         removed=removed,
         kept=len(present) - removed,
         failures={str(manifest.records[i].path): reason for i, reason in failures.items()},
-        seconds_embedded=sum(manifest.records[i].duration_seconds for i in done),
+        seconds_embedded=math.fsum(manifest.records[i].duration_seconds for i in done),
         row_count=len(writer),
         disk_bytes=store.size_bytes(),
         description=description,
@@ -369,7 +370,7 @@ def _embed_part(
         removed=0,
         kept=len(own) - len(done) - len(failures),
         failures={str(manifest.records[i].path): reason for i, reason in failures.items()},
-        seconds_embedded=sum(manifest.records[i].duration_seconds for i in done),
+        seconds_embedded=math.fsum(manifest.records[i].duration_seconds for i in done),
         row_count=0,
         disk_bytes=store.size_bytes(),
         description=description,

@@ -1,0 +1,106 @@
+"""Calibration against brute force, and the rate of false alarms against its binomial interval."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binom
+
+from cmacc.search import Calibration, Rows
+from cmacc.search.calibration import APART_SECONDS, calibrate, random_queries
+from cmacc.search.table import FACT_TYPES
+
+
+def make_rows(vectors: np.ndarray, windows: int, modality: str = "audio", first_file: int = 0) -> Rows:
+    """Rows of files with so many windows each."""
+    count = len(vectors)
+    names = [f"{first_file + i // windows:06}.mp4" for i in range(count)]
+    starts = np.arange(count) % windows * 1.0
+    facts = {
+        "path": names,
+        "key": [None] * count,
+        "sample_start_seconds": [0.0] * count,
+        "sample_end_seconds": [windows + 1.0] * count,
+        "start_seconds": starts,
+        "end_seconds": starts + 2,
+        "modality": [modality] * count,
+        "label": [None] * count,
+        "content_hash": names,
+    }
+    return Rows(pa.table(facts, schema=pa.schema(FACT_TYPES)), vectors.astype(np.float32))
+
+
+def unit(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    rows = rng.standard_normal((count, size))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_the_best_score_leaves_out_what_lies_around_the_query() -> None:
+    rng = np.random.default_rng(0)
+    queries, targets = make_rows(unit(rng, 60, 8), 30), make_rows(unit(rng, 60, 8), 30)
+    drawn = random_queries(queries, window_count=1, count=40)
+    best = []
+    for vector, fact in zip(drawn.vectors, drawn.facts.to_pylist(), strict=True):
+        others = [
+            float(target.astype(np.float64) @ vector)
+            for target, other in zip(targets.vectors, targets.facts.to_pylist(), strict=True)
+            if other["path"] != fact["path"] or abs(other["start_seconds"] - fact["start_seconds"]) >= APART_SECONDS
+        ]
+        best.append(max(others))
+    np.testing.assert_allclose(calibrate(drawn, targets).best, np.sort(best), atol=1e-6)
+
+
+def test_random_queries_are_means_of_consecutive_windows_of_all_files_alike() -> None:
+    rng = np.random.default_rng(0)
+    rows = make_rows(unit(rng, 40, 8), 4)
+    drawn = random_queries(rows, window_count=3, count=4_000)
+    files, counts = np.unique(drawn.facts.column("path").to_numpy(), return_counts=True)
+    assert len(files) == 10
+    assert binom.ppf(1e-6, 4_000, 0.1) < counts.min() <= counts.max() < binom.ppf(1 - 1e-6, 4_000, 0.1)
+    means = [rows.vectors[4 * f + s : 4 * f + s + 3].mean(0) for f in range(10) for s in (0, 1)]
+    means = np.stack(means) / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose((drawn.vectors @ means.T).max(1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.01, 0.2, 1.0])
+def test_a_score_is_found_where_its_chance_is_at_most_the_rate(rate: float) -> None:
+    best = np.sort(np.random.default_rng(0).random(399).astype(np.float32))
+    calibration = Calibration(best, best)
+    least = calibration.threshold(rate)
+    for score in np.concatenate([best, np.linspace(0, 1.1, 200)]).tolist():
+        assert (score >= least) == (calibration.chance(score) <= rate)
+
+
+def test_few_videos_cannot_hold_a_low_rate() -> None:
+    best = np.linspace(0, 1, 50, dtype=np.float32)
+    assert Calibration(best, best).threshold(0.01) == np.inf
+    assert Calibration(best, best).threshold(0.02) > 1
+    assert Calibration(best[:0], best[:0]).chance(1.0) == 1
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+def test_what_is_not_there_is_found_at_the_stated_rate(windows: int) -> None:
+    """20 worlds of 300 files and 200 new queries each: within the 99.99 % binomial interval of 1 %.
+
+    Files are mixtures (a scene of a kind), so that neighbouring windows and files of a kind are alike. Worlds differ in
+    how well their thresholds are estimated, which widens the interval: by the standard error of the tail of 2,000
+    random queries, which are few files each, taken as 300 independent ones.
+    """
+    found = 0
+    for seed in range(20):
+        rng = np.random.default_rng([seed, windows])
+        kinds = unit(rng, 30, 16)
+
+        def files(count: int, rng: np.random.Generator = rng, kinds: np.ndarray = kinds) -> np.ndarray:
+            scenes = kinds[rng.integers(30, size=count)] + 0.5 * unit(rng, count, 16)
+            rows = np.repeat(scenes, 5, axis=0) + 0.3 * unit(rng, 5 * count, 16)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+        audio = make_rows(files(500), 5)
+        video = make_rows(files(300), 5)  # pictures that have nothing to do with these sounds
+        calibration = calibrate(random_queries(audio, windows, 2_000), video)
+        new = random_queries(make_rows(files(200), 5), windows, 200, seed=1)
+        scores = (new.vectors @ video.vectors.T).max(1)
+        found += int((scores >= calibration.threshold(0.01)).sum())
+    total = 20 * 200
+    spread = np.sqrt(0.01 * 0.99 * (1 / total + 1 / (20 * 300)))
+    assert abs(found / total - 0.01) < 3.9 * spread, f"{found} of {total}"

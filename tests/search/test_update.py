@@ -1,0 +1,327 @@
+"""Making an index and keeping it up to date: what a user does to a folder, kills, second writers, parts."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cmacc.clips import Manifest, list_folders, pack, scan, workers_of
+from cmacc.clips.windows import covering_starts
+from cmacc.search import EmbedResult, Index, SearchError, WindowTable, embed_files, export_parquet
+from cmacc.search.writer import writer_lock
+
+from .conftest import FILMS, SECONDS
+from .scenes import SceneEncoder, write_scenes
+
+Built = tuple[Path, EmbedResult]
+
+
+@pytest.fixture
+def folder(films: Path, tmp_path: Path) -> Path:
+    """Four of the films, to change."""
+    own = tmp_path / "videos"
+    for number in range(4):
+        own.mkdir(exist_ok=True)
+        shutil.copy2(films / f"film-{number:02}.mp4", own)
+    return own
+
+
+def rows_of(index: Path) -> list[dict]:
+    """All rows, in an order that does not depend on when they were written."""
+    rows = pa.Table.from_batches(WindowTable(index).batches()).to_pylist()
+    return sorted(rows, key=lambda row: (row["path"], row["start_seconds"], row["modality"]))
+
+
+def counts(result: EmbedResult) -> tuple[int, int, int, int]:
+    return result.added, result.copied, result.removed, result.kept
+
+
+def test_every_window_of_every_film_has_the_vectors_of_its_clip(built: Built, films: Path) -> None:
+    from cmacc.clips import decode_clip
+
+    index, result = built
+    assert counts(result) == (FILMS, 0, 0, 0)
+    rows = rows_of(index)
+    starts = covering_starts(6 * SECONDS, 2.0, 1.0)
+    assert len(rows) == FILMS * len(starts) * 2 == result.row_count
+    encoder = SceneEncoder()
+    for row in rows[:: len(rows) // 40]:
+        clip = decode_clip(films / row["path"], row["start_seconds"], encoder.spec)
+        if row["modality"] == "video":
+            expected = encoder.match_video(encoder.embed_video(clip.frames[None]))[0]
+        else:
+            expected = encoder.match_audio(encoder.embed_audio(clip.waveform[None]))[0]
+        np.testing.assert_allclose(row["vector"], expected, atol=2e-3)
+        assert row["end_seconds"] == row["start_seconds"] + 2
+        assert (row["sample_start_seconds"], row["sample_end_seconds"]) == (0, pytest.approx(30, abs=0.01))
+        assert row["weights"] == result.description.weights
+
+
+def test_only_what_changed_is_embedded_again(folder: Path, scenes: list[list[int]], tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    before = rows_of(index)
+    assert counts(embed_files(SceneEncoder(), folder, index)) == (0, 0, 0, 4)
+    assert rows_of(index) == before
+
+    (folder / "film-00.mp4").rename(folder / "renamed.mp4")  # its vectors are known
+    write_scenes(folder / "film-01.mp4", [(scenes[-1], 4.0)])  # replaced
+    (folder / "film-02.mp4").unlink()
+    write_scenes(folder / "deep" / "new.mp4", [(scenes[-2], 3.0)])
+    assert counts(embed_files(SceneEncoder(), folder, index)) == (2, 1, 3, 1)
+    after = rows_of(index)
+    assert {row["path"] for row in after} == {"renamed.mp4", "film-01.mp4", "film-03.mp4", "deep/new.mp4"}
+    fresh = tmp_path / "fresh.index"
+    embed_files(SceneEncoder(), folder, fresh)
+    assert after == rows_of(fresh)
+
+
+def test_a_new_label_is_taken_over_without_decoding(folder: Path, tmp_path: Path) -> None:
+    manifest, index = scan(list_folders([folder])).manifest, tmp_path / "an.index"
+    embed_files(SceneEncoder(), manifest, index)
+    labels = pa.array(["dog", "dog", "cat", "cat"], pa.string())
+    column = manifest.table.column_names.index("label")
+    relabelled = Manifest.of_table(manifest.table.set_column(column, "label", labels))
+    assert counts(embed_files(SceneEncoder(), relabelled, index)) == (0, 4, 4, 0)
+    found = Index.open(index, encoder=SceneEncoder()).search(
+        folder / "film-02.mp4", at_seconds=2.5, where="label = 'cat'", false_alarm_rate=1.0
+    )
+    assert {moment.label for moment in found.moments} == {"cat"}
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from search_scenes import SceneEncoder
+from cmacc.search import embed_files, update
+update._SECONDS_PER_COMMIT = 0.0  # a commit for every film
+
+def progress(what, done, total):
+    if what == "windows" and done > 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+embed_files(SceneEncoder(), Path({folder!r}), {index!r}, progress=progress)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_table(folder: Path, tmp_path: Path) -> None:
+    # The encoder as a module of its own: the process knows nothing of the package of the tests.
+    source = Path(__file__).with_name("scenes.py").read_text().replace("from ..clips.films import", "from films import")
+    (tmp_path / "search_scenes.py").write_text(source)
+    shutil.copy(Path(__file__).parents[1] / "clips" / "films.py", tmp_path)
+    index = tmp_path / "an.index"
+    script = _KILLED.format(tests=str(tmp_path), folder=str(folder), index=str(index))
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert 0 < len({row["path"] for row in rows_of(index)}) < 4
+    result = embed_files(SceneEncoder(), folder, index)
+    assert 0 < result.added < 4
+    assert result.added + result.kept == 4
+    embed_files(SceneEncoder(), folder, tmp_path / "fresh.index")
+    assert rows_of(index) == rows_of(tmp_path / "fresh.index")
+
+
+def test_ctrl_c_keeps_what_is_done(folder: Path, tmp_path: Path) -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "windows" and done > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_files(SceneEncoder(), folder, tmp_path / "an.index", progress=progress)
+    assert 0 < len({row["path"] for row in rows_of(tmp_path / "an.index")}) < 4
+
+
+def test_a_second_writer_is_refused_and_readers_go_on(folder: Path, films: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    with writer_lock(index), pytest.raises(SearchError, match="one writer at a time, and another process is at work"):
+        embed_files(SceneEncoder(), folder, index)
+    for number in range(4, FILMS):
+        shutil.copy2(films / f"film-{number:02}.mp4", folder)
+    reader = Index.open(index, encoder=SceneEncoder())
+    seen: list[int] = []
+    failed: list[BaseException] = []
+
+    def search() -> None:
+        try:
+            while writer.is_alive():
+                answer = reader.search(films / "film-00.mp4", at_seconds=2.5, false_alarm_rate=1.0, top=1)
+                assert Path(answer.moments[0].path).name == "film-00.mp4"
+                seen.append(answer.window_count)
+        except BaseException as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=embed_files, args=(SceneEncoder(), folder, index))
+    searcher = threading.Thread(target=search)
+    writer.start()
+    searcher.start()
+    writer.join()
+    searcher.join()
+    assert not failed, failed
+    assert seen == sorted(seen), "a reader never goes back"
+    late = reader.search(films / "film-11.mp4", at_seconds=2.5, false_alarm_rate=1.0, top=1)
+    assert Path(late.moments[0].path).name == "film-11.mp4"
+
+
+def test_a_reader_of_a_version_that_was_cleaned_up_reads_the_latest(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    reader = WindowTable(index)
+    (folder / "film-00.mp4").unlink()
+    embed_files(SceneEncoder(), folder, index)  # deletes the files that the reader's version consists of
+    assert {path for path in reader.columns("path").column("path").to_pylist()} == {
+        f"film-{number:02}.mp4" for number in (1, 2, 3)
+    }
+
+
+def test_the_disk_is_not_filled_by_old_versions(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    sizes = [embed_files(SceneEncoder(), folder, index).disk_bytes]
+    for number in range(4):
+        os.utime(folder / "film-00.mp4", (number, number))
+        with (folder / "film-00.mp4").open("ab") as file:
+            file.write(b"\0" * 8)  # another content hash, the same film
+        sizes.append(embed_files(SceneEncoder(), folder, index).disk_bytes)
+    # Vectors take 4 x 29 x 2 rows x (9 + 9) x 2 bytes; the rest is overhead, which must not grow with the runs.
+    assert max(sizes) < 1.5 * sizes[0], sizes
+
+
+def test_other_weights_or_windows_are_refused(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    before = rows_of(index)
+    with pytest.raises(SearchError, match=r"the weights of the encoder must be \w+, as for the rows that it has"):
+        embed_files(SceneEncoder(scale=2.0), folder, index)
+    with pytest.raises(SearchError, match=r"--hop must be 1.0, as for the rows that it has, got 0.5"):
+        embed_files(SceneEncoder(), folder, index, hop_seconds=0.5)
+    with pytest.raises(SearchError, match=r"--hop must be in \(0, 2\]"):
+        embed_files(SceneEncoder(), folder, tmp_path / "other.index", hop_seconds=3.0)
+    assert rows_of(index) == before
+    replaced = embed_files(SceneEncoder(scale=2.0), folder, index, hop_seconds=2.0, overwrite=True)
+    assert counts(replaced) == (4, 0, 0, 0)
+    assert {row["weights"] for row in rows_of(index)} == {replaced.description.weights}
+
+
+def test_an_encoder_of_one_modality_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="must encode video and audio into one space"):
+        embed_files("statistics", folder, tmp_path / "an.index")
+    assert not (tmp_path / "an.index" / "description.json").exists()
+
+
+def test_files_that_do_not_decode_are_named_and_the_rest_is_embedded(folder: Path, tmp_path: Path) -> None:
+    (folder / "broken.mp4").write_bytes(b"no film" * 100)
+    result = embed_files(SceneEncoder(), folder, tmp_path / "an.index", workers=1)
+    assert result.added == 4
+    assert [Path(path).name for path in result.failures] == ["broken.mp4"]
+    # Damaged after the scan that made the manifest: found while decoding.
+    manifest = scan(list_folders([folder])).manifest
+    (folder / "film-02.mp4").write_bytes(b"gone" * 100)
+    later = embed_files(SceneEncoder(), manifest, tmp_path / "other.index")
+    assert later.added == 3
+    assert [Path(path).name for path in later.failures] == ["film-02.mp4"]
+    assert {row["path"] for row in rows_of(tmp_path / "other.index")} == {f"film-0{n}.mp4" for n in (0, 1, 3)}
+
+
+def test_parts_make_the_same_table(folder: Path, tmp_path: Path) -> None:
+    manifest, index = scan(list_folders([folder])).manifest, tmp_path / "parts.index"
+    assert embed_files(SceneEncoder(), manifest, index, part=(2, 3)).added == 1
+    assert counts(embed_files(SceneEncoder(), manifest, index, part=(1, 3))) == (2, 0, 0, 0)
+    assert counts(embed_files(SceneEncoder(), manifest, index, part=(1, 3))) == (0, 0, 0, 2)  # resumed
+    assert counts(embed_files(SceneEncoder(), manifest, index)) == (1, 3, 0, 0)  # what part 3 would have done
+    assert not list(index.glob("part-*.parquet"))
+    embed_files(SceneEncoder(), manifest, tmp_path / "whole.index")
+    assert rows_of(index) == rows_of(tmp_path / "whole.index")
+
+
+def test_an_executor_makes_the_same_table(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads stand for the workers of a cluster, with the untrained encoder at a size that takes no time."""
+    from cmacc.search import embed as embed_module
+    from cmacc.transfer import open as open_module
+
+    encoder = SceneEncoder()
+    facts = open_module.opened_object(encoder)
+    monkeypatch.setattr(embed_module, "open_encoder", lambda name: facts)
+    monkeypatch.setattr(embed_module, "_SAMPLES_PER_TASK", 5)
+    embed_module._encoder_of_worker.cache_clear()
+    with workers_of(2) as executor:
+        result = embed_files(encoder, Manifest.read(small_world), tmp_path / "spread.index", executor=executor)
+    embed_module._encoder_of_worker.cache_clear()
+    assert result.added == 48
+    embed_files(encoder, Manifest.read(small_world), tmp_path / "here.index")
+    assert rows_of(tmp_path / "spread.index") == rows_of(tmp_path / "here.index")
+
+
+def test_segments_and_packed_samples_keep_their_places(folder: Path, tmp_path: Path) -> None:
+    whole = scan(list_folders([folder])).manifest
+    table = whole.table.take(pa.array([0, 0, 1]))
+    for name, values in (("start_seconds", [5.0, 15.0, 0.0]), ("duration_seconds", [5.0, 10.0, 30.0])):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    segments = Manifest.of_table(table)
+    embed_files(SceneEncoder(), segments, tmp_path / "segments.index")
+    rows = [row for row in rows_of(tmp_path / "segments.index") if row["path"] == "film-00.mp4"]
+    assert {(row["sample_start_seconds"], row["sample_end_seconds"]) for row in rows} == {(5, 10), (15, 25)}
+    assert {row["start_seconds"] for row in rows} == {*np.arange(5.0, 9.0), *np.arange(15.0, 24.0)}
+    # The same vectors as the windows of the whole file at those times.
+    embed_files(SceneEncoder(), whole, tmp_path / "whole.index")
+    by_place = {
+        (row["path"], row["start_seconds"], row["modality"]): row["vector"] for row in rows_of(tmp_path / "whole.index")
+    }
+    for row in rows:
+        np.testing.assert_allclose(
+            row["vector"], by_place["film-00.mp4", row["start_seconds"], row["modality"]], atol=2e-3
+        )
+
+    pack(whole, str(tmp_path / "packed"))
+    embed_files(SceneEncoder(), tmp_path / "packed" / "index.parquet", tmp_path / "packed.index")
+    answer = Index.open(tmp_path / "packed.index", encoder=SceneEncoder()).search(
+        folder / "film-03.mp4", window=(5.0, 10.0), top=1
+    )
+    assert answer.moments[0].key is not None
+    assert "film-03" in answer.moments[0].key
+    assert answer.moments[0].start_seconds == pytest.approx(5, abs=1)
+
+
+def test_files_outside_of_the_root_are_refused_and_moved_ones_found_again(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(SearchError, match=r"must be under the root of the index, .*videos; name a folder above both"):
+        embed_files(SceneEncoder(), moved, index)
+    result = embed_files(SceneEncoder(), moved, index, root=moved)
+    assert counts(result) == (0, 0, 0, 4)
+    answer = Index.open(index, encoder=SceneEncoder()).search(moved / "film-00.mp4", at_seconds=2.5, top=1)
+    assert Path(answer.moments[0].path) == moved / "film-00.mp4"
+
+
+def test_parquet_has_all_rows(built: Built, tmp_path: Path) -> None:
+    index, result = built
+    assert export_parquet(index, tmp_path / "rows.parquet") == result.row_count
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert sorted(table.to_pylist(), key=lambda row: (row["path"], row["start_seconds"], row["modality"])) == rows_of(
+        index
+    )
+
+
+def test_a_url_is_a_place_for_an_index(folder: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'url.index'}"
+    assert embed_files(SceneEncoder(), scan(list_folders([folder])).manifest, url).added == 4
+    answer = Index.open(url, encoder=SceneEncoder()).search(folder / "film-01.mp4", at_seconds=2.5, top=1)
+    assert Path(answer.moments[0].path).name == "film-01.mp4"
+
+
+def test_films_come_as_they_are_done(built: Built) -> None:
+    from cmacc.search.embed import embedded_here
+
+    manifest = scan(list_folders([Path(built[1].description.root)])).manifest
+    done = [some.sample_ids for some in embedded_here(SceneEncoder(), manifest, built[1].description, range(FILMS))]
+    assert [i for ids in done for i in ids] == list(range(FILMS))
+    assert max(map(len, done)) <= 2

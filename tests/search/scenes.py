@@ -1,7 +1,8 @@
 """Films of scenes that are told apart by nine bits, and an encoder that reads them from picture and sound alike.
 
-The picture shows the bits as nine bright or dark tiles, the sound has them as nine tones. The encoder's embedding is the
-mean over the window of +1 and -1 for each, so that the score of a window is linear in how much of it a scene covers.
+The picture shows the bits as nine bright or dark tiles, the sound has them as nine tones. The encoder's embedding is
+the mean over the window of +1 and -1 for each, so that the score of a window is linear in how much of it a scene
+covers.
 """
 
 from collections.abc import Sequence
@@ -52,9 +53,8 @@ def _frames(bits: Bits, seconds: float) -> NDArray[np.uint8]:
 
 def _sound(bits: Bits, seconds: float) -> NDArray[np.float32]:
     time = np.arange(round(seconds * RATE_HZ)) / RATE_HZ
-    return np.sum([_AMPLITUDE * bit * np.sin(2 * np.pi * hz * time) for bit, hz in zip(bits, TONES_HZ)], axis=0).astype(
-        np.float32
-    )
+    tones = np.array(bits)[:, None] * np.sin(2 * np.pi * TONES_HZ[:, None] * time)
+    return (_AMPLITUDE * tones.sum(axis=0)).astype(np.float32)
 
 
 class SceneEncoder(nn.Module):

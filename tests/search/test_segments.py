@@ -1,5 +1,7 @@
 """Segments against planted events: scores are the share of a window that an event covers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,7 +56,7 @@ def test_segments_of_a_file_never_overlap_and_hold_their_peak(seed: int) -> None
     scores = rng.random(25)
     found = segments(scores, np.array([0, 25]), starts, starts + LENGTH, float(np.median(scores)), 0.5, count=25)
     spans = sorted((one.start_seconds, one.end_seconds) for one in found)
-    assert all(before[1] <= after[0] + 1e-9 for before, after in zip(spans, spans[1:]))
+    assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(spans))
     for one in found:
         assert one.start_seconds < starts[one.row] + LENGTH / 2 < one.end_seconds
         assert scores[one.row] >= 0.5

@@ -84,8 +84,7 @@ def writer_lock(address: str | Path, what: str = "writer") -> Iterator[None]:
 def discard(address: str | Path) -> None:
     """Delete the table and the description of an index, if there are any. Hold the `writer_lock`."""
     connection, store = connect(address), Store(address)
-    if connection.table_exists([WINDOWS]):
-        connection.drop_table(WINDOWS)
+    connection.drop_table(WINDOWS, ignore_missing=True)  # type: ignore[call-arg]  # not in the abstract class
     Description.delete(store)
 
 

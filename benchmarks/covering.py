@@ -11,7 +11,7 @@ the sound, the largest difference between the two is told, for files whose decod
 The files: GRID's where they are on the machine (``../shared/data/real/grid/clips``), and 10 minutes of a made-up moving
 picture with sound (``.mp4``), and of sound alone (``.ogg``, Vorbis, which is read from its start at each opening).
 
-``python benchmarks/covering.py --out benchmarks/results/covering-cpu.json``: about four minutes on a CPU.
+``python benchmarks/covering.py --out benchmarks/results/covering-cpu.json``: about ten minutes on a CPU.
 """
 
 import os

@@ -171,3 +171,14 @@ def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert "| regime | queue | active |" in lines
     assert "| cold | 0.510 ± 0.010 | +0.100 [+0.100, +0.100] 3 : 0 |" in lines
+
+
+@pytest.mark.slow
+def test_covering_reads_the_same_sound_both_ways(tmp_path: Path) -> None:
+    main = runpy.run_path(str(BENCHMARKS / "covering.py"))["main"]
+    report = main(["--quick", "--out", str(tmp_path / "out.json")])
+    rows = {row["files"]: row for row in report["rows"]}
+    assert {"mp4", "ogg"} <= set(rows)
+    assert rows["ogg"]["largest_difference_of_sound"] == 0
+    assert all(row["windows"] == 5 and row["alone_of_together"] > 1 for row in (rows["mp4"], rows["ogg"]))
+    assert (tmp_path / "out.json").stat().st_size > 500

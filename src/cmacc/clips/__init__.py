@@ -7,8 +7,9 @@ from cmacc.clips.catalog.scan import ScanError, ScanResult, examine_files, scan
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.loader import (
     ClipRequest,
-    CoveringRequests,
+    CoveringPlan,
     TrainingPlan,
+    covering_loader,
     evaluation_loader,
     evaluation_requests,
     training_loader,
@@ -38,7 +39,7 @@ __all__ = [
     "ClipBatch",
     "ClipRequest",
     "ClipSpec",
-    "CoveringRequests",
+    "CoveringPlan",
     "Examination",
     "Finding",
     "LabelTable",
@@ -62,6 +63,7 @@ __all__ = [
     "assign_split",
     "augment_video",
     "augment_waveforms",
+    "covering_loader",
     "covering_starts",
     "decode_clip",
     "decode_clips",

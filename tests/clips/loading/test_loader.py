@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,8 +22,9 @@ from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading import loader as loader_module
 from cmacc.clips.loading.loader import (
     ClipRequest,
-    CoveringRequests,
+    CoveringPlan,
     TrainingPlan,
+    covering_loader,
     evaluation_loader,
     evaluation_requests,
     training_loader,
@@ -32,7 +32,6 @@ from cmacc.clips.loading.loader import (
 from cmacc.clips.loading.workers import unwatch
 from cmacc.clips.media.decoding import decode_clip, decode_clips
 from cmacc.clips.storage import Extent
-from cmacc.clips.windows import covering_starts
 
 from ..conftest import Recipe
 
@@ -480,38 +479,26 @@ def test_evaluation_of_broken_files_only_gives_empty_batches(films: Manifest) ->
     assert list(batch.failures) == [6]
 
 
-@pytest.mark.usefixtures("users_checks")
-def test_batches_of_nothing_are_refused(films: Manifest) -> None:
-    with pytest.raises(ValueError, match="evaluation_loader: batch_size must be at least 1, got 0"):
-        evaluation_loader(films, [ClipRequest(0, 0.0)], SPEC, batch_size=0, workers=0)
-
-
 # ---- windows over whole files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_covering_windows_are_those_decoded_alone(films: Manifest, workers: int) -> None:
-    requests = CoveringRequests(films, [4, 0, 6, 5, 1], SPEC.length_seconds, 0.15)  # the broken file in the middle
-    assert list(requests) == [
-        ClipRequest(i, start)
-        for i in (4, 0, 6, 5, 1)
-        for start in covering_starts(films.records[i].duration_seconds, SPEC.length_seconds, 0.15)
-    ]
-    loader = evaluation_loader(films, requests, SPEC, batch_size=7, workers=workers)
+    the_plan = CoveringPlan(films, [4, 0, 6, 5, 1], SPEC.length_seconds, 0.15, 9)  # the broken file in the middle
+    loader = covering_loader(the_plan, SPEC, workers=workers)
     made = list(loader)
-    assert len(made) == len(loader) == -(-len(requests) // 7)
-    failed = 0
-    for number, batch in enumerate(made):
-        wanted = requests[7 * number : 7 * number + 7]
+    assert len(made) == len(loader) == len(the_plan)
+    failures = 0
+    for wanted, batch in zip(the_plan, made, strict=True):
         assert list(batch.failures) == [6] * (6 in {r.sample_id for r in wanted})
-        failed += len(batch.failures)
+        failures += len(batch.failures)
         kept = [r for r in wanted if r.sample_id not in batch.failures]
         assert batch.sample_ids.tolist() == [r.sample_id for r in kept]
         for place, request in enumerate(kept):
             alone = decode_clip(films.records[request.sample_id].path, request.start_seconds, SPEC)
             assert torch.equal(batch.frames[place], alone.frames)
             assert torch.equal(batch.waveforms[place], alone.waveform)
-    assert failed > 0
+    assert failures > 0
 
 
 def test_a_batch_opens_a_file_once_and_short_files_share_one(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,33 +509,18 @@ def test_a_batch_opens_a_file_once_and_short_files_share_one(films: Manifest, mo
         return decode_clips(source, starts, spec)
 
     monkeypatch.setattr(loader_module, "decode_clips", counted)
-    requests = CoveringRequests(films, [0, 1, 2], SPEC.length_seconds, 0.3)
-    windows = [4, 4, 5]  # of files of 1, 1.2 and 1.4 s
-    assert len(requests) == sum(windows)
-    sizes = [len(batch.sample_ids) for batch in evaluation_loader(films, requests, SPEC, batch_size=6, workers=0)]
-    assert sizes == [6, 6, 1]
-    assert calls == [4, 2, 2, 4, 1]
+    the_plan = CoveringPlan(films, [0, 1, 5, 2], SPEC.length_seconds, 0.3, 8)
+    sizes = [len(batch.sample_ids) for batch in covering_loader(the_plan, SPEC, workers=0)]
+    assert calls == [4, 4, 7, 5]  # of 1, 1.2, 2 and 1.4 s
+    assert sizes == [8, 7, 5]
 
 
 @pytest.mark.usefixtures("quick_watch")
 def test_covering_windows_survive_a_fatal_file(films: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     fatal(monkeypatch, Path(films.records[1].path), kill_oneself)
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
-    requests = CoveringRequests(films, [0, 1, 2], SPEC.length_seconds, 0.3)
-    first, second, third = evaluation_loader(films, requests, SPEC, batch_size=6, workers=1)
-    assert [batch.sample_ids.tolist() for batch in (first, second, third)] == [[0] * 4, [2] * 4, [2]]
-    assert [list(batch.failures) for batch in (first, second, third)] == [[1], [1], []]
-
-
-def test_requests_of_many_long_files_are_made_on_access(films: Manifest) -> None:
-    many, count = Manifest(), 100_000
-    table = films.table.take(np.zeros(count, np.int64))
-    place = table.schema.get_field_index("duration_seconds")
-    many.table = table.set_column(place, "duration_seconds", pa.array(3600.0 + np.arange(count) % 2))
-    requests = CoveringRequests(many, range(count), 2.0, 1.0)
-    assert len(requests) == count // 2 * (3599 + 3600)
-    assert requests[3599 : 3599 + 2] == [ClipRequest(1, 0.0), ClipRequest(1, 1.0)]
-    assert requests[-1] == ClipRequest(count - 1, 3599.0)
-    with pytest.raises(IndexError):
-        requests[len(requests)]
-    assert len(CoveringRequests(many, [], 2.0, 1.0)) == 0
+    the_plan = CoveringPlan(films, [0, 1, 2], SPEC.length_seconds, 0.3, 8)
+    first, second = covering_loader(the_plan, SPEC, workers=1)
+    assert first.sample_ids.tolist() == [0] * 4
+    assert list(first.failures) == [1]
+    assert second.sample_ids.tolist() == [2] * 5

@@ -1,15 +1,27 @@
 """The plan: what each step reads, and where it lies; no file is touched."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cmacc.clips.catalog.manifest import Manifest, MediaRecord
-from cmacc.clips.loading.plan import ClipRequest, FileTable, TrainingPlan, epoch_order, evaluation_requests
+from cmacc.clips.loading.plan import (
+    ClipRequest,
+    CoveringPlan,
+    FileTable,
+    TrainingPlan,
+    epoch_order,
+    evaluation_requests,
+)
 from cmacc.clips.storage import Extent
+from cmacc.clips.windows import covering_starts
 
 LENGTH_SECONDS = 0.3
 
@@ -126,3 +138,54 @@ def test_the_table_says_what_the_records_say() -> None:
             assert files.path(i) == str(record.path)
             assert files.starts_seconds[i] == record.start_seconds
     assert len(FileTable.of(Manifest()).labels) == 0
+
+
+def lasting(seconds: list[float]) -> Manifest:
+    few = manifest(1)
+    many = Manifest()
+    many.table = few.table.take(np.zeros(len(seconds), np.int64))
+    place = many.table.schema.get_field_index("duration_seconds")
+    many.table = many.table.set_column(place, "duration_seconds", pa.array(seconds, pa.float64()))
+    return many
+
+
+def runs(batches: Sequence[list[ClipRequest]], sample_id: int) -> list[list[float]]:
+    """The windows of a file, batch by batch."""
+    found = [[r.start_seconds for r in batch if r.sample_id == sample_id] for batch in batches]
+    return [starts for starts in found if starts]
+
+
+@given(st.lists(st.floats(0.1, 30.0), min_size=1, max_size=12), st.integers(1, 9))
+@example([34.0, 34.0, 1.0, 1.0, 3.0], 32)
+@example([6.0], 2)
+def test_covering_plan_has_each_window_once_in_well_filled_batches(seconds: list[float], batch_size: int) -> None:
+    films, ids = lasting(seconds), list(reversed(range(len(seconds))))
+    the_plan = CoveringPlan(films, ids, 2.0, 1.0, batch_size)
+    batches = list(the_plan)
+    assert [r for batch in batches for r in batch] == [
+        ClipRequest(i, start) for i in ids for start in covering_starts(seconds[i], 2.0, 1.0)
+    ]
+    sizes = [len(batch) for batch in batches]
+    assert all(1 <= size <= batch_size for size in sizes)
+    assert all(one + other > batch_size for one, other in pairwise(sizes)) or len(sizes) == 1
+    for i in ids:  # the same windows are decoded together, whatever files are beside it
+        assert runs(batches, i) == runs(CoveringPlan(films, [i], 2.0, 1.0, batch_size), i)
+    assert the_plan[-1] == batches[-1] == the_plan[-1:][0]
+    with pytest.raises(IndexError):
+        the_plan[len(batches)]
+
+
+def test_covering_plan_of_many_long_files_is_made_on_access() -> None:
+    count = 20_000
+    the_plan = CoveringPlan(lasting([3600.0] * count), range(count), 2.0, 1.0, 64)
+    assert len(the_plan) == count * 57  # of 3599 windows
+    assert the_plan[-1][-1] == ClipRequest(count - 1, 3598.0)
+    assert len(CoveringPlan(manifest(), [], 2.0, 1.0, 64)) == 0
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_bad_covering_plans_are_refused() -> None:
+    with pytest.raises(ValueError, match="CoveringPlan: batch_size must be at least 1, got 0"):
+        CoveringPlan(manifest(), [0], 2.0, 1.0, 0)
+    with pytest.raises(ValueError, match="hop_seconds must be positive and at most length_seconds"):
+        CoveringPlan(manifest(), [0], 2.0, 3.0, 8)

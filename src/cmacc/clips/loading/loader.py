@@ -2,7 +2,7 @@
 
 Training batches always have exactly ``batch_size / ranks`` clips. A file that does not decode is replaced by another,
 drawn from (seed, visit, sample id), and reported in ``ClipBatch.failures``. The training loop decides when there are
-too many. The same applies to a file that crashes or hangs its worker. Evaluation batches have no substitutes.
+too many. The same applies to a file that crashes or hangs its worker. Other batches have no substitutes.
 
 Trade-offs and traps:
 
@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from cmacc.clips.catalog.manifest import Manifest
 from cmacc.clips.clip import Clip, ClipBatch, ClipSpec, MediaError
 from cmacc.clips.loading.plan import (
     ClipRequest,
-    CoveringRequests,
+    CoveringPlan,
     FileTable,
     TrainingPlan,
     Windows,
@@ -42,8 +42,9 @@ __all__ = [
     "HANG_SECONDS",
     "ClipLoader",
     "ClipRequest",
-    "CoveringRequests",
+    "CoveringPlan",
     "TrainingPlan",
+    "covering_loader",
     "evaluation_loader",
     "evaluation_requests",
     "training_loader",
@@ -120,28 +121,33 @@ def training_loader(
 def evaluation_loader(
     manifest: Manifest, requests: Sequence[ClipRequest], spec: ClipSpec, *, batch_size: int, workers: int
 ) -> "ClipLoader":
-    """Batches of ``batch_size`` requests, in order.
-
-    Requests of one file that follow each other in a batch are decoded together, from a file that is opened once. If one
-    of them does not decode, or all together take longer than `HANG_SECONDS`, they are missing, and the file is listed
-    in the batch's ``failures``. It may have windows in other batches, which the caller drops.
-
-    Raises
-    ------
-    ValueError
-        ``batch_size`` is below 1.
-    MediaError
-        While reading: workers die repeatedly.
-    """
-    if batch_size < 1:
-        raise ValueError(f"evaluation_loader: batch_size must be at least 1, got {batch_size}")
-    tasks = _RequestedTasks(requests, batch_size)
+    """Batches of the requests in order. Files that do not decode are missing, and listed in ``failures``."""
+    batches = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+    tasks = [_Task([r.sample_id for r in b], starts_seconds=[[r.start_seconds] for r in b]) for b in batches]
     dataset = _Clips(FileTable.of(manifest), spec, None, 1, workers)
     return ClipLoader(dataset, tasks, range(len(tasks)), workers, None, False, HANG_SECONDS)
 
 
+def covering_loader(plan: CoveringPlan, spec: ClipSpec, *, workers: int) -> "ClipLoader":
+    """The batches of a plan, in order; each file in a batch is opened once, and overlapping windows share their work.
+
+    If one window of a file does not decode, or all in the batch together take longer than `HANG_SECONDS`, they are
+    missing, and the file is listed in the batch's ``failures``. It may have windows in other batches, which the caller
+    drops.
+
+    Examples
+    --------
+    ::
+
+        for requests, batch in zip(plan, covering_loader(plan, spec, workers=2)):
+            rows = [request for request in requests if request.sample_id not in batch.failures]
+    """
+    dataset = _Clips(FileTable.of(plan.manifest), spec, None, 1, workers)
+    return ClipLoader(dataset, _CoveringTasks(plan), range(len(plan)), workers, None, False, HANG_SECONDS)
+
+
 class ClipLoader:
-    """Iterable over batches of clips, in order. Created by `training_loader` and `evaluation_loader`.
+    """Iterable over batches of clips, in order. Created by the functions above.
 
     If a worker dies (FFmpeg crashes, or the kernel runs out of memory) or hangs, all workers are restarted at the first
     batch that was not delivered. The batches do not change. If a sample was being decoded at two deaths, without being
@@ -274,8 +280,8 @@ def _unchanged(batches: list[ClipBatch]) -> list[ClipBatch]:
 class _Task:
     """A unit of work: the batches that share some files.
 
-    For training, a file has one window in each batch. For evaluation, ``starts_seconds`` are its windows in the only
-    batch.
+    For training, a file has one window in each batch. Otherwise there is one batch, and ``starts_seconds`` are the
+    windows of each file.
     """
 
     sample_ids: list[int]
@@ -301,20 +307,20 @@ class _PlannedTasks(Sequence[_Task]):
         return _Task(self._plan.files(step)[self._share].tolist(), self._plan.visit(step))
 
 
-class _RequestedTasks(Sequence[_Task]):
-    """The tasks of requested windows, one for each batch, created on access."""
+class _CoveringTasks(Sequence[_Task]):
+    """The tasks of a plan, one for each batch, created on access."""
 
-    def __init__(self, requests: Sequence[ClipRequest], batch_size: int) -> None:
-        self._requests, self._batch_size = requests, batch_size
+    def __init__(self, plan: CoveringPlan) -> None:
+        self._plan = plan
 
     def __len__(self) -> int:
-        return -(-len(self._requests) // self._batch_size)
+        return len(self._plan)
 
     def __getitem__(self, place: Any) -> Any:
-        begin = range(0, len(self._requests), self._batch_size)[place]
-        requests = self._requests[begin : begin + self._batch_size]
-        files = [(i, [r.start_seconds for r in run]) for i, run in groupby(requests, key=lambda r: r.sample_id)]
-        return _Task([i for i, _ in files], starts_seconds=[starts for _, starts in files])
+        starts: dict[int, list[float]] = {}
+        for request in self._plan[place]:
+            starts.setdefault(request.sample_id, []).append(request.start_seconds)
+        return _Task(list(starts), starts_seconds=list(starts.values()))
 
 
 class _Clips(Dataset[list[ClipBatch]]):

@@ -10,6 +10,7 @@ two clips of one file. The price is that those k batches have the same files.
 """
 
 import dataclasses
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -241,50 +242,85 @@ def evaluation_requests(
     ]
 
 
-class CoveringRequests(Sequence[ClipRequest]):
-    """Overlapping windows that cover whole files (`covering_starts`), file after file; created on access.
+class CoveringPlan(Sequence[list[ClipRequest]]):
+    """Batches of overlapping windows that cover whole files (`covering_starts`); each is created on access.
 
-    For `evaluation_loader`, which opens a file once for all of its windows in a batch. The requests of batch i are
-    ``requests[i * batch_size : (i + 1) * batch_size]``; its rows are theirs, in order, without those of the files in
-    ``failures``.
+    Windows follow each other file after file. A file with more than ``batch_size`` windows is cut into parts of about
+    equal size, with a batch for each. Short files share a batch as long as all of their windows fit in, so that a batch
+    has more than half of ``batch_size`` on average.
+
+    The windows that a file has in a batch are decoded together. Which ones these are depends on the file and the batch
+    size alone: the noise that an AAC decoder adds to a clip is the same, whatever else is in the plan.
 
     Parameters
     ----------
     manifest
         The files and their durations.
     sample_ids
-        The rows to cover, in this order.
+        The rows to cover, each once, in this order.
     length_seconds
         Length of a window.
     hop_seconds
         From the start of a window to that of the next.
+    batch_size
+        Most windows in a batch.
 
     Raises
     ------
     ValueError
-        A length is not positive, or ``hop_seconds`` exceeds ``length_seconds``.
+        ``batch_size`` is below 1, a length is not positive, or ``hop_seconds`` exceeds ``length_seconds``.
     """
 
     def __init__(
-        self, manifest: Manifest, sample_ids: Sequence[int], length_seconds: float, hop_seconds: float
+        self,
+        manifest: Manifest,
+        sample_ids: Sequence[int],
+        length_seconds: float,
+        hop_seconds: float,
+        batch_size: int,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"CoveringPlan: batch_size must be at least 1, got {batch_size}")
+        self.manifest = manifest
+        self._length_seconds, self._hop_seconds = length_seconds, hop_seconds
         self._sample_ids = np.asarray(sample_ids, np.int64)
         self._durations = manifest.table.column("duration_seconds").to_numpy()[self._sample_ids]
-        self._length_seconds, self._hop_seconds = length_seconds, hop_seconds
         counts = [covering_count(seconds, length_seconds, hop_seconds) for seconds in self._durations.tolist()]
         self._ends = np.cumsum(counts, dtype=np.int64)
+        self._cuts = _cuts(counts, batch_size)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._cuts) - 1
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
             return [self[i] for i in range(len(self))[place]]
         place = range(len(self))[place]
-        file = int(np.searchsorted(self._ends, place, side="right"))
-        number = place - int(self._ends[file - 1]) if file else place
+        return [self._request(number) for number in range(self._cuts[place], self._cuts[place + 1])]
+
+    def _request(self, number: int) -> ClipRequest:
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        if file:
+            number -= int(self._ends[file - 1])
         start = covering_start(float(self._durations[file]), self._length_seconds, self._hop_seconds, number)
         return ClipRequest(int(self._sample_ids[file]), start)
+
+
+def _cuts(counts: Sequence[int], batch_size: int) -> "array[int]":
+    """Numbers of windows before each batch and after the last, for files with ``counts`` windows."""
+    cuts, end, held = array("q", [0]), 0, 0
+    for count in counts:
+        parts = -(-count // batch_size)
+        for part in range(parts):
+            # Two parts of a file are together larger than a batch, so a batch never holds both.
+            size = count * (part + 1) // parts - count * part // parts
+            if held + size > batch_size:
+                cuts.append(end)
+                held = 0
+            held, end = held + size, end + size
+    if end:
+        cuts.append(end)
+    return cuts
 
 
 def share_memory(tensors: Any) -> None:

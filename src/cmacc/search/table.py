@@ -229,9 +229,10 @@ class WindowTable:
             self._table: LanceTable = self._connection.open_table(WINDOWS)  # type: ignore[assignment]
         except ValueError as error:
             raise SearchError(f"index {self.store.root}: it has no videos yet; run cmacc embed again") from error
+        self._count = int(self._table.count_rows())
 
     def __len__(self) -> int:
-        return int(self._table.count_rows())
+        return self._count  # counting takes a millisecond, as long as a search
 
     @property
     def version(self) -> int:
@@ -244,6 +245,7 @@ class WindowTable:
         self._retried(lambda table: table.checkout_latest())  # type: ignore[no-untyped-call]
         if self.version != before:
             self.description = Description.read(self.store) or self.description
+            self._count = int(self._table.count_rows())
         return self.version != before
 
     def column_values(self, *names: str, where: str | None = None) -> pa.Table:

@@ -171,3 +171,20 @@ def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert "| regime | queue | active |" in lines
     assert "| cold | 0.510 ± 0.010 | +0.100 [+0.100, +0.100] 3 : 0 |" in lines
+
+
+@pytest.mark.slow
+def test_searches_are_compared_with_all_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmacc.search.writer.EXACT_ROWS", 1000)  # rows of the table; it has two for each vector
+    main = runpy.run_path(str(BENCHMARKS / "search.py"))["main"]
+    arguments = ["--rows", "300", "600", "--dims", "64", "--queries", "10", "--alone"]
+    exact, approximate = main(["vectors", str(tmp_path / "out.json"), *arguments])["results"]
+    assert set(exact["methods"]) == {"cmacc", "cmacc, whole search", "LanceDB"}
+    assert set(approximate["methods"]) == {"cmacc", "cmacc, whole search"}
+    assert exact["methods"]["cmacc"]["recall_at_10"] > 0.98  # 1 but for neighbours that rounding swaps
+    assert approximate["methods"]["cmacc"]["recall_at_10"] >= 0.95
+    assert approximate["methods"]["cmacc"]["recall_when_built"] >= 0.95
+    for methods in (exact["methods"], approximate["methods"]):
+        for found in methods.values():
+            assert 0 < found["p50_ms"] <= found["p95_ms"]
+    assert not list(tmp_path.glob("cmacc-search-*"))

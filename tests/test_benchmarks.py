@@ -182,3 +182,19 @@ def test_covering_reads_the_same_sound_both_ways(tmp_path: Path) -> None:
     assert rows["ogg"]["largest_difference_of_sound"] == 0
     assert all(row["windows"] == 5 and row["alone_of_together"] > 1 for row in (rows["mp4"], rows["ogg"]))
     assert (tmp_path / "out.json").stat().st_size > 500
+
+
+def test_searches_are_compared_with_all_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cmacc.search.writer.EXACT_ROWS", 1000)  # rows of the table; it has two for each vector
+    main = runpy.run_path(str(BENCHMARKS / "search.py"))["main"]
+    arguments = ["--rows", "300", "600", "--dims", "64", "--queries", "10", "--alone"]
+    exact, approximate = main(["vectors", str(tmp_path / "out.json"), *arguments])["results"]
+    assert set(exact["methods"]) == {"cmacc", "cmacc, whole search", "LanceDB"}
+    assert set(approximate["methods"]) == {"cmacc", "cmacc, whole search"}
+    assert exact["methods"]["cmacc"]["recall_at_10"] > 0.98  # 1 but for neighbours that rounding swaps
+    assert approximate["methods"]["cmacc"]["recall_at_10"] >= 0.95
+    assert approximate["methods"]["cmacc"]["recall_when_built"] >= 0.95
+    for methods in (exact["methods"], approximate["methods"]):
+        for found in methods.values():
+            assert 0 < found["p50_ms"] <= found["p95_ms"]
+    assert not list(tmp_path.glob("cmacc-search-*"))

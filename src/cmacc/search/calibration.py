@@ -13,6 +13,7 @@ be held (conformal p-values: Vovk, Gammerman and Shafer, Algorithmic Learning in
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +65,12 @@ class Calibration:
         """How far the score lies above the best scores of searches for what is not there, in standard deviations."""
         if len(self.best) < 2:
             return score
-        return (score - float(np.mean(self.best))) / max(float(np.std(self.best)), 1e-6)
+        mean, deviation = self._spread
+        return (score - mean) / max(deviation, 1e-6)
+
+    @cached_property
+    def _spread(self) -> tuple[float, float]:
+        return float(np.mean(self.best)), float(np.std(self.best))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Least score whose `chance` is at most the rate; infinite if there is none."""

@@ -1,6 +1,5 @@
 """Encode the windows of whole samples: video and audio, overlapping, in batches; rows for the table of an index."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cmacc.clips import ClipBatch, CoveringRequests, Manifest, MediaRecord, covering_starts, evaluation_loader
+from cmacc.clips import ClipBatch, CoveringPlan, Manifest, MediaRecord, covering_loader, covering_starts
 from cmacc.clips.parallel import results_of
 from cmacc.clips.progress import Progress, silent
+from cmacc.clips.windows import covering_count
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining import autocast_dtype
 from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
@@ -70,14 +70,17 @@ def embedded_here(
     progress
         Called with ("windows", done, total).
     """
-    requests = CoveringRequests(manifest, sample_ids, description.window_seconds, description.hop_seconds)
-    counts = Counter(request.sample_id for request in requests)
-    loader = evaluation_loader(manifest, requests, encoder.spec, batch_size=_BATCH_SIZE, workers=workers)
+    length, hop = description.window_seconds, description.hop_seconds
+    plan = CoveringPlan(manifest, sample_ids, length, hop, _BATCH_SIZE)
+    counts = {i: covering_count(manifest.records[i].duration_seconds, length, hop) for i in sample_ids}
+    total = sum(counts.values())
+    # LanceDB has threads in this process, which a fork would not survive.
+    loader = covering_loader(plan, encoder.spec, workers=workers, start_method="spawn")
     pending: dict[int, list[dict[str, NDArray[np.float16]]]] = {}  # vectors of samples that are not complete
     failed: set[int] = set()
     done = 0
-    progress("windows", done, len(requests))
-    for batch in loader:
+    progress("windows", done, total)
+    for requests, batch in zip(plan, loader, strict=True):
         failed |= batch.failures.keys()
         vectors = _encode(encoder, batch, description) if len(batch.sample_ids) else {}
         tables: list[pa.Table] = [table_schema(description).empty_table()]
@@ -90,8 +93,8 @@ def embedded_here(
                 tables.append(_rows(manifest.records[sample_id], columns, description))
                 ids.append(sample_id)
                 del pending[sample_id]
-        done = min(done + _BATCH_SIZE, len(requests))
-        progress("windows", done, len(requests))
+        done += len(requests)
+        progress("windows", done, total)
         if ids or batch.failures:
             yield EmbeddedSamples(pa.concat_tables(tables), tuple(ids), dict(batch.failures))
 

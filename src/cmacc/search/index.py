@@ -356,7 +356,7 @@ class Index:
             if len(rows) == 0:
                 return None
             scores = rows.vectors @ vector
-            typical = float(np.median(scores))
+            typical = _median(scores)
         else:
             found = self.table.nearest(vector, modality, _CANDIDATES_PER_MOMENT * top, where=where, space=space)
             if len(found) == 0:
@@ -364,7 +364,7 @@ class Index:
             paths = list(dict.fromkeys(found.column("path").to_pylist()))
             rows = self.table.rows(modality, where=both_conditions(among(paths), where), space=space)
             scores = rows.vectors @ vector
-            typical = float(np.median(self._sampled(modality, space).vectors @ vector))
+            typical = _median(self._sampled(modality, space).vectors @ vector)
         return _Scored(by, modality, rows, scores, typical, self._calibration(by, modality, windows, where))
 
     def _calibration(self, by: By, modality: Modality, windows: int, where: str | None) -> Calibration:
@@ -425,3 +425,9 @@ class Index:
         nothing = {name: pa.nulls(len(vectors), kind) for name, kind in FACT_TYPES.items()}
         facts = pa.table(nothing | {"content_hash": [""] * len(vectors), "start_seconds": [0.0] * len(vectors)})
         return Rows(facts, vectors)
+
+
+def _median(scores: Float[np.ndarray, " rows"]) -> float:
+    """The median, of an even number the upper one: `numpy.median` takes ten times as long, half of a search."""
+    middle = len(scores) // 2
+    return float(np.partition(scores, middle)[middle])

@@ -128,7 +128,9 @@ def evaluation_loader(
     return ClipLoader(dataset, tasks, range(len(tasks)), workers, None, False, HANG_SECONDS)
 
 
-def covering_loader(plan: CoveringPlan, spec: ClipSpec, *, workers: int) -> "ClipLoader":
+def covering_loader(
+    plan: CoveringPlan, spec: ClipSpec, *, workers: int, start_method: StartMethod | None = None
+) -> "ClipLoader":
     """The batches of a plan, in order; each file in a batch is opened once, and overlapping windows share their work.
 
     If one window of a file does not decode, or all in the batch together take longer than `HANG_SECONDS`, they are
@@ -143,7 +145,7 @@ def covering_loader(plan: CoveringPlan, spec: ClipSpec, *, workers: int) -> "Cli
             rows = [request for request in requests if request.sample_id not in batch.failures]
     """
     dataset = _Clips(FileTable.of(plan.manifest), spec, None, 1, workers)
-    return ClipLoader(dataset, _CoveringTasks(plan), range(len(plan)), workers, None, False, HANG_SECONDS)
+    return ClipLoader(dataset, _CoveringTasks(plan), range(len(plan)), workers, start_method, False, HANG_SECONDS)
 
 
 class ClipLoader:

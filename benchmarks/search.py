@@ -173,7 +173,9 @@ class Growth:
         return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def measure_ours(count: int, size: int, queries_count: int, folder: Path) -> tuple[dict[str, Any], Halves, Vectors, Any]:
+def measure_ours(
+    count: int, size: int, queries_count: int, folder: Path
+) -> tuple[dict[str, Any], Halves, Vectors, Any]:
     """Results of cmacc and LanceDB; the sounds, the queries, and what each should find."""
     sounds = np.full((count, size), 0, np.float16)
     rng = np.random.default_rng(0)

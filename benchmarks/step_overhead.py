@@ -122,7 +122,11 @@ def measure(
     for name in names:
         config = config_of(scale, VARIANTS[name])
         learners[name] = Learner.build(
-            untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype(config.precision, device)
+            untrained_encoder(config),
+            ClipViews(config, device),
+            config,
+            device,
+            autocast_dtype(config.precision, device),
         )
         if compiled:
             learners[name].encoder = torch.compile(learners[name].encoder)  # type: ignore[assignment]

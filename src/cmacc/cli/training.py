@@ -12,11 +12,13 @@ import yaml
 
 from cmacc.cli.encoders import add_tower_flags, cache_folder, download_towers, download_towers_of, permissions
 from cmacc.cli.results import evaluate_with_progress
+from cmacc.cli.search import print_answer
 from cmacc.cli.terminal import INTERRUPTED, command_parser, progress_bars
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from cmacc.clips import Manifest
     from cmacc.pretraining import PretrainConfig, RunOutcome
     from cmacc.transfer import Card
 
@@ -140,12 +142,39 @@ def demo_command(arguments: Sequence[str]) -> int:
     with progress_bars("report"):
         report = write_report(out, overwrite=options.overwrite)
     _print_summary(card)
+    _search_demo(out, scanned.manifest)
     program = sys.argv[0] if Path(sys.argv[0]).name == "cmacc" else "cmacc"
     print(f"\nreport: {report}, all results: {out / 'card.md'}\n")
     print("next, with your own folder of videos:")
     print(f"  {program} scan VIDEOS --out videos.parquet --test-fraction 0.2")
     print(f"  {program} pretrain --data.manifest videos.parquet --out runs/first")
+    print(f"  {program} embed runs/first VIDEOS --out videos.index")
+    print(f"  {program} search videos.index QUERY")
     return 0
+
+
+def _search_demo(out: Path, manifest: "Manifest") -> None:
+    """Embed the held-out clips, and print the first search by sound that finds its own video."""
+    from cmacc.clips import Manifest
+    from cmacc.search import Index, SearchError, embed_files
+
+    held_out = manifest.ids_where(lambda record: record.split == "test")
+    clips = Manifest([manifest.records[i] for i in held_out])
+    try:
+        with progress_bars("embed") as advance:
+            embed_files(str(out), clips, out / "index", root=out / "world", overwrite=True, progress=advance)
+    except SearchError as error:
+        print(f"\nno search: {error}")
+        return
+    index = Index.open(out / "index")
+    for tried, record in enumerate(clips.records, start=1):
+        answer = index.search(record.path, by="audio", into="video", top=3, false_alarm_rate=1.0)
+        if Path(answer.moments[0].path) == Path(record.path).resolve():
+            print(f"\nindex of the {len(clips)} held-out clips: {out / 'index'}")
+            print(f"its videos nearest to the sound of {record.name} (the first of {tried} sounds that finds its own):")
+            print_answer(answer)
+            return
+    print(f"\nno search: none of the {len(clips)} held-out sounds finds its own video first")
 
 
 def _print_summary(card: "Card") -> None:

@@ -138,9 +138,9 @@ def print_answer(answer: "Answer") -> None:
         print(f"note: {note}")
     if not answer.moments:
         print(
-            f"nothing found: the best of {answer.window_count} windows scores {answer.best_score:.3f}, as do "
-            f"{answer.chance:.1%} of searches for something that is not there (the limit is "
-            f"{answer.false_alarm_rate:.1%}; --false-alarms 1 shows it)"
+            f"nothing found: among {answer.window_count} windows the best score is {answer.best_score:.3f}, and "
+            f"{answer.chance:.1%} of searches for something that is not there come as high (the limit is "
+            f"{answer.false_alarm_rate:.1%}; --false-alarms 1 shows the best, however bad)"
         )
     for place, moment in enumerate(answer.moments, start=1):
         name = moment.path if moment.key is None else f"{moment.path} {moment.key}"

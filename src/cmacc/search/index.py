@@ -103,7 +103,7 @@ class Answer:
     false_alarm_rate
         The rate that was asked for.
     window_count
-        Number of windows that were searched.
+        Number of windows of the index.
     notes
         What a user should know about the query.
     """
@@ -402,6 +402,10 @@ class Index:
     def _kept_rows(self, modality: Modality, where: str | None = None, space: Space = "shared") -> Rows:
         key = (modality, where, space)
         if key not in self._rows:
+            # Of conditions, only the rows of the last one are kept.
+            self._rows = {
+                known: rows for known, rows in self._rows.items() if known[1] in (None, _SAMPLE_OF_FILES, where)
+            }
             self._rows[key] = self.table.rows(modality, where=where, space=space)
         return self._rows[key]
 

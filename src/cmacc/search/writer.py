@@ -176,7 +176,9 @@ class WindowWriter:
             recalls = []
             for modality, tenths in least.items():
                 found = [
-                    (reader.nearest(query, modality, 10, probes=probes).column("score").to_numpy() >= tenth - 1e-5).sum()
+                    (
+                        reader.nearest(query, modality, 10, probes=probes).column("score").to_numpy() >= tenth - 1e-5
+                    ).sum()
                     for query, tenth in zip(queries, tenths, strict=True)
                 ]
                 recalls += [np.mean(np.array(found)[of_modality == by]) / 10 for by in np.unique(of_modality)]

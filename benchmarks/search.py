@@ -8,9 +8,9 @@
 The vectors are made up, to look like embeddings of videos with sound, 60 windows a file. One is the sum of a direction
 of the file (of length 1), one of the file's picture or sound (0.5), a random walk over the windows (0.1 a step, so that
 neighbours are alike), one of the window (0.2), and one that all pictures or all sounds have in common (0.7: networks
-keep their modalities apart); then scaled to length 1, and rounded to float16. Queries are windows of pictures with noise
-(of length 0.3), and what is searched are the sounds. An index of n sounds has n pictures too, in the same table; the
-other libraries have the n sounds alone, the same float16 numbers, as float32 in FAISS and as float16 in usearch.
+keep their modalities apart); then scaled to length 1, and rounded to float16. Queries are windows of pictures with
+noise (of length 0.3), and what is searched are the sounds. An index of n sounds has n pictures too, in the same table;
+the other libraries have the n sounds alone, the same float16 numbers, as float32 in FAISS and as float16 in usearch.
 
 In the results, for each method:
 
@@ -24,10 +24,9 @@ In the results, for each method:
 that were found), and segments (``segments_p50_ms``) of them. Before the first, an index is opened (``open_seconds``:
 with its rows, if it is exact; the files are in the system's cache) and calibrated (``calibration_seconds``: the first
 search). ``build_mebibytes`` and ``search_mebibytes`` say how much the memory of the process grew at the most.
-``LanceDB`` is its own comparison of all rows. FAISS's IVF and usearch's graph look at as little as gives a recall of
-0.95, as cmacc does; the IVF has sqrt(n) lists, and the graph is built with half of usearch's usual effort
-(``expansion_add`` 64), because it would take longer than all else. All use as many threads as OMP_NUM_THREADS says, but LanceDB
-takes more to read, and usearch one for a query.
+``LanceDB`` is its own comparison of all rows. FAISS's IVF (sqrt(n) lists) and usearch's graph (with its own settings)
+look at as little as gives a recall of 0.95, as cmacc does, or at ``effort`` if nothing does. All use as many threads as
+OMP_NUM_THREADS says, but LanceDB takes more to read, and usearch one for a query.
 """
 
 import argparse
@@ -48,9 +47,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count())))
-os.environ["LANCE_CPU_THREADS"] = str(THREADS)
-
+from cmacc.clips.progress import Progress
 from cmacc.encoders import MODALITIES, Modality
 from cmacc.search.index import Index
 from cmacc.search.query import Query
@@ -58,6 +55,7 @@ from cmacc.search.segments import segments
 from cmacc.search.table import EXACT_ROWS, Description, WindowTable
 from cmacc.search.writer import WindowWriter
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 WINDOWS = 60  # of a file
 FILES_AT_ONCE = 500
 NEAREST = 10
@@ -183,8 +181,7 @@ def measure_ours(
     originals = np.empty((len(asked), size), np.float32)
     description = Description("made up", "made up", "/videos", 2.0, 1.0, size, {})
     writer = WindowWriter(folder, description)
-    writing = begin = 0.0
-    begin = 0
+    writing, begin = 0.0, 0
     for block in made_up(count, size):
         end = begin + len(block["audio"])
         sounds[begin:end] = block["audio"]
@@ -200,7 +197,7 @@ def measure_ours(
     told(f"{count} x {size}: written in {writing:.1f} s")
 
     growth, started = Growth(), time.perf_counter()
-    description = writer.finish()
+    description = writer.finish(told_once())
     built = {"write_seconds": writing, "build_seconds": time.perf_counter() - started}
     built |= {"build_mebibytes": growth.mebibytes(), "bytes": bytes_of(folder)}
     told(f"{count} x {size}: built, {built}")
@@ -222,9 +219,9 @@ def measure_ours(
     whole["calibration_seconds"] = time.perf_counter() - started
     of_segments: list[float] = []
 
-    def timed_segments(*arguments: Any) -> Any:
+    def timed_segments(*arguments: Any, **named: Any) -> Any:
         begun = time.perf_counter()
-        found = segments(*arguments)
+        found = segments(*arguments, **named)
         of_segments.append(time.perf_counter() - begun)
         return found
 
@@ -300,7 +297,7 @@ def measure_others(sounds: Halves, queries: Vectors, nearest: NDArray[np.int64],
     del ivf
 
     started = time.perf_counter()
-    graph = Graph(ndim=size, metric="ip", dtype="f16", expansion_add=64)
+    graph = Graph(ndim=size, metric="ip", dtype="f16")
     graph.add(np.arange(len(sounds)), sounds, threads=THREADS)
     add("usearch", started, graph.save)
 
@@ -332,11 +329,25 @@ def told(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
+def told_once() -> Progress:
+    """Progress of building, told when another part of it begins."""
+    last = ""
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if what != last:
+            told(f"... {what}")
+            last = what
+
+    return progress
+
+
 # ------------------------------------------------------------------------------------------------------- command line
 
 
 def vectors(out: Path, rows: list[int], dims: list[int], queries: int, alone: bool) -> dict[str, Any]:
     """All sizes; the results so far are written after each."""
+    os.environ["LANCE_CPU_THREADS"] = str(THREADS)  # read when LanceDB is imported, which is not yet
     if not alone:
         try:
             import faiss  # noqa: F401

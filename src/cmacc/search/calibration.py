@@ -96,7 +96,9 @@ def calibrate(drawn: Rows, targets: Rows, seed: int = 0) -> Calibration:
     """
     rng = np.random.default_rng(seed)
     content, contents = _codes(drawn.facts, targets.facts)
-    starts = targets.seconds("start_seconds")
+    order = np.argsort(contents, kind="stable")
+    first, last = (np.searchsorted(contents[order], content, side=side) for side in ("left", "right"))
+    starts, query_starts = targets.seconds("start_seconds"), drawn.seconds("start_seconds")
     best = np.empty(len(drawn), np.float32)
     pairs: list[Float[np.ndarray, " some"]] = []
     if len(drawn) == 0:
@@ -105,11 +107,11 @@ def calibrate(drawn: Rows, targets: Rows, seed: int = 0) -> Calibration:
     for begin in range(0, len(drawn), at_once):
         some = slice(begin, begin + at_once)
         scores = drawn.vectors[some] @ targets.vectors.T
-        gap = np.abs(drawn.seconds("start_seconds")[some, None] - starts)
-        is_own = (content[some, None] == contents) & (gap < APART_SECONDS)
-        chosen = rng.integers(scores.size, size=min(scores.size, max(1, PAIRS * len(scores) // len(drawn))))
-        pairs.append(scores.ravel()[chosen][~is_own.ravel()[chosen]])
-        scores[is_own] = -np.inf
+        for place, query in enumerate(range(begin, begin + len(scores))):
+            same = order[first[query] : last[query]]
+            scores[place, same[np.abs(starts[same] - query_starts[query]) < APART_SECONDS]] = -np.inf
+        chosen = scores.ravel()[rng.integers(scores.size, size=max(1, PAIRS * len(scores) // len(drawn)))]
+        pairs.append(chosen[np.isfinite(chosen)])
         best[some] = scores.max(axis=1)
     return Calibration(np.sort(np.concatenate(pairs)), np.sort(best[np.isfinite(best)]))
 

@@ -17,8 +17,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfer": GROUND | {"pretraining"},
     "ablation": GROUND | {"pretraining", "transfer"},
     "standing": GROUND | {"pretraining", "transfer"},
-    "viewer": GROUND | {"pretraining", "transfer", "ablation"},
-    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "viewer"},
+    "search": GROUND | {"pretraining", "transfer"},
+    "viewer": GROUND | {"pretraining", "transfer", "ablation", "search"},
+    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "search", "viewer"},
     "__init__": GROUND | {"pretraining", "transfer"},  # for the lazy `load`
     "__main__": {"cli"},
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 from cmacc.cli.ablation import ablate_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
+from cmacc.cli.search import localise_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
 from cmacc.cli.training import demo_command, pretrain_command
 
@@ -28,6 +29,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "inspect": ("show which negatives a run chose, beside random ones", inspect_command),
     "ablate": ("run the variants of a plan and compare them", ablate_command),
     "export": ("export a run's encoders: weights, config, model card, ONNX", export_command),
+    "localise": ("show where in the picture a file's sound is, and when", localise_command),
     "demo": ("run the main steps on a synthetic world", demo_command),
 }
 

@@ -171,3 +171,19 @@ def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytes
     lines = capsys.readouterr().out.splitlines()
     assert "| regime | queue | active |" in lines
     assert "| cold | 0.510 ± 0.010 | +0.100 [+0.100, +0.100] 3 : 0 |" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+def test_localise_judges_heat_by_the_objects_box(tmp_path: Path) -> None:
+    localise = runpy.run_path(str(BENCHMARKS / "localise.py"))
+    report = localise["main"](
+        [str(tmp_path / "run"), "--train", "--steps", "1", "--world-clips", "48", "--clips", "4", "--ways", "block of 2",
+         "place alone", "gradient x map", "--out", str(tmp_path / "out.json")]
+    )  # fmt: skip
+    found = {(row["encoder"], row["way"]): row for row in report["results"]}
+    assert len(found) == len(report["results"]) == 9
+    assert found["none", "exact"]["times"] > 0.95 > found["none", "exact"]["times by chance"]
+    assert found["none", "exact"]["map"] == [4, 4, 4]
+    assert all(0 <= row["clips"] <= 1 for row in report["results"])
+    assert (tmp_path / "out.json").stat().st_size > 1000

@@ -40,12 +40,16 @@ def localise_command(arguments: Sequence[str]) -> int:
 
     import torch
 
-    from cmacc.search import localise, write_film, write_strip
+    from cmacc.search import localise, write_strip, write_video
     from cmacc.transfer import open_encoder
 
     if options.download:
         download_towers_of(Path(options.encoder))
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device must be a device of torch on this machine, got {options.device}") from error
     with permissions(options):
         encoder = open_encoder(options.encoder, device, download=options.download).encoder
     begin, end = options.window or (0.0, math.inf)
@@ -55,7 +59,7 @@ def localise_command(arguments: Sequence[str]) -> int:
     with progress_bars("localise") as advance:
         found = localise(options.file, encoder, begin_seconds=begin, end_seconds=end, progress=advance)
         write_strip(found, strip, top=options.top, overwrite=options.overwrite)
-        write_film(found, film, overwrite=options.overwrite, progress=advance)
+        write_video(found, film, overwrite=options.overwrite, progress=advance)
     moments = found.moments(options.top)
     if options.json:
         print(json.dumps([{"path": str(options.file), **dataclasses.asdict(moment)} for moment in moments], indent=1))

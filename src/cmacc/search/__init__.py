@@ -1,6 +1,6 @@
 """Search: find the moments of videos, and the places in the picture, that belong to a sound."""
 
-from cmacc.search.heat_pictures import write_film, write_strip
+from cmacc.search.heat_pictures import write_strip, write_video
 from cmacc.search.localise import Localisation, Moment, localise
 
-__all__ = ["Localisation", "Moment", "localise", "write_film", "write_strip"]
+__all__ = ["Localisation", "Moment", "localise", "write_strip", "write_video"]

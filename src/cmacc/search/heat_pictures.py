@@ -29,7 +29,7 @@ _FILM_RATES_HZ = (5, 60)
 _SOUND_RATE_HZ = 48_000
 _COLOURS = "inferno"
 _MOST_COVER = 0.7  # of the picture where it is hottest
-_FAINT = 0.25  # of the highest heat; nothing is drawn below
+_FAINT = 0.2  # of full heat; nothing is drawn below
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 _UNSEEN = 0.45  # brightness of what the encoder does not see
 
@@ -67,15 +67,16 @@ def write_strip(found: Localisation, path: Path, *, top: int = 3, overwrite: boo
         sheet = Figure(
             figsize=(_FRAMES_PER_MOMENT * wide + 0.4, len(moments) * (tall + 0.5) + 1.6), layout="constrained"
         )
-        rows = sheet.subfigures(len(moments) + 1, height_ratios=[*[tall + 0.5] * len(moments), 1.6])
-        for number, (row, moment) in enumerate(zip(rows, moments, strict=False), start=1):
-            _draw_moment(row, found, moment, number, paint, (height, width))
-        _draw_curve(rows[-1].subplots(), found, moments)
+        grid = sheet.add_gridspec(len(moments) + 1, 1, height_ratios=[*[tall + 0.5] * len(moments), 1.6])
+        for place, moment in enumerate(moments):
+            row = sheet.add_subfigure(grid[place, 0])
+            _draw_moment(row, found, moment, place + 1, paint, (height, width))
+        _draw_curve(sheet.add_subfigure(grid[-1, 0]).add_subplot(), found, moments)
         with written_aside(path) as aside:
             sheet.savefig(aside, format="png", dpi=120)
 
 
-def write_film(found: Localisation, path: Path, *, overwrite: bool = False, progress: Progress = silent) -> None:
+def write_video(found: Localisation, path: Path, *, overwrite: bool = False, progress: Progress = silent) -> None:
     """Write an .mp4 of the part: the picture with its heat, and the sound (mono, 48 kHz).
 
     The picture has at most 480 pixels on its short side, and the frame rate of the file, rounded to whole frames per
@@ -90,7 +91,7 @@ def write_film(found: Localisation, path: Path, *, overwrite: bool = False, prog
     overwrite
         Whether to replace an existing file.
     progress
-        Called with ("film", seconds done, total seconds).
+        Called with ("video", seconds done, total seconds).
 
     Raises
     ------
@@ -130,7 +131,7 @@ def _chunks(found: Localisation, rate: int, height: int, width: int, progress: P
     """The part in clips of whole seconds at the size of the film; the last one is shorter."""
     frames = max(1, round((found.end_seconds - found.begin_seconds) * rate))
     for first in range(0, frames, _CHUNK_SECONDS * rate):
-        progress("film", first // rate, frames // rate)
+        progress("video", first // rate, frames // rate)
         count = min(_CHUNK_SECONDS * rate, frames - first)
         spec = ClipSpec(
             frame_count=count,
@@ -141,7 +142,7 @@ def _chunks(found: Localisation, rate: int, height: int, width: int, progress: P
             sample_rate_hz=_SOUND_RATE_HZ,
         )
         yield decode_clips(found.path, [found.begin_seconds + first / rate], spec)[0]
-    progress("film", frames // rate, frames // rate)
+    progress("video", frames // rate, frames // rate)
 
 
 def _samples(clip: Clip, begin_seconds: float) -> av.AudioFrame:
@@ -152,11 +153,14 @@ def _samples(clip: Clip, begin_seconds: float) -> av.AudioFrame:
 
 
 class _Painter:
-    """Draws heat over grey pictures. The colours mean the same in all of a file: the share of its highest heat."""
+    """Draws heat over grey pictures. The colours mean the same in all of a file.
+
+    Full heat is the upper quartile of the windows' highest: of a long file, one odd window would outshine all others.
+    """
 
     def __init__(self, found: Localisation) -> None:
         self._found = found
-        self._highest = max(float(found.heat.max()), 1e-12)
+        self._full = max(float(np.quantile(found.heat.max(axis=(1, 2, 3)), 0.75)), 1e-12)
         self._colours = matplotlib.colormaps[_COLOURS]
 
     def __call__(self, pixels: NDArray[np.uint8], seconds: float) -> NDArray[np.uint8]:
@@ -167,7 +171,7 @@ class _Painter:
         rows = slice(round(top * height), round((top + tall) * height))
         columns = slice(round(left * width), round((left + wide) * width))
         seen = grey[rows, columns][..., None]
-        heat = torch.from_numpy(self._found.heat_at(seconds) / self._highest)
+        heat = torch.from_numpy(self._found.heat_at(seconds) / self._full)
         smooth = functional.interpolate(heat[None, None], seen.shape[:2], mode="bilinear", align_corners=False)[0, 0]
         level = smooth.clamp(0, 1).numpy()
         cover = (_MOST_COVER * np.clip((level - _FAINT) / (1 - _FAINT), 0, 1))[..., None]

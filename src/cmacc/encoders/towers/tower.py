@@ -252,7 +252,8 @@ class VideoTower(Tower):
             return encode(self.network, video)
         images = video.transpose(1, 2).flatten(0, 1)
         maps = image_by_image(lambda some: encode(self.network, some), images, self.network)
-        return maps.unflatten(0, (video.shape[0], -1)).transpose(1, 2)
+        by_clip: Tensor = maps.unflatten(0, (video.shape[0], -1))
+        return by_clip.transpose(1, 2)
 
     def pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]

@@ -178,8 +178,8 @@ def test_the_evidence_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytes
 def test_localise_judges_heat_by_the_objects_box(tmp_path: Path) -> None:
     localise = runpy.run_path(str(BENCHMARKS / "localise.py"))
     report = localise["main"](
-        [str(tmp_path / "run"), "--train", "--steps", "1", "--world-clips", "48", "--clips", "4", "--ways", "block of 2",
-         "place alone", "gradient x map", "--out", str(tmp_path / "out.json")]
+        [str(tmp_path / "run"), "--train", "--steps", "1", "--world-clips", "48", "--clips", "4",
+         "--ways", "block of 2", "place alone", "gradient x map", "--out", str(tmp_path / "out.json")]
     )  # fmt: skip
     found = {(row["encoder"], row["way"]): row for row in report["results"]}
     assert len(found) == len(report["results"]) == 9

@@ -29,7 +29,7 @@ _FILM_RATES_HZ = (5, 60)
 _SOUND_RATE_HZ = 48_000
 _COLOURS = "inferno"
 _MOST_COVER = 0.7  # of the picture where it is hottest
-_FAINT = 0.2  # of full heat; nothing is drawn below
+_FAINT = 0.2  # level below which nothing is drawn
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 _UNSEEN = 0.45  # brightness of what the encoder does not see
 
@@ -173,7 +173,9 @@ class _Painter:
         seen = grey[rows, columns][..., None]
         heat = torch.from_numpy(self._found.heat_at(seconds) / self._full)
         smooth = functional.interpolate(heat[None, None], seen.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-        level = smooth.clamp(0, 1).numpy()
+        level = (
+            smooth.clamp(0, 1).sqrt().numpy()
+        )  # heat at one time may be a tenth of that at the next, and still right
         cover = (_MOST_COVER * np.clip((level - _FAINT) / (1 - _FAINT), 0, 1))[..., None]
         # The dark end of the colours would look like shade.
         colours = 255 * np.asarray(self._colours(0.4 + 0.5 * level), np.float32)[..., :3]

@@ -1,10 +1,9 @@
 """Whether the heat maps of ``cmacc localise`` point at what sounds, on clips of the synthetic world, where it is known.
 
-    python benchmarks/localise.py runs/0 runs/1 runs/2 --train    # as `cmacc demo` trains, seeds 0, 1 and 2
-    python benchmarks/localise.py runs/0 runs/1 runs/2 --out benchmarks/results/localise-cpu.json
-    python benchmarks/localise.py runs/0 --world-seed 7 --ways "block of 2"
+    python benchmarks/localise.py runs/0 runs/1 --train --world-seeds 7 8 --out benchmarks/results/localise-cpu.json
 
-One window in the middle of every clip, held out by the run, or of another world. For each time of the map, the object's
+``--train`` makes the runs, as `cmacc demo` trains: seeds 0, 1, ...; without it they must be there. One window in the
+middle of every clip: of those that the run holds out, or of other worlds. For each time of the map, the object's
 box there is the smallest that contains it at the frames of that time. Told are, for the trained and the untrained
 encoders of a run:
 
@@ -171,13 +170,42 @@ def _inside(points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[
     return np.asarray(((points >= boxes[..., :2]) & (points <= boxes[..., 2:])).all(-1))
 
 
+def measure(run: Path, world: WorldConfig, paths: list[Path], ways: list[str]) -> list[dict[str, Any]]:
+    """Judge the trained and the untrained encoders of a run on these files."""
+    opened = open_encoder(str(run))
+    frames, waveforms, boxes = clips(world, paths, opened.encoder.spec)
+    about = {
+        "encoder_seed": opened.facts.seed,
+        "steps": opened.facts.checkpoint_step,
+        "world_seed": world.seed,
+        "clip_count": len(paths),
+    }
+    results = []
+    shape: tuple[int, ...] = ()
+    for state, encoder in (("trained", opened.encoder), ("untrained", opened.untrained)):
+        for name in ways:
+            heat = heat_of(WAYS[name], encoder, frames, waveforms)
+            shape = tuple(heat.shape[1:])
+            results.append(about | {"encoder": state, "way": name} | judge(heat, boxes))
+        heat = heat_of(WAYS["block of 2"], encoder, frames, waveforms.roll(len(paths) // 3, 0))
+        results.append(about | {"encoder": state, "way": "block of 2, other sound"} | judge(heat, boxes))
+    exact = judge(exact_heat(boxes, *shape), boxes)
+    return [*results, about | {"encoder": "none", "way": "exact", "map": list(shape)} | exact]
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of `cmacc demo`")
     parser.add_argument("--train", action="store_true", help="make the runs first, with seeds 0, 1, ...")
     parser.add_argument("--steps", type=int, default=500, help="of --train")
     parser.add_argument("--world-clips", type=int, default=960, help="of --train, a quarter of them held out")
-    parser.add_argument("--world-seed", type=int, help="clips of this world, instead of those held out by the run")
+    parser.add_argument(
+        "--world-seeds",
+        nargs="+",
+        type=int,
+        default=[],
+        help="also clips of these worlds, with the package's way alone",
+    )
     parser.add_argument("--clips", type=int, default=240)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, help="write the JSON here as well as to stdout")
@@ -186,25 +214,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for seed, run in enumerate(options.runs):
         if options.train:
             train(run, seed, options.steps, options.world_clips)
-        opened = open_encoder(str(run))
-        with tempfile.TemporaryDirectory() as folder:
-            if options.world_seed is None:
-                world, paths = held_out(run, options.clips)
-            else:
-                world, paths = other_world(run, options.world_seed, options.clips, Path(folder))
-            frames, waveforms, boxes = clips(world, paths, opened.encoder.spec)
-        about = {"encoder_seed": opened.facts.seed, "steps": opened.facts.checkpoint_step, "world_seed": world.seed,
-                 "clip_count": len(paths)}  # fmt: skip
-        shape: tuple[int, ...] = ()
-        for state, encoder in (("trained", opened.encoder), ("untrained", opened.untrained)):
-            for name in options.ways:
-                heat = heat_of(WAYS[name], encoder, frames, waveforms)
-                shape = tuple(heat.shape[1:])
-                report["results"].append(about | {"encoder": state, "way": name} | judge(heat, boxes))
-            heat = heat_of(WAYS["block of 2"], encoder, frames, waveforms.roll(len(paths) // 3, 0))
-            report["results"].append(about | {"encoder": state, "way": "block of 2, other sound"} | judge(heat, boxes))
-        exact = judge(exact_heat(boxes, *shape), boxes)
-        report["results"].append(about | {"encoder": "none", "way": "exact", "map": list(shape)} | exact)
+        report["results"] += measure(run, *held_out(run, options.clips), options.ways)
+        for world_seed in options.world_seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                other = other_world(run, world_seed, options.clips, Path(folder))
+                report["results"] += measure(run, *other, ["block of 2"])
     text = json.dumps(_rounded(report), indent=1)
     print(text)
     if options.out:

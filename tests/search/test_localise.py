@@ -254,6 +254,34 @@ def test_a_part_and_a_short_file(tmp_path: Path, red: tuple[Path, NDArray[np.flo
         localise(path, RedIsLoud(), hop_seconds=0.0)
 
 
+def test_a_film_on_its_side_is_drawn_as_it_is_displayed(tmp_path: Path) -> None:
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=8)
+        video.width, video.height, video.pix_fmt = 96, 48, "yuv420p"
+        video.set_display_rotation(90)
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for _ in range(24):
+            picture = np.full((48, 96, 3), 60, np.uint8)
+            picture[:, :24] = (220, 30, 30)  # left as stored: after a quarter turn, the top or the bottom
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        noise = np.random.default_rng(0).normal(0, 0.3, (1, 48_000)).clip(-1, 1).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+        frame.sample_rate = 16_000
+        for packet in (*video.encode(None), *sound.encode(frame), *sound.encode(None)):
+            container.mux(packet)
+    found = localise(path, RedIsLoud())
+    assert (found.picture_height, found.picture_width) == (96, 48)
+    # The encoder sees the middle half of the height, and of the red quarter nothing.
+    assert found.view == pytest.approx((0.25, 0, 0.5, 1))
+    assert found.heat.max() == pytest.approx(0, abs=1e-3)
+    write_video(found, tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as film:
+        shown = next(film.decode(video=0)).to_ndarray(format="rgb24")[..., 0].astype(float)
+    assert shown.shape == (480, 240)
+    assert sorted(shown[[40, 440]].mean(1).round(-1)) == [30, 40]  # darkened: grey of 60, and of red
+
+
 def test_the_strip_and_the_video_show_the_heat(
     tmp_path: Path, red: tuple[Path, NDArray[np.float64], Localisation]
 ) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from cmacc.clips import Clip, ClipSpec, decode_clips, probe
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
-from cmacc.search.localise import Localisation, Moment
+from cmacc.search.localise import Localisation, LocalisedMoment
 
 _FRAMES_PER_MOMENT = 4
 _STRIP_SIDE = 240  # short side of the pictures, in pixels
@@ -185,7 +185,7 @@ class _Painter:
 
 
 def _draw_moment(
-    row: SubFigure, found: Localisation, moment: Moment, number: int, paint: _Painter, size: tuple[int, int]
+    row: SubFigure, found: Localisation, moment: LocalisedMoment, number: int, paint: _Painter, size: tuple[int, int]
 ) -> None:
     count = _FRAMES_PER_MOMENT
     row.suptitle(
@@ -212,7 +212,7 @@ def _draw_moment(
         axes.set_yticks([])
 
 
-def _draw_curve(axes: Axes, found: Localisation, moments: list[Moment]) -> None:
+def _draw_curve(axes: Axes, found: Localisation, moments: list[LocalisedMoment]) -> None:
     middles = found.start_seconds + found.spec.length_seconds / 2
     for number, moment in enumerate(moments, start=1):
         axes.axvspan(moment.start_seconds, moment.end_seconds, color="#f28e2b", alpha=0.25, linewidth=0)

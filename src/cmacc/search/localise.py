@@ -36,7 +36,7 @@ _MAPS_AT_ONCE_BYTES = 2**26  # of maps with a block removed
 
 
 @dataclass(frozen=True)
-class Moment:
+class LocalisedMoment:
     """A window in which video and audio agree.
 
     Attributes
@@ -108,7 +108,7 @@ class Localisation:
         found = (1 - share) * self.heat[near, before] + share * self.heat[near, after]
         return np.asarray(found.mean(0), np.float32)
 
-    def moments(self, top: int = 3) -> list[Moment]:
+    def moments(self, top: int = 3) -> list[LocalisedMoment]:
         """The windows of highest agreement that do not overlap, best first.
 
         Raises
@@ -128,12 +128,12 @@ class Localisation:
                 break
         return [self._moment(place) for place in chosen]
 
-    def _moment(self, window: int) -> Moment:
+    def _moment(self, window: int) -> LocalisedMoment:
         start = float(self.start_seconds[window])
         hottest = self.heat[window].clip(min=0).sum(axis=(1, 2)).argmax()
         x, y = centre_of_mass(self.heat[window, hottest])
         top, left, height, width = self.view
-        return Moment(
+        return LocalisedMoment(
             max(start, self.begin_seconds),
             min(start + self.spec.length_seconds, self.end_seconds),
             float(self.agreement[window]),

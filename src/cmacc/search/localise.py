@@ -32,7 +32,7 @@ from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEn
 
 _WINDOWS_AT_ONCE = 8
 _BLOCK = 2  # places along each side
-_MAPS_AT_ONCE_BYTES = 2**26  # of maps with a block removed
+_MAPS_AT_ONCE_BYTES = 2**24  # of maps with a block removed
 
 
 @dataclass(frozen=True)

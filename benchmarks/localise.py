@@ -12,7 +12,8 @@ encoders of a run:
 - ``frames``: share of all frames in whose own box it lies, which the map's coarse times bound (``exact``);
 - chance for each: the same heat with the boxes of other clips;
 - ``other sound``: heat for the sound of another clip, with the clip's own box;
-- ``exact``: the share of the frame in the object's box instead of heat.
+- ``exact``: the share of the frame in the object's box instead of heat;
+- ``regression``: what the map knows of the place, by ridge regression from its features, fitted on clips of training.
 
 The ways to make heat are the one of the package, occlusion of blocks of 2 x 2 places, and those that it was compared
 with.
@@ -54,11 +55,11 @@ def train(folder: Path, seed: int, steps: int, count: int) -> None:
     pretrain(folder)
 
 
-def held_out(run: Path, count: int) -> tuple[WorldConfig, list[Path]]:
-    """The world of a run, and its held-out files."""
+def files_of(run: Path, split: str, count: int) -> tuple[WorldConfig, list[Path]]:
+    """The world of a run, and files of a split."""
     world = WorldConfig(**json.loads((run / "world" / "world.json").read_text()))
     records = Manifest.read(run / "manifest.parquet").records
-    paths = [Path(record.path) for record in records if record.split == "test"]
+    paths = [Path(record.path) for record in records if record.split == split]
     return world, paths[:: max(1, len(paths) // count)]  # in the order of their classes
 
 
@@ -145,6 +146,23 @@ def exact_heat(boxes: NDArray[np.float64], times: int, height: int, width: int, 
     return torch.from_numpy(shares)
 
 
+def regressed(
+    encoder: Any, train: tuple[Tensor, Tensor, NDArray[np.float64]], frames: Tensor, ridge: float = 100.0
+) -> Tensor:
+    """What the map knows, whatever its agreement with the sound: ridge regression from a place to `exact_heat`."""
+    with torch.no_grad():
+        known, asked = (
+            torch.cat([encoder.map_video(some) for some in of.split(_AT_ONCE)]) for of in (train[0], frames)
+        )
+    wanted = exact_heat(train[2], *known.shape[2:]).flatten().double()
+    rows = known.movedim(1, -1).flatten(0, -2).double()
+    mean, deviation = rows.mean(0), rows.std(0) + 1e-6
+    rows = (rows - mean) / deviation
+    inner = rows.T @ rows + ridge * torch.eye(rows.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(inner, rows.T @ (wanted - wanted.mean()))
+    return (asked.movedim(1, -1).double() - mean) / deviation @ weights + wanted.mean()
+
+
 def judge(heat: Tensor, boxes: NDArray[np.float64]) -> dict[str, float]:
     """Shares of times, clips and frames, and each by chance."""
     count, times = heat.shape[:2]
@@ -170,9 +188,12 @@ def _inside(points: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[
     return np.asarray(((points >= boxes[..., :2]) & (points <= boxes[..., 2:])).all(-1))
 
 
-def measure(run: Path, world: WorldConfig, paths: list[Path], ways: list[str]) -> list[dict[str, Any]]:
-    """Judge the trained and the untrained encoders of a run on these files."""
+def measure(
+    run: Path, world: WorldConfig, paths: list[Path], ways: list[str], fit_count: int = 0
+) -> list[dict[str, Any]]:
+    """Judge the trained and the untrained encoders of a run on these files; with a regression on as many others."""
     opened = open_encoder(str(run))
+    train = clips(*files_of(run, "train", fit_count), opened.encoder.spec) if fit_count else None
     frames, waveforms, boxes = clips(world, paths, opened.encoder.spec)
     about = {
         "encoder_seed": opened.facts.seed,
@@ -189,6 +210,9 @@ def measure(run: Path, world: WorldConfig, paths: list[Path], ways: list[str]) -
             results.append(about | {"encoder": state, "way": name} | judge(heat, boxes))
         heat = heat_of(WAYS["block of 2"], encoder, frames, waveforms.roll(len(paths) // 3, 0))
         results.append(about | {"encoder": state, "way": "block of 2, other sound"} | judge(heat, boxes))
+        if train is not None:
+            heat = regressed(encoder, train, frames)
+            results.append(about | {"encoder": state, "way": "regression"} | judge(heat, boxes))
     exact = judge(exact_heat(boxes, *shape), boxes)
     return [*results, about | {"encoder": "none", "way": "exact", "map": list(shape)} | exact]
 
@@ -214,7 +238,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for seed, run in enumerate(options.runs):
         if options.train:
             train(run, seed, options.steps, options.world_clips)
-        report["results"] += measure(run, *held_out(run, options.clips), options.ways)
+        report["results"] += measure(run, *files_of(run, "test", options.clips), options.ways, 2 * options.clips)
         for world_seed in options.world_seeds:
             with tempfile.TemporaryDirectory() as folder:
                 other = other_world(run, world_seed, options.clips, Path(folder))

@@ -182,7 +182,7 @@ def test_localise_judges_heat_by_the_objects_box(tmp_path: Path) -> None:
          "--ways", "block of 2", "place alone", "gradient x map", "--out", str(tmp_path / "out.json")]
     )  # fmt: skip
     found = {(row["encoder"], row["way"]): row for row in report["results"]}
-    assert len(found) == len(report["results"]) == 9
+    assert len(found) == len(report["results"]) == 11
     assert found["none", "exact"]["times"] > 0.95 > found["none", "exact"]["times by chance"]
     assert found["none", "exact"]["map"] == [4, 4, 4]
     assert all(0 <= row["clips"] <= 1 for row in report["results"])

@@ -29,6 +29,7 @@ _FILM_RATES_HZ = (5, 60)
 _SOUND_RATE_HZ = 48_000
 _COLOURS = "inferno"
 _MOST_COVER = 0.7  # of the picture where it is hottest
+_LEAST_FULL = 1e-4  # cosine; less is rounding
 _FAINT = 0.2  # level below which nothing is drawn
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
 _UNSEEN = 0.45  # brightness of what the encoder does not see
@@ -155,12 +156,14 @@ def _samples(clip: Clip, begin_seconds: float) -> av.AudioFrame:
 class _Painter:
     """Draws heat over grey pictures. The colours mean the same in all of a file.
 
-    Full heat is the upper quartile of the windows' highest: of a long file, one odd window would outshine all others.
+    Full heat is the upper quartile of the highest heat of windows that have any: in a long file, one odd window would
+    outshine all others.
     """
 
     def __init__(self, found: Localisation) -> None:
         self._found = found
-        self._full = max(float(np.quantile(found.heat.max(axis=(1, 2, 3)), 0.75)), 1e-12)
+        highest = found.heat.max(axis=(1, 2, 3))
+        self._full = max(_LEAST_FULL, float(np.quantile(highest[highest > 0], 0.75)) if (highest > 0).any() else 0.0)
         self._colours = matplotlib.colormaps[_COLOURS]
 
     def __call__(self, pixels: NDArray[np.uint8], seconds: float) -> NDArray[np.uint8]:
@@ -173,9 +176,8 @@ class _Painter:
         seen = grey[rows, columns][..., None]
         heat = torch.from_numpy(self._found.heat_at(seconds) / self._full)
         smooth = functional.interpolate(heat[None, None], seen.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-        level = (
-            smooth.clamp(0, 1).sqrt().numpy()
-        )  # heat at one time may be a tenth of that at the next, and still right
+        # The root, because heat at one time may be a tenth of that at the next and still be right.
+        level = smooth.clamp(0, 1).sqrt().numpy()
         cover = (_MOST_COVER * np.clip((level - _FAINT) / (1 - _FAINT), 0, 1))[..., None]
         # The dark end of the colours would look like shade.
         colours = 255 * np.asarray(self._colours(0.4 + 0.5 * level), np.float32)[..., :3]

@@ -198,3 +198,18 @@ def test_searches_are_compared_with_all_scores(tmp_path: Path, monkeypatch: pyte
         for found in methods.values():
             assert 0 < found["p50_ms"] <= found["p95_ms"]
     assert not list(tmp_path.glob("cmacc-search-*"))
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_localise_judges_heat_by_the_objects_box(tmp_path: Path) -> None:
+    localise = runpy.run_path(str(BENCHMARKS / "localise.py"))
+    report = localise["main"](
+        [str(tmp_path / "run"), "--train", "--steps", "1", "--world-clips", "48", "--clips", "4",
+         "--ways", "block of 2", "place alone", "gradient x map", "--out", str(tmp_path / "out.json")]
+    )  # fmt: skip
+    found = {(row["encoder"], row["way"]): row for row in report["results"]}
+    assert len(found) == len(report["results"]) == 11
+    assert found["none", "exact"]["times"] > 0.95 > found["none", "exact"]["times by chance"]
+    assert found["none", "exact"]["map"] == [4, 4, 4]
+    assert all(0 <= row["clips"] <= 1 for row in report["results"])
+    assert (tmp_path / "out.json").stat().st_size > 1000

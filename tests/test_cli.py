@@ -157,7 +157,9 @@ def test_unknown_commands_and_settings_leave_with_2(capsys: pytest.CaptureFixtur
         assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["scan", "pack", "pretrain", "evaluate", "export", "report", "inspect", "demo"])
+@pytest.mark.parametrize(
+    "command", ["scan", "pack", "pretrain", "evaluate", "export", "report", "inspect", "localise", "demo"]
+)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

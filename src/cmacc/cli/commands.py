@@ -16,7 +16,7 @@ from pathlib import Path
 from cmacc.cli.ablation import ablate_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
-from cmacc.cli.search import embed_command, search_command
+from cmacc.cli.search import embed_command, localise_command, search_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
 from cmacc.cli.training import demo_command, pretrain_command
 
@@ -31,6 +31,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "export": ("export a run's encoders: weights, config, model card, ONNX", export_command),
     "embed": ("embed whole videos into an index to search", embed_command),
     "search": ("find moments in an index by a video, sound, image or text", search_command),
+    "localise": ("show where in the picture a file's sound is, and when", localise_command),
     "demo": ("run the main steps on a synthetic world", demo_command),
 }
 

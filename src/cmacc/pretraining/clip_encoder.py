@@ -14,7 +14,15 @@ from torch import Tensor
 from cmacc.clips import ClipSpec
 from cmacc.encoders import Modality
 
-__all__ = ["ClipEncoder", "EncoderError", "HeadedEncoder", "MatchingEncoder", "Modality", "TextEncoder"]
+__all__ = [
+    "ClipEncoder",
+    "EncoderError",
+    "HeadedEncoder",
+    "MatchingEncoder",
+    "Modality",
+    "SpatialEncoder",
+    "TextEncoder",
+]
 
 
 class EncoderError(ValueError):
@@ -68,6 +76,33 @@ class MatchingEncoder(ClipEncoder, Protocol):
 
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
         """Features from `embed_audio`, projected into the common space."""
+        ...
+
+
+@runtime_checkable
+class SpatialEncoder(MatchingEncoder, Protocol):
+    """A matching encoder that gives the feature map of a video before it is pooled, by time and place.
+
+    ``pool_map(map_video(frames))`` must be ``embed_video(frames)``. What a place of the map contributes to the common
+    space is then found by changing the map and pooling it again.
+    """
+
+    def map_video(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
+        """Feature maps. Their time and places divide the clip's video evenly.
+
+        Raises
+        ------
+        EncoderError
+            The backbone has no such map.
+        """
+        ...
+
+    def pool_map(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """Feature maps from `map_video`, pooled to the features of `embed_video`."""
         ...
 
 

@@ -7,9 +7,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, grey_video, to_video
-from cmacc.encoders import MODALITIES, AudioVisualEncoder
-from cmacc.encoders.towers import TextSides
-from cmacc.pretraining.clip_encoder import Modality
+from cmacc.encoders import MODALITIES, AudioVisualEncoder, Backbone
+from cmacc.encoders.towers import TextSides, VideoTower
+from cmacc.pretraining.clip_encoder import EncoderError, Modality
 from cmacc.pretraining.clip_views import audio_input
 from cmacc.pretraining.config import PretrainConfig
 
@@ -59,8 +59,7 @@ class CmaccEncoder(nn.Module):
 
     def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch features"]:
         """The backbone's features, before the projection head."""
-        video = to_video(frames)
-        features: Tensor = self.pair.video.backbone(grey_video(video) if self.is_grey else video)
+        features: Tensor = self.pair.video.backbone(self._video_input(frames))
         return features
 
     def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
@@ -75,6 +74,38 @@ class CmaccEncoder(nn.Module):
     def match_audio(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch dim"]:
         """Output of the projection head, L2-normalised."""
         return self.pair.audio.project(features).embedding
+
+    def map_video(
+        self, frames: UInt8[Tensor, "batch time height width 3"]
+    ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
+        """The backbone's feature map.
+
+        Raises
+        ------
+        EncoderError
+            The backbone is a tower without one.
+        """
+        return self._spatial_backbone().feature_map(self._video_input(frames))
+
+    def pool_map(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """The backbone's features, from its feature map."""
+        return self._spatial_backbone().pool(feature_map)
+
+    def _video_input(self, frames: Tensor) -> Tensor:
+        video = to_video(frames)
+        return grey_video(video) if self.is_grey else video
+
+    def _spatial_backbone(self) -> Backbone | VideoTower:
+        backbone = self.pair.video.backbone
+        if isinstance(backbone, Backbone) or (isinstance(backbone, VideoTower) and backbone.has_feature_map):
+            return backbone
+        raise EncoderError(
+            f"encoder with video {self.pair.config.video}: must have a feature map that it pools, as cmacc's own "
+            "backbones (tiny, r3d_18, ...) and these towers have: torchvision's r3d_18, mc3_18, r2plus1d_18, resnet, "
+            "resnext, wide_resnet, regnet, efficientnet, mobilenet_v3, swin and swin_v2"
+        )
 
     @property
     def text_modalities(self) -> tuple[Modality, ...]:

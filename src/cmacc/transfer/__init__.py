@@ -1,6 +1,13 @@
 """Transfer: encoders, features, tasks, protocols, result cards, exports."""
 
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality, TextEncoder
+from cmacc.pretraining.clip_encoder import (
+    ClipEncoder,
+    EncoderError,
+    MatchingEncoder,
+    Modality,
+    SpatialEncoder,
+    TextEncoder,
+)
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.features import Features, embed, weights_hash
 from cmacc.transfer.adapters import LogMelStatistics, TowerEncoder
@@ -58,6 +65,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Rows",
+    "SpatialEncoder",
     "TaskError",
     "TaskName",
     "TextEncoder",

@@ -28,6 +28,9 @@ _IMAGE_MODELS_WITHOUT = ("googlenet", "inception_v3", "squeezenet1_0", "squeezen
 def torchvision_tower(name: str, *, frame_pooling: FramePoolingName = "mean", with_weights: bool = True) -> VideoTower:
     """A model of torchvision; untrained without a file of weights.
 
+    These have a feature map: the video models r3d_18, mc3_18 and r2plus1d_18, and all sizes of resnet, resnext,
+    wide_resnet, regnet, efficientnet, mobilenet_v3, swin and swin_v2.
+
     Parameters
     ----------
     name
@@ -49,6 +52,11 @@ def torchvision_tower(name: str, *, frame_pooling: FramePoolingName = "mean", wi
     if model not in VIDEO_MODELS and model not in images:
         raise TowerError(f"tower {name}: must be one of {', '.join([*VIDEO_MODELS, *images])}")
     is_video = model in VIDEO_MODELS
+    # Their parts before ``avgpool`` are called one after the other, and give a feature map.
+    in_parts = (
+        models.ResNet, models.RegNet, models.EfficientNet, models.MobileNetV3, models.SwinTransformer,
+        models.video.VideoResNet,
+    )  # fmt: skip
     presets = models.get_model_weights(model).DEFAULT.transforms()
     network: nn.Module = models.get_model(model, weights=None)
     classifier, feature_size = _drop_last_layer(network)
@@ -65,12 +73,31 @@ def torchvision_tower(name: str, *, frame_pooling: FramePoolingName = "mean", wi
         mean=presets.mean,
         deviation=presets.std,
         frame_pooling=None if is_video else frame_pooling,
+        map_and_rest=(_feature_map, _rest) if isinstance(network, in_parts) else None,
     )
 
 
 def _flat(network: nn.Module, inputs: Tensor) -> Tensor:
     features: Tensor = network(inputs)
     return torch.flatten(features, 1)
+
+
+def _feature_map(network: nn.Module, inputs: Tensor) -> Tensor:
+    """Output of all parts before the pooling."""
+    for name, part in network.named_children():
+        if name == "avgpool":
+            break
+        inputs = part(inputs)
+    return inputs
+
+
+def _rest(network: nn.Module, feature_map: Tensor) -> Tensor:
+    """The pooling, and what is left of the classifier."""
+    names = [name for name, _ in network.named_children()]
+    features = torch.flatten(network.get_submodule("avgpool")(feature_map), 1)
+    for name in names[names.index("avgpool") + 1 :]:
+        features = network.get_submodule(name)(features)
+    return features
 
 
 def _drop_last_layer(network: nn.Module) -> tuple[str, int]:

@@ -173,6 +173,9 @@ class VideoTower(Tower):
         network takes pixels in [0, 1].
     frame_pooling
         How the features of images are pooled; None for a network of whole clips.
+    map_and_rest
+        ``encode`` in two parts, for a network that pools a feature map: from the same inputs to the map,
+        ``(B, C, t, h, w)`` or of images ``(B, C, h, w)``, and from the map to the features.
     """
 
     scale: Tensor
@@ -189,10 +192,12 @@ class VideoTower(Tower):
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         deviation: Sequence[float] = (1.0, 1.0, 1.0),
         frame_pooling: FramePoolingName | None = None,
+        map_and_rest: tuple[Encode, Encode] | None = None,
         can_train: bool = True,
         settings: str = "",
     ) -> None:
         super().__init__(name, network, encode, takes, feature_size, can_train=can_train, settings=settings)
+        self._map_and_rest = map_and_rest
         self.pooling = FramePooling(feature_size, frame_pooling) if frame_pooling is not None else None
         if frame_pooling is not None:
             # Faster on a CPU, most of all for depthwise convolutions.
@@ -225,3 +230,49 @@ class VideoTower(Tower):
         features = image_by_image(self._features, images, self.network)
         pooled: Tensor = self.pooling(features.unflatten(0, (video.shape[0], -1)))
         return pooled
+
+    @property
+    def has_feature_map(self) -> bool:
+        """Whether `feature_map` and `pool` can be called."""
+        return self._map_and_rest is not None
+
+    def feature_map(
+        self, inputs: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
+        """The network's last feature map before it is pooled, of the same inputs as `forward`; of images, by frame.
+
+        Raises
+        ------
+        TowerError
+            The tower has none.
+        """
+        encode, _ = self._parts()
+        video = self.normalise(inputs)
+        if self.pooling is None:
+            return encode(self.network, video)
+        images = video.transpose(1, 2).flatten(0, 1)
+        maps = image_by_image(lambda some: encode(self.network, some), images, self.network)
+        by_clip: Tensor = maps.unflatten(0, (video.shape[0], -1))
+        return by_clip.transpose(1, 2)
+
+    def pool(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """The rest of `forward`: from the feature map to the features.
+
+        Raises
+        ------
+        TowerError
+            As in `feature_map`.
+        """
+        _, encode = self._parts()
+        if self.pooling is None:
+            return encode(self.network, feature_map)
+        features = encode(self.network, feature_map.transpose(1, 2).flatten(0, 1))
+        pooled: Tensor = self.pooling(features.unflatten(0, (feature_map.shape[0], -1)))
+        return pooled
+
+    def _parts(self) -> tuple[Encode, Encode]:
+        if self._map_and_rest is None:
+            raise TowerError(f"tower {self._name}: must have a feature map that it pools, got none")
+        return self._map_and_rest

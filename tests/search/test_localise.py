@@ -324,7 +324,7 @@ def test_no_file_is_replaced_unasked(
         (tmp_path / name).write_text("precious")
         with pytest.raises(FileExistsError, match=rf"{name} exists; choose another --out, or give --overwrite"):
             write(found, tmp_path / name)
-        with pytest.raises(FileExistsError, match="must not name FILE itself"):
+        with pytest.raises(FileExistsError, match="is the video itself"):
             write(found, path, overwrite=True)
 
         def fail(*_: object) -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmacc.cli.ablation import ablate_command
+from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
@@ -28,6 +29,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "inspect": ("show which negatives a run chose, beside random ones", inspect_command),
     "ablate": ("run the variants of a plan and compare them", ablate_command),
     "export": ("export a run's encoders: weights, config, model card, ONNX", export_command),
+    "select": ("choose samples of an index that differ, to label or to keep", select_command),
+    "dedupe": ("find duplicates in an index, and list what to keep", dedupe_command),
     "demo": ("run the main steps on a synthetic world", demo_command),
 }
 

@@ -167,19 +167,19 @@ def test_pairs_of_windows_are_those_of_brute_force(tmp_path: Path, monkeypatch: 
     samples = read(make_index(tmp_path, films))  # type: ignore[arg-type]
     windows = duplicates._Windows.of(samples)
     first, second, score = duplicates._alike(windows, 0.9, lambda *_: None)
-    centred = {}
+    white = {}
     for m, rows in samples.rows.items():
-        exact = rows.vectors.astype(np.float64) - rows.vectors.astype(np.float64).mean(0)
         starts = rows.seconds("start_seconds").tolist()
+        exact = duplicates.whitened(rows.vectors).double().numpy()
         for number, start, row in zip(samples.of_row[m].tolist(), starts, exact, strict=True):
-            centred[number, start, m] = row / np.linalg.norm(row)
-    moments = sorted({key[:2] for key in centred})
+            white[number, start, m] = row
+    moments = sorted({key[:2] for key in white})
     expected = {}
     for i, one in enumerate(moments):
         for j in range(i + 1, len(moments)):
             other = moments[j]
-            shared = [m for m in samples.rows if (*one, m) in centred and (*other, m) in centred]
-            cosines = [float(centred[(*one, m)] @ centred[(*other, m)]) for m in shared]
+            shared = [m for m in samples.rows if (*one, m) in white and (*other, m) in white]
+            cosines = [float(white[(*one, m)] @ white[(*other, m)]) for m in shared]
             near = one[0] == other[0] and other[1] - one[1] < 10
             if cosines and min(cosines) >= 0.9 and not near:
                 expected[i, j] = min(cosines)
@@ -187,6 +187,25 @@ def test_pairs_of_windows_are_those_of_brute_force(tmp_path: Path, monkeypatch: 
     found = dict(zip(zip(first.tolist(), second.tolist(), strict=True), score.tolist(), strict=True))
     assert found.keys() == expected.keys()
     np.testing.assert_allclose([found[pair] for pair in expected], list(expected.values()), atol=1e-5)
+
+
+def test_whitened_rows_have_a_like_spread_in_all_directions() -> None:
+    """Against scikit-learn's whitening where the rows determine it; of few rows, it is hardly more than the mean."""
+    from sklearn.decomposition import PCA
+
+    from cmacc.search.duplicates import whitened
+
+    mixed = noise(50_000, 0, 4) @ np.diag([1.0, 0.7, 0.5, 0.3]) @ noise(4, 1, 4) + 3
+    expected = PCA(whiten=True).fit_transform(mixed)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = whitened(mixed.astype(np.float32)).numpy()[:300]
+    # Equal up to a rotation, which cosines do not show, and the shrinkage.
+    np.testing.assert_allclose(found @ found.T, expected[:300] @ expected[:300].T, atol=0.3)
+    few = noise(3, 0, 64).astype(np.float32)
+    centred = few - few.mean(0)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(whitened(few) @ whitened(few).T, centred @ centred.T, atol=0.05)
+    assert not whitened(np.ones((3, 4), np.float32)).isnan().any()
 
 
 def test_a_still_picture_gives_few_stretches(tmp_path: Path) -> None:
@@ -258,7 +277,9 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index(films: Path, tmp_path: Path) -> str:
     """Made-up vectors of the films; 0 and its copy are alike."""
     paths = ["a/0.mp4", "a/2.mp4", "b/1.mp4", "b/3.mp4", "b/copy of 0.mp4"]
-    vectors = {p: {m: noise(2, 10 * (i % 4) + k) for k, m in enumerate(("video", "audio"))} for i, p in enumerate(paths)}
+    vectors = {
+        p: {m: noise(2, 10 * (i % 4) + k) for k, m in enumerate(("video", "audio"))} for i, p in enumerate(paths)
+    }
     facts = [{"sample_end_seconds": 0.6}] * 5
     folder = make_index(tmp_path / "index", vectors, root=films, labels={"b/1.mp4": "b"}, facts=facts)  # type: ignore[arg-type]
     return str(folder)
@@ -368,7 +389,9 @@ def test_packed_samples_need_their_manifest(films: Path, tmp_path: Path) -> None
     with pytest.raises(SearchError, match=r"is a packed sample: name its manifest with --manifest"):
         samples.manifest([0])
     assert samples.manifest(range(len(samples)), manifest).column("video_offset") == manifest.column("video_offset")
-    with pytest.raises(SearchError, match=r"--manifest: must be the manifest that was embedded, got one without 1 of 1"):
+    with pytest.raises(
+        SearchError, match=r"--manifest: must be the manifest that was embedded, got one without 1 of 1"
+    ):
         samples.manifest([0], Manifest.of_table(manifest.table.slice(1)))
     with pytest.raises(ManifestError):
         Manifest.read(tmp_path / "none.csv")

@@ -2,8 +2,8 @@
 
 Near-duplicates (`near_duplicates`): the same recording again, re-encoded, scaled or cut.
 
-1. Compare every window with every other one. Two are alike if the cosine of their vectors, less the mean vector of the
-   index, is at least the threshold in each modality that both have.
+1. Whiten the vectors of each modality (`whitened`), and compare every window with every other one. Two are alike if
+   their cosine is at least the threshold in each modality that both have.
 2. Windows that are alike at one distance in time form a stretch, with a start and an end in both samples.
 3. Samples are duplicates if their stretches cover most of the shorter one. They form groups (connected components), of
    which the longest sample is kept. A jingle that two films share is a stretch, but makes no duplicates of them.
@@ -33,8 +33,9 @@ from cmacc.search.table import SearchError
 
 THRESHOLD = 0.9
 _COVERED = 0.8
-# Hours of a black picture are alike a million times. Of each window, the most similar ones are kept up to this number in
-# all, but at least these.
+_LEAST_SHRINKAGE = 0.02
+# Hours of a black picture are alike a million times: of each window, only the most similar partners are kept, so many
+# that there are at most this many pairs in all, or at least this many partners.
 _MOST_PAIRS, _LEAST_PARTNERS = 10_000_000, 16
 _SCORES_AT_ONCE = 20_000_000
 _CLUSTER_SIZE = 1000
@@ -89,9 +90,7 @@ class Duplicates:
         return [number for number in range(len(samples)) if number not in removed]
 
 
-def near_duplicates(
-    samples: Samples, *, threshold: float = THRESHOLD, progress: Progress = silent
-) -> Duplicates:
+def near_duplicates(samples: Samples, *, threshold: float = THRESHOLD, progress: Progress = silent) -> Duplicates:
     """Find recordings that are in the index more than once.
 
     Compares all windows, n² / 2 pairs by matrix products: for 100,000 windows of 128 numbers in both modalities, about
@@ -187,8 +186,10 @@ class _Windows:
         place, rows, window = np.unique(np.concatenate(places), return_index=True, return_inverse=True)
         vectors = []
         for modality, own in zip(MODALITIES, np.split(window, [len(places[0])]), strict=True):
-            centred = _centred(samples.rows[modality].vectors)
-            vectors.append(torch.zeros(len(place), centred.shape[1]).index_copy_(0, torch.from_numpy(own), centred))
+            rows_white = whitened(samples.rows[modality].vectors)
+            vectors.append(
+                torch.zeros(len(place), rows_white.shape[1]).index_copy_(0, torch.from_numpy(own), rows_white)
+            )
         return cls(place, np.concatenate(starts)[rows], np.concatenate(ends)[rows], vectors)
 
     def __len__(self) -> int:
@@ -205,9 +206,22 @@ def _place(sample: Int[np.ndarray, " rows"], start_seconds: Float[np.ndarray, " 
     return (sample << _PLACES_BITS) + np.maximum(0, np.round(1000 * start_seconds)).astype(np.int64)
 
 
-def _centred(rows: Float[np.ndarray, "rows dim"]) -> Float[torch.Tensor, "rows dim"]:
-    """The rows less their mean, of unit length."""
-    return torch.from_numpy(unit_rows(rows - rows.mean(axis=0)).astype(np.float32) if len(rows) else rows)
+def whitened(rows: Float[np.ndarray, "rows dim"]) -> Float[torch.Tensor, "rows dim"]:
+    """The rows less their mean, with a like spread in all directions, of unit length.
+
+    What all videos of an index have in common, which is most of a vector, says nothing about copies. Few rows do not
+    determine the spread, and directions of hardly any spread are noise: the covariance is shrunk towards a multiple of
+    the identity.
+    """
+    if len(rows) == 0:
+        return torch.from_numpy(rows)
+    count, size = rows.shape
+    centred = rows - rows.mean(axis=0)
+    covariance = (centred.T @ centred).astype(np.float64) / count
+    spread = max(float(np.trace(covariance)) / size, 1e-12)
+    shrinkage = max(_LEAST_SHRINKAGE, size / (size + count))
+    variances, axes = np.linalg.eigh((1 - shrinkage) * covariance + shrinkage * spread * np.eye(size))
+    return torch.from_numpy(unit_rows(centred @ (axes / np.sqrt(variances))).astype(np.float32))
 
 
 def _alike(

@@ -1,4 +1,4 @@
-"""HTML pages of results: a run, its negatives, a scan, duplicates, an ablation. Each page is one self-contained file."""
+"""HTML pages of results: runs, their negatives, scans, duplicates, ablations. Each page is one self-contained file."""
 
 from cmacc.viewer.ablation_page import render_ablation_page, write_ablation_page
 from cmacc.viewer.dedupe_page import render_dedupe_page, write_dedupe_page

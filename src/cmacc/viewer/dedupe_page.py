@@ -69,7 +69,7 @@ def render_dedupe_page(samples: Samples, found: Duplicates, *, source: Manifest 
         "dedupe.html.j2",
         name=Path(samples.root).name,
         sample_count=len(samples),
-        tiles_shown=[
+        headlines=[
             (f"{len(samples) - len(removed):,}", "samples to keep", f"of {len(samples):,}"),
             (
                 f"{len(removed):,}",
@@ -94,7 +94,7 @@ class _Sides:
         self._names = samples.names
         self._manifest = manifest
         self._row_of = {number: row for row, number in enumerate(numbers)}
-        self._fates = {number: "not kept" for number in found.removed} | {group[0]: "kept" for group in found.groups}
+        self._fates = dict.fromkeys(found.removed, "not kept") | {group[0]: "kept" for group in found.groups}
 
     def of(self, one: Stretch) -> list[_Side]:
         spans = ((one.first, one.first_seconds), (one.second, one.second_seconds))

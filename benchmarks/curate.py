@@ -6,6 +6,8 @@
   class, in random order, has half as many candidates.
 * ``cosines``: whitened cosines of windows, the lower one of both modalities: of re-encoded copies (`cmacc pack`, short
   side 72, crf 35) at the same time and shifted by a part of the hop, and of random pairs of different groups.
+* ``semantic``: samples of UCF101 that SemDeDup removes, and the share of its pairs that are of one group (takes of one
+  person at one place) and of one class.
 * ``seconds``: `near_duplicates` of random windows with both modalities.
 
 ``python benchmarks/curate.py RUN REAL_DATA --out benchmarks/results/curate-cpu.json``: some twenty minutes on two
@@ -45,13 +47,14 @@ from cmacc.encoders import MODALITIES
 from cmacc.negatives import Keys, gradient_factors, select_diverse
 from cmacc.pretraining.clip_encoder import MatchingEncoder
 from cmacc.pretraining.features import encode, unit_rows
-from cmacc.search.duplicates import near_duplicates, whitened
+from cmacc.search.duplicates import near_duplicates, semantic_duplicates, whitened
 from cmacc.search.samples import Samples
 from cmacc.search.table import FACT_TYPES, Rows
 from cmacc.transfer import open_encoder
 
 Vectors = dict[str, NDArray[Any]]
 COUNTS = (10, 20, 50, 100)
+EPSILONS = (0.4, 0.3, 0.2, 0.1, 0.05)
 THRESHOLDS = (0.7, 0.8, 0.85, 0.9, 0.95)
 PAIRS = 400_000
 
@@ -226,6 +229,53 @@ def _summary(cosines: NDArray[Any]) -> dict[str, Any]:
     }
 
 
+# ---- semantic -------------------------------------------------------------------------------------------------------
+
+
+def compare_epsilons(vectors: Vectors, manifest: Manifest) -> dict[str, Any]:
+    """Removed samples, and the share of pairs of one group and one class."""
+    labels = manifest.column("label")
+    groups = [f"{label}/{group}" for label, group in zip(labels, manifest.column("group"), strict=True)]
+    samples = as_samples(vectors, manifest)
+    report = {}
+    for epsilon in EPSILONS:
+        found = semantic_duplicates(samples, epsilon)
+        pairs = [(one.first, one.second) for one in found.stretches]
+        report[str(epsilon)] = {
+            "removed": len(found.removed),
+            "one_group": round(float(np.mean([groups[i] == groups[j] for i, j in pairs])), 3),
+            "one_class": round(float(np.mean([labels[i] == labels[j] for i, j in pairs])), 3),
+        }
+    return {"samples": len(samples), "groups": len(set(groups)), "epsilon": report}
+
+
+def as_samples(vectors: Vectors, manifest: Manifest) -> Samples:
+    """The samples as of an index; samples are numbered as in the manifest."""
+    ids = vectors["ids"]
+    first = np.searchsorted(ids, ids)
+    seconds = np.array(manifest.column("duration_seconds"))[ids]
+    rows, of_row = {}, {}
+    for modality in MODALITIES:
+        present = vectors[modality].any(1)
+        columns = {name: pa.nulls(int(present.sum()), kind) for name, kind in FACT_TYPES.items()}
+        columns |= {
+            "path": pa.array([f"{number:06}" for number in ids[present].tolist()]),
+            "sample_start_seconds": pa.array(np.zeros(present.sum())),
+            "sample_end_seconds": pa.array(seconds[present]),
+            "start_seconds": pa.array((np.arange(len(ids)) - first)[present].astype(np.float64)),
+            "end_seconds": pa.array((np.arange(len(ids)) - first)[present] + 2.0),
+        }
+        rows[modality], of_row[modality] = Rows(pa.table(columns), vectors[modality][present]), ids[present]
+    facts = pa.table(
+        {
+            "path": [f"{number:06}" for number in range(len(manifest))],
+            "sample_start_seconds": np.zeros(len(manifest)),
+            "sample_end_seconds": np.array(manifest.column("duration_seconds")),
+        }
+    )
+    return Samples(facts, rows, of_row, "/", 1.0)
+
+
 # ---- seconds --------------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +347,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         if encoder is not None:
             copies = {shift: vectors_of(tag, encoder, "copy", shift) for shift in shifts}
             report["cosines"][tag] = compare_copies(vectors_of(tag, encoder, "orig"), copies, data["orig"])
+    report["semantic"] = compare_epsilons(vectors_of("trained", opened.encoder, "ucf"), data["ucf"])
     report["seconds"] = time_duplicates(options.windows, 128)
     print(json.dumps(report, indent=1))
     if options.out:

@@ -71,7 +71,7 @@ def dedupe_command(arguments: Sequence[str]) -> int:
         "samples to keep: of each group, the longest one. With --semantic, find other recordings of the same instead\n"
         "(SemDeDup). The list is a manifest, for cmacc pretrain, pack and embed, and scan --only. No video is changed.",
         "cmacc dedupe videos.index --out keep.parquet --page duplicates.html\n"
-        "         cmacc dedupe videos.index --semantic 0.05 --out keep.parquet",
+        "         cmacc dedupe videos.index --semantic 0.2 --out keep.parquet",
     )
     parser.add_argument("index", metavar="INDEX", help="index from cmacc embed")
     _add_list_arguments(parser)
@@ -80,10 +80,10 @@ def dedupe_command(arguments: Sequence[str]) -> int:
         "--threshold",
         type=float,
         default=THRESHOLD,
-        help="least cosine of windows that are alike, less the mean of the index (%(default)s)",
+        help="least whitened cosine of windows that are alike (%(default)s)",
     )
     method.add_argument(
-        "--semantic", type=float, metavar="EPSILON", help="SemDeDup: cosines above 1 - EPSILON are duplicates"
+        "--semantic", type=float, metavar="EPSILON", help="SemDeDup: whitened cosines above 1 - EPSILON are duplicates"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write groups and stretches as JSON")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write a page with pairs side by side")

@@ -11,7 +11,7 @@ Near-duplicates (`near_duplicates`): the same recording again, re-encoded, scale
 Semantic duplicates (`semantic_duplicates`): other recordings of the same. SemDeDup (Abbas et al., 2023, arXiv
 2303.09540): cluster the samples' mean vectors by k-means; within a cluster, sort them by their cosine with the
 centroid, lowest first, and remove each whose cosine with an earlier one is above 1 - epsilon. So the sample that is
-farthest from the centroid stays, as in the paper.
+farthest from the centroid stays, as in the paper. Unlike there, the vectors are whitened too.
 """
 
 import math
@@ -140,7 +140,7 @@ def semantic_duplicates(samples: Samples, epsilon: float, *, seed: int = 0, prog
     """
     if not 0 < epsilon < 1:
         raise SearchError(f"--semantic: must be in (0, 1), got {epsilon:g}")
-    rows = unit_rows(np.concatenate([samples.means(m) for m in MODALITIES], axis=1)).astype(np.float32)
+    rows = _sample_rows(samples)
     clusters, centroids = _clusters(rows, seed)
     starts, ends = samples.start_seconds, samples.end_seconds
     stretches: list[Stretch] = []
@@ -233,23 +233,30 @@ def _alike(
     later = np.minimum(windows.place + round(1000 * APART_SECONDS), (windows.sample + 1) << _PLACES_BITS)
     begin = torch.from_numpy(np.searchsorted(windows.place, later))
     present = [vectors.any(dim=1) for vectors in windows.vectors]
-    pairs = []
+    all_have_both = all(bool(has.all()) for has in present)
     most = max(_LEAST_PARTNERS, _MOST_PAIRS // max(1, count))
+    pairs = []
     row = 0
-    while row < count:
+    while row < count:  # every pass over the scores costs as much as a product, so there are few
         some = slice(row, row + max(1, _SCORES_AT_ONCE // (count - row)))
-        scores = torch.full((len(begin[some]), count - row), torch.inf)
+        scores = None
         for vectors, has in zip(windows.vectors, present, strict=True):
             product = vectors[some] @ vectors[row:].T
-            if not bool(has.all()):
+            if not all_have_both:
                 product.masked_fill_(~(has[some, None] & has[row:]), torch.inf)
-            torch.minimum(scores, product, out=scores)
-        scores.masked_fill_(scores.isinf() | (torch.arange(row, count) < begin[some, None]), -1.0)
-        crowded = (scores >= threshold).sum(dim=1) > most
-        if bool(crowded.any()):
-            best = scores[crowded].topk(most, dim=1)
-            scores[crowded] = torch.full_like(scores[crowded], -1.0).scatter(1, best.indices, best.values)
+            scores = product if scores is None else torch.minimum(scores, product, out=scores)
+        assert scores is not None
+        if not all_have_both:
+            scores.masked_fill_(scores.isinf(), -1.0)
+        edge = int(begin[some].max())
+        scores[:, : edge - row].masked_fill_(torch.arange(row, edge) < begin[some, None], -1.0)
         ones, others = (scores >= threshold).nonzero(as_tuple=True)
+        crowded = ones.bincount(minlength=len(scores)) > most
+        if bool(crowded.any()):
+            best = scores[crowded].topk(most, dim=1).indices
+            of_best = crowded.nonzero()[:, 0].repeat_interleave(most)
+            others = torch.cat([others[~crowded[ones]], best.flatten()])
+            ones = torch.cat([ones[~crowded[ones]], of_best])
         pairs.append((ones + row, others + row, scores[ones, others]))
         row += len(scores)
         progress("windows", row, count)
@@ -314,7 +321,7 @@ def _longest(
     left = np.lexsort([-scores, first[:, 0] - first[:, 1]])
     taken = []
     while len(left):
-        best = int(left[0])
+        best, left = int(left[0]), left[1:]
         taken.append(best)
         left = left[~(_mostly_within(first[left], first[best]) & _mostly_within(second[left], second[best]))]
     return taken
@@ -356,6 +363,16 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 
 # ---- SemDeDup -------------------------------------------------------------------------------------------------------
+
+
+def _sample_rows(samples: Samples) -> Float[np.ndarray, "samples dims"]:
+    """Whitened mean vectors of both modalities side by side, of unit length."""
+    parts = []
+    for modality in MODALITIES:
+        means, has = samples.means(modality), samples.has(modality)
+        means[has] = whitened(means[has]).numpy()
+        parts.append(means)
+    return unit_rows(np.concatenate(parts, axis=1)).astype(np.float32)
 
 
 def _clusters(

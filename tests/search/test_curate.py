@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from cmacc.cli import main
-from cmacc.clips import ChosenSample, Manifest, ManifestError, list_folders, scan
+from cmacc.clips import ChosenSample, ClipSpec, Manifest, ManifestError, list_folders, scan, training_loader
+from cmacc.pretraining import DataConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining.clip_stream import training_plan, usable_files
 from cmacc.search.curate import select_samples
 from cmacc.search.duplicates import near_duplicates, semantic_duplicates
 from cmacc.search.table import SearchError
@@ -325,13 +327,20 @@ def test_lists_go_on_into_scan_and_manifests(
     assert {path: path.read_bytes() for path in sorted(films.rglob("*.mp4"))} == before
 
 
-def test_a_list_trains(index: str, films: Path, tmp_path: Path) -> None:
-    out, run = str(tmp_path / "chosen.csv"), str(tmp_path / "run")
-    assert main(["select", index, "--count", "4", "--out", out]) == 0
-    arguments = ["--optim.batch_size=2", "--optim.steps=2", "--optim.warmup_steps=1", "--data.workers=0"]
-    arguments += ["--data.clip.frame_count=2", "--data.clip.audio_seconds=0.5", "--data.clip.frame_rate_hz=4"]
-    arguments += ["--data.clip.frame_height=32", "--data.clip.frame_width=32", "--encoder.hidden_size=16"]
-    assert main(["pretrain", "--data.manifest", out, "--out", run, *arguments]) == 0
+def test_pretraining_reads_a_list(index: str, films: Path, tmp_path: Path) -> None:
+    """With its own reading; an index knows no frame rate, and no size of the frames."""
+    out = tmp_path / "chosen.csv"
+    assert main(["select", index, "--count", "4", "--out", str(out)]) == 0
+    clip = ClipSpec(frame_count=2, frame_rate_hz=4.0, frame_height=32, frame_width=32, audio_seconds=0.5)
+    config = PretrainConfig(data=DataConfig(manifest=out, clip=clip), optim=OptimConfig(batch_size=4))
+    manifest = Manifest.read(out)
+    usable, excluded = usable_files(manifest, config)
+    assert usable == [0, 1, 2, 3]
+    assert not excluded
+    [batch] = training_loader(training_plan(manifest, usable, config), clip, first_step=0, last_step=1, workers=0)
+    assert sorted(batch.sample_ids.tolist()) == usable
+    assert not batch.failures
+    assert bool((batch.waveforms.abs().amax(dim=1) > 0.01).all())
 
 
 def test_rows_of_the_embedded_manifest_are_taken_over(films: Path, index: str, tmp_path: Path) -> None:

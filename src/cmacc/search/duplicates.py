@@ -94,7 +94,7 @@ def near_duplicates(samples: Samples, *, threshold: float = THRESHOLD, progress:
     """Find recordings that are in the index more than once.
 
     Compares all windows, n² / 2 pairs by matrix products: for 100,000 windows of 128 numbers in both modalities, about
-    a minute on two cores. Memory grows with n alone.
+    a minute on one core. Memory grows with n alone.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmacc.cli.ablation import ablate_command
+from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.search import embed_command, localise_command, search_command
@@ -32,6 +33,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "embed": ("embed whole videos into an index to search", embed_command),
     "search": ("find moments in an index by a video, sound, image or text", search_command),
     "localise": ("show where in the picture a file's sound is, and when", localise_command),
+    "select": ("choose samples of an index that differ, to label or to keep", select_command),
+    "dedupe": ("find duplicates in an index, and list what to keep", dedupe_command),
     "demo": ("run the main steps on a synthetic world", demo_command),
 }
 

@@ -48,6 +48,12 @@ def scan_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--label-column", default="label", help="column of --labels with the label")
     parser.add_argument("--split-column", help="column of --labels with the split (train, test)")
     parser.add_argument("--group-column", help="column of --labels with the group: files of a group stay in one split")
+    parser.add_argument(
+        "--only",
+        type=Path,
+        metavar="LIST",
+        help="examine only these files: a list from cmacc select or dedupe, or a text file with a path on each line",
+    )
     parser.add_argument("--test-fraction", type=float, default=0.0, help="fraction of files for split test")
     parser.add_argument("--seed", type=int, default=0, help="seed of that split")
     parser.add_argument("--min-seconds", type=float, default=0.5, help="shorter files are too_short")
@@ -61,7 +67,7 @@ def scan_command(arguments: Sequence[str]) -> int:
     _add_task_arguments(parser, timeout_seconds=60.0)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest and page")
     options = parser.parse_args(arguments)
-    from cmacc.clips import examine_files, scan, workers_of
+    from cmacc.clips import examine_files, keep_chosen, read_chosen, scan, workers_of
     from cmacc.clips.catalog.scan import EXCLUDED_BY_DEFAULT
     from cmacc.viewer import write_scan_page
 
@@ -76,6 +82,8 @@ def scan_command(arguments: Sequence[str]) -> int:
     if part[1] == 1:
         refuse_existing(options.out, options.overwrite)
     listing = _listing(options)
+    if options.only is not None:
+        listing = keep_chosen(listing, read_chosen(options.only))
     with workers_of(options.workers, options.cluster) as executor, progress_bars("scan") as advance:
         if part[1] > 1:
             done = examine_files(

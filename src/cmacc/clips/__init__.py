@@ -1,5 +1,6 @@
 """Read clips from files: probing, scanning, decoding, windows, transforms, log-mel, loaders, synthetic data."""
 
+from cmacc.clips.catalog.chosen import ChosenSample, keep_chosen, read_chosen
 from cmacc.clips.catalog.examine import FINDINGS, Examination, Finding
 from cmacc.clips.catalog.listing import LabelTable, ListedFile, Listing, ListingError, list_folders
 from cmacc.clips.catalog.manifest import Manifest, ManifestError, MediaRecord, assign_split
@@ -35,6 +36,7 @@ from cmacc.clips.windows import covering_starts
 __all__ = [
     "FINDINGS",
     "AugmentConfig",
+    "ChosenSample",
     "Clip",
     "ClipBatch",
     "ClipRequest",
@@ -72,10 +74,12 @@ __all__ = [
     "evaluation_requests",
     "examine_files",
     "grey_video",
+    "keep_chosen",
     "list_folders",
     "mask_spectrograms",
     "pack",
     "probe",
+    "read_chosen",
     "scan",
     "to_video",
     "training_loader",

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import binom
 
 from cmacc.search import Calibration, Rows
-from cmacc.search.calibration import APART_SECONDS, calibrate, random_queries
+from cmacc.search.calibration import APART_SECONDS, calibrate, random_queries, stretch_count
 from cmacc.search.table import FACT_TYPES
 
 
@@ -46,7 +46,9 @@ def test_the_best_score_leaves_out_what_lies_around_the_query() -> None:
             if other["path"] != fact["path"] or abs(other["start_seconds"] - fact["start_seconds"]) >= APART_SECONDS
         ]
         best.append(max(others))
-    np.testing.assert_allclose(calibrate(drawn, targets).best, np.sort(best), atol=1e-6)
+    np.testing.assert_allclose(calibrate(drawn, 2, [targets]).best, np.sort(best), atol=1e-6)
+    halves = [Rows(targets.facts.slice(a, 30), targets.vectors[a : a + 30]) for a in (0, 30)]
+    np.testing.assert_allclose(calibrate(drawn, 2, halves).best, np.sort(best), atol=1e-6)
 
 
 def test_random_queries_are_means_of_consecutive_windows_of_all_files_alike() -> None:
@@ -64,26 +66,33 @@ def test_random_queries_are_means_of_consecutive_windows_of_all_files_alike() ->
 @pytest.mark.parametrize("rate", [0.005, 0.01, 0.2, 1.0])
 def test_a_score_is_found_where_its_chance_is_at_most_the_rate(rate: float) -> None:
     best = np.sort(np.random.default_rng(0).random(399).astype(np.float32))
-    calibration = Calibration(best, best)
+    calibration = Calibration(best, best, 399)
     least = calibration.threshold(rate)
     for score in np.concatenate([best, np.linspace(0, 1.1, 200)]).tolist():
         assert (score >= least) == (calibration.chance(score) <= rate)
 
 
 def test_few_videos_cannot_hold_a_low_rate() -> None:
-    best = np.linspace(0, 1, 50, dtype=np.float32)
-    assert Calibration(best, best).threshold(0.01) == np.inf
-    assert Calibration(best, best).threshold(0.02) > 1
-    assert Calibration(best[:0], best[:0]).chance(1.0) == 1
+    best = np.linspace(0, 1, 2_000, dtype=np.float32)  # many draws from few videos
+    assert Calibration(best, best, 50).threshold(0.01) == np.inf
+    assert Calibration(best, best, 50).threshold(0.02) > 1
+    assert Calibration(best, best, 50).chance(2.0) == pytest.approx(1 / 51)
+    assert Calibration(best[:0], best[:0], 0).chance(1.0) == 1
 
 
-@pytest.mark.parametrize("windows", [1, 3])
-def test_what_is_not_there_is_found_at_the_stated_rate(windows: int) -> None:
-    """20 worlds of 300 files and 200 new queries each: within the 99.99 % binomial interval of 1 %.
+def test_a_long_film_has_many_stretches_and_a_short_clip_one() -> None:
+    starts = np.concatenate([np.arange(0.0, 60.0), np.arange(0.0, 3.0), [0.0]])
+    assert stretch_count(np.array([0, 60, 63, 64]), starts) == 6 + 1 + 1
+    assert stretch_count(np.zeros(1, np.int64), starts[:0]) == 0
+
+
+@pytest.mark.parametrize(("windows", "count", "rate"), [(1, 300, 0.01), (3, 300, 0.01), (1, 12, 0.1)])
+def test_what_is_not_there_is_found_at_the_stated_rate(windows: int, count: int, rate: float) -> None:
+    """20 worlds of so many files and 200 new queries each: within the 99.99 % interval of the rate.
 
     Files are mixtures (a scene of a kind), so that neighbouring windows and files of a kind are alike. Worlds differ in
-    how well their thresholds are estimated, which widens the interval: by the standard error of the tail of 2,000
-    random queries, which are few files each, taken as 300 independent ones.
+    how well their thresholds are estimated, which widens the interval: by the standard error of the tail of as many
+    independent queries as there are files.
     """
     found = 0
     for seed in range(20):
@@ -95,12 +104,14 @@ def test_what_is_not_there_is_found_at_the_stated_rate(windows: int) -> None:
             rows = np.repeat(scenes, 5, axis=0) + 0.3 * unit(rng, 5 * count, 16)
             return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-        audio = make_rows(files(500), 5)
+        audio = make_rows(files(count), 5)
         video = make_rows(files(300), 5)  # pictures that have nothing to do with these sounds
-        calibration = calibrate(random_queries(audio, windows, 2_000), video)
+        stretches = stretch_count(audio.first, audio.seconds("start_seconds"))
+        assert stretches == count
+        calibration = calibrate(random_queries(audio, windows, 2_000), stretches, [video])
         new = random_queries(make_rows(files(200), 5), windows, 200, seed=1)
         scores = (new.vectors @ video.vectors.T).max(1)
-        found += int((scores >= calibration.threshold(0.01)).sum())
+        found += int((scores >= calibration.threshold(rate)).sum())
     total = 20 * 200
-    spread = np.sqrt(0.01 * 0.99 * (1 / total + 1 / (20 * 300)))
-    assert abs(found / total - 0.01) < 3.9 * spread, f"{found} of {total}"
+    spread = np.sqrt(rate * (1 - rate) * (1 / total + 1 / (20 * count)))
+    assert abs(found / total - rate) < 3.9 * spread, f"{found} of {total}"

@@ -16,6 +16,8 @@ from .conftest import FILMS, SCENES, SECONDS
 from .scenes import RATE_HZ, SceneEncoder, write_scenes
 
 Built = tuple[Path, EmbedResult]
+# Twelve films of half a minute cannot hold a lower one.
+RATE = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def test_a_sound_finds_its_scene_with_start_and_end(
 ) -> None:
     number = 27  # film 4, scene 3: 15 s to 20 s
     sound = write_scenes(tmp_path / "query.m4a", [(scenes[number], 3.0)], has_picture=False)
-    answer = index.search(sound, into=into)
+    answer = index.search(sound, into=into, false_alarm_rate=RATE)
     first = answer.moments[0]
     assert (Path(first.path).name, first.modality, first.by) == ("film-04.mp4", into, "audio")
     assert first.start_seconds == pytest.approx(15, abs=1.0)
@@ -71,37 +73,46 @@ def test_scores_are_those_of_brute_force_and_percentiles_those_of_all_pairs(
 
 def test_a_sound_that_is_not_there_gives_nothing(index: Index, scenes: list[list[int]], tmp_path: Path) -> None:
     unseen = write_scenes(tmp_path / "unseen.m4a", [(scenes[FILMS * SCENES + 3], 3.0)], has_picture=False)
-    answer = index.search(unseen)
+    answer = index.search(unseen, into="video", false_alarm_rate=RATE)
     assert answer.moments == ()
-    assert answer.chance > 0.01
+    assert answer.notes == ()
+    assert answer.chance > RATE
+    (note,) = index.search(unseen).notes
+    assert "takes more videos than the index has" in note
+    assert note.endswith("the lowest that it can hold, for 2 searches by and in picture or sound, is 0.054")
     shown = index.search(unseen, false_alarm_rate=1.0, top=4)
     assert len(shown.moments) == 4
     assert shown.moments[0].score <= answer.best_score + 1e-6
 
 
 def test_nothing_found_at_the_stated_rate_for_scenes_that_are_not_there(index: Index, scenes: list[list[int]]) -> None:
-    """All 20 scenes outside of the films: at most 2 found, which has probability 0.001 at a rate of 1 %."""
+    """All 20 scenes outside of the films: more than 4 found has probability 0.003 at a rate of 5 %."""
     unseen = np.array(scenes[FILMS * SCENES :]) * 2.0 - 1
     vectors = (unseen / np.linalg.norm(unseen, axis=1, keepdims=True)).astype(np.float32)
-    answers = [index.search_vectors(Query({("audio", None): vector}), into="video") for vector in vectors]
-    assert sum(bool(answer.moments) for answer in answers) <= 2
+    queries = [Query({("audio", None): vector}) for vector in vectors]
+    answers = [index.search_vectors(query, into="video", false_alarm_rate=RATE) for query in queries]
+    assert sum(bool(answer.moments) for answer in answers) <= 4
 
 
 def test_a_film_finds_itself_by_picture_and_sound(index: Index, films: Path) -> None:
-    answer = index.search(films / "film-02.mp4", window=(5.0, 10.0))
-    assert {(moment.by, moment.modality) for moment in answer.moments} == {
-        (by, into) for by in ("video", "audio") for into in ("video", "audio")
-    }
-    for moment in answer.moments:
-        assert Path(moment.path) == films / "film-02.mp4"
-        assert moment.start_seconds == pytest.approx(5, abs=1)
-        assert moment.end_seconds == pytest.approx(10, abs=1)
+    answer = index.search(films / "film-02.mp4", window=(5.0, 10.0), false_alarm_rate=0.15)
+    moment = answer.moments[0]
+    assert Path(moment.path) == films / "film-02.mp4"
+    assert moment.start_seconds == pytest.approx(5, abs=1)
+    assert moment.end_seconds == pytest.approx(10, abs=1)
+    # Its picture and its sound were found by both, in one place.
+    assert [one for one in answer.moments if (one.path, one.start_seconds) == (moment.path, moment.start_seconds)] == [
+        moment
+    ]
+    places = [(one.path, one.start_seconds, one.end_seconds) for one in answer.moments]
+    for place, (path, start, end) in enumerate(places):
+        assert all(path != other or end <= begin or stop <= start for other, begin, stop in places[place + 1 :])
 
 
 def test_a_png_is_a_still_clip(index: Index, scenes: list[list[int]], tmp_path: Path) -> None:
     tiles = np.kron(np.array(scenes[8], np.uint8).reshape(3, 3) * 200 + 25, np.ones((40, 40), np.uint8))
     Image.fromarray(np.repeat(tiles[..., None], 3, axis=2)).save(tmp_path / "scene.png")
-    answer = index.search(tmp_path / "scene.png", into="audio")
+    answer = index.search(tmp_path / "scene.png", into="audio", false_alarm_rate=RATE)
     assert Path(answer.moments[0].path).name == "film-01.mp4"
     assert answer.moments[0].start_seconds == pytest.approx(10, abs=1)
     assert "does not move" in answer.notes[0]
@@ -113,7 +124,7 @@ def test_a_cover_picture_is_not_searched_for(built: Built, scenes: list[list[int
     _with_cover(tmp_path / "song.m4a", song)
     query = query_of_file(SceneEncoder(), song, 1.0)
     assert list(query.vectors) == [("audio", None)]
-    answer = Index.open(built[0], encoder=SceneEncoder()).search(song, into="audio")
+    answer = Index.open(built[0], encoder=SceneEncoder()).search(song, into="audio", false_alarm_rate=RATE)
     assert Path(answer.moments[0].path).name == "film-05.mp4"
 
 
@@ -137,7 +148,7 @@ def _with_cover(sound: Path, song: Path) -> None:
 
 def test_silence_is_not_searched_for(index: Index, scenes: list[list[int]], tmp_path: Path) -> None:
     silent = write_scenes(tmp_path / "silent.mp4", [(scenes[3], 3.0)], has_sound=False)
-    assert {moment.by for moment in index.search(silent).moments} == {"video"}
+    assert {moment.by for moment in index.search(silent, false_alarm_rate=0.1).moments} == {"video"}
     with pytest.raises(SearchError, match=r"must have audio to search by it, got a file that is without sound"):
         index.search(silent, by="audio")
     muted = write_film(tmp_path / "muted.m4a", None, np.zeros(3 * RATE_HZ, np.float32), rate_hz=RATE_HZ)
@@ -173,6 +184,7 @@ def test_where_restricts_the_search(index: Index, films: Path) -> None:
         ({"top": 0}, "top must be at least 1"),
         ({"false_alarm_rate": 0.0}, r"must be in \(0, 1\], got 0"),
         ({"text": "a"}, "a file or a text, got both"),
+        ({"window": (30.0, 30.05)}, "--window must be two times"),
         ({"at_seconds": 99.0}, r"--at must be in \[0, 30.00\]"),
         ({"window": (8.0, 3.0)}, "--window must be two times"),
     ],
@@ -181,6 +193,15 @@ def test_where_restricts_the_search(index: Index, films: Path) -> None:
 def test_bad_arguments_say_what_was_wanted(index: Index, films: Path, arguments: dict, message: str) -> None:
     with pytest.raises(SearchError, match=message):
         index.search(films / "film-00.mp4", **arguments)
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_options_that_have_no_effect_are_refused(index: Index, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    with pytest.raises(SearchError, match="choose a part of a video or a sound, got an image"):
+        index.search(tmp_path / "black.png", at_seconds=0.0)
+    with pytest.raises(SearchError, match="choose a part of a file, got a text"):
+        index.search(text="a", by="video")
 
 
 def test_a_broken_or_missing_query_is_named(index: Index, tmp_path: Path) -> None:
@@ -224,7 +245,8 @@ def test_a_large_index_answers_as_exact_search_does(
         Index.open(tmp_path / "large.index", encoder=SceneEncoder()),
         Index.open(built[0], encoder=SceneEncoder()),
     )
-    ask = {"at_seconds": 12.5, "into": "video", "by": "audio", "top": 1}
+    assert large.search(films / "film-09.mp4", at_seconds=12.5, false_alarm_rate=0.15).moments, "four searches"
+    ask = {"at_seconds": 12.5, "into": "video", "by": "audio", "top": 1, "false_alarm_rate": RATE}
     (ours,), (theirs,) = (one.search(films / "film-09.mp4", **ask).moments for one in (large, exact))
     assert (ours.path, ours.start_seconds, ours.end_seconds) == (
         theirs.path,

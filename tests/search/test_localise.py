@@ -250,7 +250,7 @@ def test_a_part_and_a_short_file(tmp_path: Path, red: tuple[Path, NDArray[np.flo
     assert (moment.start_seconds, moment.end_seconds) == pytest.approx((0, 1), abs=0.05)
     with pytest.raises(ValueError, match=r"must lie in its 6\.\d+ s, got 9 to 10 s"):
         localise(path, RedIsLoud(), begin_seconds=9.0, end_seconds=10.0)
-    with pytest.raises(ValueError, match="hop_seconds must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"hop_seconds must be in \(0, 2\], the length of a window, got 0"):
         localise(path, RedIsLoud(), hop_seconds=0.0)
 
 

@@ -49,12 +49,13 @@ def test_only_peaks_above_the_least_score_count_and_only_so_many() -> None:
     assert segments(*ask, least=1.1, count=9) == []
 
 
-@given(st.integers(0, 10_000))
-def test_segments_of_a_file_never_overlap_and_hold_their_peak(seed: int) -> None:
+@given(st.integers(0, 10_000), st.floats(0, 1.5))
+def test_segments_of_a_file_never_overlap_and_hold_their_peak(seed: int, joined: float) -> None:
     rng = np.random.default_rng(seed)
     starts = np.arange(0.0, 25.0)
     scores = rng.random(25)
-    found = segments(scores, np.array([0, 25]), starts, starts + LENGTH, float(np.median(scores)), 0.5, count=25)
+    typical = float(np.median(scores))
+    found = segments(scores, np.array([0, 25]), starts, starts + LENGTH, typical, 0.5, count=25, least_joined=joined)
     spans = sorted((one.start_seconds, one.end_seconds) for one in found)
     assert all(before[1] <= after[0] + 1e-9 for before, after in itertools.pairwise(spans))
     for one in found:

@@ -208,7 +208,7 @@ def test_other_weights_or_windows_are_refused(folder: Path, tmp_path: Path) -> N
     with pytest.raises(SearchError, match=r"--hop must be in \(0, 2\]"):
         embed_files(SceneEncoder(), folder, tmp_path / "other.index", hop_seconds=3.0)
     assert rows_of(index) == before
-    replaced = embed_files(SceneEncoder(scale=2.0), folder, index, hop_seconds=2.0, overwrite=True)
+    replaced = embed_files(SceneEncoder(scale=2.0), folder, index, hop_seconds=2.0, rebuild=True)
     assert counts(replaced) == (4, 0, 0, 0)
     assert {row["weights"] for row in rows_of(index)} == {replaced.description.weights}
 
@@ -238,7 +238,7 @@ def test_parts_make_the_same_table(folder: Path, tmp_path: Path) -> None:
     assert embed_files(SceneEncoder(), manifest, index, part=(2, 3)).added == 1
     assert counts(embed_files(SceneEncoder(), manifest, index, part=(1, 3))) == (2, 0, 0, 0)
     assert counts(embed_files(SceneEncoder(), manifest, index, part=(1, 3))) == (0, 0, 0, 2)  # resumed
-    assert counts(embed_files(SceneEncoder(), manifest, index)) == (1, 3, 0, 0)  # what part 3 would have done
+    assert counts(embed_files(SceneEncoder(), manifest, index)) == (4, 0, 0, 0)  # and what part 3 would have done
     assert not list(index.glob("part-*.parquet"))
     embed_files(SceneEncoder(), manifest, tmp_path / "whole.index")
     assert rows_of(index) == rows_of(tmp_path / "whole.index")
@@ -285,7 +285,7 @@ def test_segments_and_packed_samples_keep_their_places(folder: Path, tmp_path: P
     pack(whole, str(tmp_path / "packed"))
     embed_files(SceneEncoder(), tmp_path / "packed" / "index.parquet", tmp_path / "packed.index")
     answer = Index.open(tmp_path / "packed.index", encoder=SceneEncoder()).search(
-        folder / "film-03.mp4", window=(5.0, 10.0), top=1
+        folder / "film-03.mp4", window=(5.0, 10.0), top=1, false_alarm_rate=1.0
     )
     assert answer.moments[0].key is not None
     assert answer.moments[0].key == "000000003"
@@ -300,7 +300,9 @@ def test_files_outside_of_the_root_are_refused_and_moved_ones_found_again(folder
         embed_files(SceneEncoder(), moved, index)
     result = embed_files(SceneEncoder(), moved, index, root=moved)
     assert counts(result) == (0, 0, 0, 4)
-    answer = Index.open(index, encoder=SceneEncoder()).search(moved / "film-00.mp4", at_seconds=2.5, top=1)
+    answer = Index.open(index, encoder=SceneEncoder()).search(
+        moved / "film-00.mp4", at_seconds=2.5, top=1, false_alarm_rate=1.0
+    )
     assert Path(answer.moments[0].path) == moved / "film-00.mp4"
 
 
@@ -316,7 +318,9 @@ def test_parquet_has_all_rows(built: Built, tmp_path: Path) -> None:
 def test_a_url_is_a_place_for_an_index(folder: Path, tmp_path: Path) -> None:
     url = f"file://{tmp_path / 'url.index'}"
     assert embed_files(SceneEncoder(), scan(list_folders([folder])).manifest, url).added == 4
-    answer = Index.open(url, encoder=SceneEncoder()).search(folder / "film-01.mp4", at_seconds=2.5, top=1)
+    answer = Index.open(url, encoder=SceneEncoder()).search(
+        folder / "film-01.mp4", at_seconds=2.5, top=1, false_alarm_rate=1.0
+    )
     assert Path(answer.moments[0].path).name == "film-01.mp4"
 
 

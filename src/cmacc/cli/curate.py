@@ -88,6 +88,7 @@ def dedupe_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write groups and stretches as JSON")
     parser.add_argument("--page", type=Path, metavar="FILE", help="also write a page with pairs side by side")
     options = parser.parse_args(arguments)
+    from cmacc.clips.storage import written_aside
     from cmacc.search.duplicates import near_duplicates, semantic_duplicates
     from cmacc.viewer import write_dedupe_page
 
@@ -101,11 +102,12 @@ def dedupe_command(arguments: Sequence[str]) -> int:
             found = near_duplicates(samples, threshold=options.threshold, progress=advance)
         else:
             found = semantic_duplicates(samples, options.semantic, progress=advance)
+    _write_list(options.out, samples, found.kept(samples), source)
     if options.json is not None:
-        options.json.write_text(json.dumps(_as_json(samples, found), indent=1) + "\n")
+        with written_aside(options.json) as aside:
+            aside.write_text(json.dumps(_as_json(samples, found), indent=1) + "\n", encoding="utf-8")
     if options.page is not None:
         write_dedupe_page(samples, found, options.page, source=source, overwrite=options.overwrite)
-    _write_list(options.out, samples, found.kept(samples), source)
     kind = "near-duplicates" if options.semantic is None else "semantic duplicates"
     print(
         f"{len(found.removed)} of {len(samples)} samples are {kind} of others, in {len(found.groups)} groups; "

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -10,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cmacc.cli.encoders import add_tower_flags, download_towers_of, permissions
-from cmacc.cli.terminal import command_parser, part_of, print_skipped, progress_bars, refuse_existing, size_text
+from cmacc.cli.terminal import (
+    BAD_INPUT,
+    command_parser,
+    part_of,
+    print_skipped,
+    progress_bars,
+    refuse_existing,
+    size_text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +42,15 @@ def embed_command(arguments: Sequence[str]) -> int:
     parser.add_argument("data", type=Path, metavar="DATA", help="folder of videos, or a manifest of cmacc scan")
     parser.add_argument("--out", required=True, metavar="INDEX", help="folder, or the URL of an object store")
     parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder that paths are relative to; also states where files have moved"
+        "--root", metavar="DIR", help="folder that paths are relative to; also states where files have moved"
     )
     parser.add_argument("--hop", type=float, default=1.0, metavar="SECONDS", help="one window every (%(default)g s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes (%(default)s)")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="embed only this part, for batch schedulers")
     parser.add_argument("--cluster", metavar="ADDRESS", help="Dask scheduler, whose workers see the same files")
     parser.add_argument("--to-parquet", type=Path, metavar="FILE", help="export all rows afterwards")
-    parser.add_argument("--overwrite", action="store_true", help="replace an index of another encoder, and FILE")
+    parser.add_argument("--rebuild", action="store_true", help="embed everything again, for another encoder or --hop")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing FILE")
     add_tower_flags(parser)
     options = parser.parse_args(arguments)
     from cmacc.clips import workers_of
@@ -67,12 +77,15 @@ def embed_command(arguments: Sequence[str]) -> int:
             device=_device(),
             part=part,
             executor=executor,
-            overwrite=options.overwrite,
+            rebuild=options.rebuild,
             download=options.download,
             progress=advance,
         )
     print_skipped(result.failures)
     _print_embedded(result, options.out, options.part if part[1] > 1 else None)
+    if result.failures and not result.row_count and part[1] == 1:
+        print("nothing is embedded: no file can be used", file=sys.stderr)
+        return BAD_INPUT
     if options.to_parquet is not None:
         print(f"{export_parquet(options.out, options.to_parquet)} rows: {options.to_parquet}")
     return 0
@@ -115,6 +128,8 @@ def search_command(arguments: Sequence[str]) -> int:
 
     with permissions(options):
         index = Index.open(options.index, encoder=options.encoder, device=_device(), download=options.download)
+        if options.download:
+            download_towers_of(Path(options.encoder or index.table.description.encoder))
         answer = index.search(
             options.query,
             text=options.text,
@@ -156,6 +171,8 @@ def localise_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise ValueError(f"--top must be at least 1, got {options.top}")
+    if not options.out.name:
+        raise ValueError(f"--out must be a path without ending, such as found/film, got {options.out}")
     strip, film = (options.out.with_name(options.out.name + ending) for ending in (".png", ".mp4"))
     for path in (strip, film):
         refuse_existing(path, options.overwrite)

@@ -162,7 +162,7 @@ def _search_demo(out: Path, manifest: "Manifest") -> None:
     clips = Manifest([manifest.records[i] for i in held_out])
     try:
         with progress_bars("embed") as advance:
-            embed_files(str(out), clips, out / "index", root=out / "world", overwrite=True, progress=advance)
+            embed_files(str(out), clips, out / "index", root=out / "world", rebuild=True, progress=advance)
     except SearchError as error:
         print(f"\nno search: {error}")
         return

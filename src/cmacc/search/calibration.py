@@ -8,10 +8,12 @@ Two distributions are drawn from the index itself, for queries of one modality a
   ``false_alarm_rate`` of these.
 
 A new query of the same kind whose match is not in the index is as likely as any of these to have the highest score, so
-the rate holds as far as queries resemble the videos of the index. With n random queries, no rate below 1 / (n + 1) can
-be held (conformal p-values: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005).
+the rate holds as far as queries resemble the videos of the index. With n independent stretches of video to draw from,
+no rate below 1 / (n + 1) can be held (conformal p-values: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random
+World, 2005). More draws than stretches do not help: windows of one stretch are alike.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,13 +23,14 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from cmacc.pretraining.features import unit_rows
-from cmacc.search.table import Rows, sql_text
+from cmacc.search.table import Rows
 
 # Windows of the same content that are nearer than this belong to the query. More would leave an index of one film
 # without anything to compare with; a scene that goes on for longer makes the threshold stricter.
 APART_SECONDS = 10.0
-PAIRS = 100_000
-LEAST_QUERIES, _MOST_QUERIES = 200, 2_000
+_PAIRS = 100_000
+# Four searches that share a rate of 1 % need 400.
+LEAST_QUERIES, MOST_QUERIES = 400, 2_000
 # Limits the time of the matrix product to about a second: queries x rows x dimensions.
 _MOST_PRODUCTS = 2e10
 _SCORES_AT_ONCE = 20_000_000
@@ -43,10 +46,18 @@ class Calibration:
         Scores of random pairs, ascending.
     best
         Best scores of searches for what is not there, ascending.
+    stretches
+        n, the number of independent stretches of video that these queries were drawn from.
     """
 
     pairs: Float[np.ndarray, " pairs"]
     best: Float[np.ndarray, " queries"]
+    stretches: int
+
+    @property
+    def least_rate(self) -> float:
+        """Lowest rate of false alarms that can be held."""
+        return 1 / (1 + self.stretches)
 
     def percentile(self, score: float) -> float:
         """Share of random pairs with a lower score, in percent."""
@@ -58,8 +69,10 @@ class Calibration:
 
     def chance(self, score: float) -> float:
         """Probability that the best score of a search for what is not there is as high, at least 1 / (n + 1)."""
+        if len(self.best) == 0:
+            return 1.0
         higher = len(self.best) - int(np.searchsorted(self.best, score))
-        return (1 + higher) / (1 + len(self.best))
+        return (1 + self.stretches * higher / len(self.best)) / (1 + self.stretches)
 
     def margin(self, score: float) -> float:
         """How far the score lies above the best scores of searches for what is not there, in standard deviations."""
@@ -74,59 +87,77 @@ class Calibration:
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Least score whose `chance` is at most the rate; infinite if there is none."""
-        allowed = int(np.floor(false_alarm_rate * (len(self.best) + 1))) - 1
-        if allowed < 0:
-            return float("inf")
-        if allowed >= len(self.best):
+        if false_alarm_rate >= 1:
             return float("-inf")
+        if false_alarm_rate < self.least_rate or len(self.best) == 0:
+            return float("inf")
+        share = (false_alarm_rate * (1 + self.stretches) - 1) / self.stretches  # of `best`, which may be higher
+        allowed = int(np.floor(share * len(self.best) + 1e-9))
         return float(np.nextafter(self.best[-1 - allowed], np.inf))
 
 
-def calibrate(drawn: Rows, targets: Rows, seed: int = 0) -> Calibration:
+def calibrate(drawn: Rows, stretches: int, targets: Iterable[Rows], seed: int = 0) -> Calibration:
     """Both distributions by exact search.
 
     Parameters
     ----------
     drawn
-        Random queries, from `random_queries`.
+        Random queries.
+    stretches
+        Number of independent stretches that they were drawn from (`stretch_count`).
     targets
-        All windows that are searched.
+        All windows that are searched, in parts; only the best scores and some pairs of a part are kept.
     seed
         Seed of the random pairs.
     """
     rng = np.random.default_rng(seed)
+    best = np.full(len(drawn), -np.inf, np.float32)
+    pairs = [best[:0]]
+    for part in targets:
+        if len(part) and len(drawn):
+            own, some = _best_and_pairs(drawn, part, rng)
+            best = np.maximum(best, own)
+            pairs.append(some)
+    chosen = np.concatenate(pairs)
+    if len(chosen) > _PAIRS:
+        chosen = rng.choice(chosen, _PAIRS, replace=False)
+    return Calibration(np.sort(chosen), np.sort(best[np.isfinite(best)]), stretches)
+
+
+def _best_and_pairs(
+    drawn: Rows, targets: Rows, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " queries"], Float[np.ndarray, " pairs"]]:
+    """The best score of each query among windows apart from it, and scores of random pairs."""
     content, contents = _codes(drawn.facts, targets.facts)
     order = np.argsort(contents, kind="stable")
     first, last = (np.searchsorted(contents[order], content, side=side) for side in ("left", "right"))
     starts, query_starts = targets.seconds("start_seconds"), drawn.seconds("start_seconds")
     best = np.empty(len(drawn), np.float32)
     pairs: list[Float[np.ndarray, " some"]] = []
-    if len(drawn) == 0:
-        return Calibration(best, best)
-    at_once = max(1, _SCORES_AT_ONCE // max(1, len(targets)))
+    at_once = max(1, _SCORES_AT_ONCE // len(targets))
     for begin in range(0, len(drawn), at_once):
         some = slice(begin, begin + at_once)
         scores = drawn.vectors[some] @ targets.vectors.T
         for place, query in enumerate(range(begin, begin + len(scores))):
             same = order[first[query] : last[query]]
             scores[place, same[np.abs(starts[same] - query_starts[query]) < APART_SECONDS]] = -np.inf
-        chosen = scores.ravel()[rng.integers(scores.size, size=max(1, PAIRS * len(scores) // len(drawn)))]
+        chosen = scores.ravel()[rng.integers(scores.size, size=max(1, _PAIRS * len(scores) // len(drawn)))]
         pairs.append(chosen[np.isfinite(chosen)])
         best[some] = scores.max(axis=1)
-    return Calibration(np.sort(np.concatenate(pairs)), np.sort(best[np.isfinite(best)]))
+    return best, np.concatenate(pairs)
 
 
-def apart(facts: pa.Table, row: int) -> str:
-    """Condition, in SQL, for windows that do not belong to a random query."""
-    (fact,) = facts.slice(row, 1).to_pylist()
-    column = "content_hash" if fact["content_hash"] is not None else "path"
-    begin, end = fact["start_seconds"] - APART_SECONDS, fact["start_seconds"] + APART_SECONDS
-    return f"NOT ({column} = {sql_text(fact[column])} AND start_seconds > {begin} AND start_seconds < {end})"
+def stretch_count(first: Int[np.ndarray, " samples"], start_seconds: Float[np.ndarray, " rows"]) -> int:
+    """Number of stretches of `APART_SECONDS`, at least one for each sample; see `Rows.first`."""
+    if len(first) < 2:
+        return 0
+    spans = start_seconds[first[1:] - 1] - start_seconds[first[:-1]]
+    return int(np.maximum(1, np.floor(spans / APART_SECONDS) + 1).sum())
 
 
 def query_count(rows: int, size: int) -> int:
     """Number of random queries whose exact search takes about a second."""
-    return int(np.clip(_MOST_PRODUCTS / max(1, rows * size), LEAST_QUERIES, _MOST_QUERIES))
+    return int(np.clip(_MOST_PRODUCTS / max(1, rows * size), LEAST_QUERIES, MOST_QUERIES))
 
 
 def random_queries(rows: Rows, window_count: int, count: int, seed: int = 0) -> Rows:

@@ -25,6 +25,7 @@ from cmacc.transfer import open_encoder
 
 _BATCH_SIZE = 32
 _SAMPLES_PER_TASK = 16
+_NO_CONTENT = "file "
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,26 @@ def embedded_here(
         vectors = _encode(encoder, batch, description) if len(batch.sample_ids) else {}
         tables: list[pa.Table] = [table_schema(description).empty_table()]
         ids: list[int] = []
+        failures = dict(batch.failures)
         for sample_id, rows in _by_sample(batch.sample_ids):
+            if sample_id in failed:
+                continue
             parts = pending.setdefault(sample_id, [])
             parts.append({name: column[rows] for name, column in vectors.items()})
-            if sample_id not in failed and sum(len(part["vector.video"]) for part in parts) == counts[sample_id]:
+            if sum(len(part["vector.video"]) for part in parts) == counts[sample_id]:
                 columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                tables.append(_rows(manifest.records[sample_id], columns, description))
-                ids.append(sample_id)
                 del pending[sample_id]
+                if all(np.isfinite(column).all() for column in columns.values()):
+                    tables.append(_rows(manifest.records[sample_id], columns, description))
+                    ids.append(sample_id)
+                else:
+                    failures[sample_id] = "the encoder's vectors must be finite, got NaN or infinity"
+        for sample_id in batch.failures:
+            pending.pop(sample_id, None)
         done += len(requests)
         progress("windows", done, total)
-        if ids or batch.failures:
-            yield EmbeddedSamples(pa.concat_tables(tables), tuple(ids), dict(batch.failures))
+        if ids or failures:
+            yield EmbeddedSamples(pa.concat_tables(tables), tuple(ids), failures)
 
 
 def embedded_elsewhere(
@@ -180,10 +189,7 @@ def _encode(encoder: MatchingEncoder, batch: ClipBatch, description: Description
 
 
 def _half(vectors: Float[Tensor, "batch dim"]) -> NDArray[np.float16]:
-    unit = functional.normalize(vectors.float(), dim=1).cpu().numpy()
-    if not np.isfinite(unit).all():
-        raise SearchError("embed: the encoder must give finite vectors, got NaN or infinity")
-    return np.asarray(unit, np.float16)
+    return np.asarray(functional.normalize(vectors.float(), dim=1).cpu().numpy(), np.float16)
 
 
 def _by_sample(sample_ids: Tensor) -> Iterator[tuple[int, slice]]:
@@ -228,11 +234,19 @@ def _rows(record: MediaRecord, columns: dict[str, NDArray[np.float16]], descript
 
 
 def content_hash(record: MediaRecord) -> str | None:
-    """What changes with the content of a file: the manifest's hash, or size and time of a file without one."""
+    """What changes with the content of a file: the manifest's hash; without one, its path, size and time."""
     if record.content_hash is not None or isinstance(record.path, str):
         return record.content_hash
-    status = record.path.stat()
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    try:
+        status = record.path.stat()
+    except OSError:  # it will not decode either
+        return f"{_NO_CONTENT}{record.path}"
+    return f"{_NO_CONTENT}{record.path} {status.st_size} {status.st_mtime_ns}"
+
+
+def is_content(text: str) -> bool:
+    """Whether it is the hash of a content, which is the same in another place."""
+    return not text.startswith(_NO_CONTENT)
 
 
 def _list_array(rows: NDArray[np.float16]) -> pa.Array:

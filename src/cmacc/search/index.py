@@ -14,8 +14,8 @@ They are ranked by how far their scores lie above those of searches for what is 
 modality are larger than those between two.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -30,14 +30,23 @@ from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEn
 from cmacc.search.calibration import (
     LEAST_QUERIES,
     Calibration,
-    apart,
     calibrate,
     query_count,
     random_queries,
+    stretch_count,
 )
 from cmacc.search.query import By, Query, query_of_file, query_of_text
 from cmacc.search.segments import segments
-from cmacc.search.table import FACT_TYPES, Rows, SearchError, Space, WindowTable, among, both_conditions
+from cmacc.search.table import (
+    FACT_TYPES,
+    FACTS,
+    Rows,
+    SearchError,
+    Space,
+    WindowTable,
+    among_stretches,
+    both_conditions,
+)
 from cmacc.transfer import open_encoder
 from cmacc.transfer.open import opened_object
 from cmacc.transfer.text import encode_text
@@ -45,12 +54,14 @@ from cmacc.transfer.text import encode_text
 Where = Literal["audio", "video", "both"]
 # Candidates of the approximate index for each moment asked for: neighbouring windows score alike.
 _CANDIDATES_PER_MOMENT = 20
-_SAMPLED_FILES = 400
+_SAMPLES_PER_MOMENT = 3
+# A longer segment of a large index is cut off.
+_AROUND_SECONDS = 60.0
+_MOST_CALIBRATIONS = 16
 # Percentile of random pairs that windows must reach to join a better one.
 _JOINED_PERCENTILE = 99.0
 # Common things: a search for most of them is one for something that is not there.
 _WORDS = Path(__file__).with_name("words.txt")
-_SAMPLE_OF_FILES = "a sample of the files"
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,13 @@ class Index:
         self._given = encoder
         self._device = device
         self._download = download
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was read and computed of another version of the index."""
         self._rows: dict[tuple[Modality, str | None, Space], Rows] = {}
+        self._outlines: dict[Modality, Rows] = {}
+        self._samples: dict[tuple[Modality, int, Space], Rows] = {}
         self._calibrations: dict[tuple[By, Modality, str | None, int], Calibration] = {}
 
     @classmethod
@@ -278,15 +295,19 @@ class Index:
         """
         if (clip is None) == (text is None):
             raise SearchError("search: must have a file or a text, got both or none")
+        if text is not None and (at_seconds, window, by) != (None, None, None):
+            raise SearchError("search: --at, --window and --by choose a part of a file, got a text")
         if into not in get_args(Where):
             raise SearchError(f"search: must be in audio, video or both, got {into!r}")
         if top < 1:
             raise SearchError(f"search: top must be at least 1, got {top}")
         if not 0 < false_alarm_rate <= 1:
             raise SearchError(f"search: the false-alarm rate must be in (0, 1], got {false_alarm_rate:g}")
+        weights = self.table.description.weights
         if self.table.refresh():
-            self._rows.clear()
-            self._calibrations.clear()
+            self._forget()
+            if self.table.description.weights != weights:
+                self.__dict__.pop("encoder", None)
         if text is not None:
             query = query_of_text(self.encoder, text)
         else:
@@ -315,25 +336,33 @@ class Index:
         ]
         if not searches:
             raise SearchError(f"search: the index must have windows of {into} to search in, got none")
+        # The searches of a query share its rate (Bonferroni).
+        rate = false_alarm_rate / len(searches) if false_alarm_rate < 1 else 1.0
         found: list[tuple[float, Moment]] = []
         for one in searches:
-            # The searches of a query share its rate (Bonferroni).
-            least = one.calibration.threshold(false_alarm_rate / len(searches) if false_alarm_rate < 1 else 1.0)
+            least, joined = one.calibration.threshold(rate), one.calibration.score_at(_JOINED_PERCENTILE)
             starts, ends = one.rows.seconds("start_seconds"), one.rows.seconds("end_seconds")
-            joined = one.calibration.score_at(_JOINED_PERCENTILE)
             for segment in segments(one.scores, one.rows.first, starts, ends, one.typical, least, top, joined):
                 score = float(one.scores[segment.row])
                 found.append((one.calibration.margin(score), self._moment(one, segment.row, segment[1:], score)))
         found.sort(key=lambda pair: -pair[0])
         chances = [one.calibration.chance(float(one.scores.max())) for one in searches]
         best = int(np.argmin(chances))
+        notes = list(query.notes)
+        least_rate = max(one.calibration.least_rate for one in searches)
+        if rate < least_rate:
+            notes.append(
+                f"to hold a rate of {false_alarm_rate:g} takes more videos than the index has; the lowest that it can "
+                f"hold, for {len(searches)} search{'es' if len(searches) > 1 else ''} by and in picture or sound, is "
+                f"{min(1.0, least_rate * len(searches)):.2g}"
+            )
         return Answer(
-            tuple(moment for _, moment in found[:top]),
+            tuple(_distinct([moment for _, moment in found], top)),
             float(searches[best].scores.max()),
             min(1.0, chances[best] * len(searches)),
             false_alarm_rate,
             len(self.table),
-            query.notes,
+            tuple(notes),
         )
 
     def _moment(self, one: _Scored, row: int, seconds: tuple[float, float], score: float) -> Moment:
@@ -349,51 +378,42 @@ class Index:
     def _scored(
         self, by: By, modality: Modality, vector: Float[np.ndarray, " dim"], windows: int, where: str | None, top: int
     ) -> _Scored | None:
-        """Scores of all windows, or of those of the samples that the approximate index finds; None without windows."""
+        """Scores of all windows, or of those around what the approximate index finds; None without windows."""
         space: Space = "text" if by == "text" else "shared"
         if self._is_exact:
             rows = self._kept_rows(modality, where, space)
-            if len(rows) == 0:
-                return None
-            scores = rows.vectors @ vector
-            typical = _median(scores)
         else:
             found = self.table.nearest(vector, modality, _CANDIDATES_PER_MOMENT * top, where=where, space=space)
-            if len(found) == 0:
-                return None
-            paths = list(dict.fromkeys(found.column("path").to_pylist()))
-            rows = self.table.rows(modality, where=both_conditions(among(paths), where), space=space)
-            scores = rows.vectors @ vector
-            typical = _median(self._sampled(modality, space).vectors @ vector)
+            near = _around(found, _SAMPLES_PER_MOMENT * top)
+            rows = self.table.rows(modality, where=both_conditions(near, where), space=space)
+        if len(rows) == 0:
+            return None
+        scores = rows.vectors @ vector
+        typical = _median(scores if self._is_exact else self._sampled(modality, 1, space).vectors @ vector)
         return _Scored(by, modality, rows, scores, typical, self._calibration(by, modality, windows, where))
 
     def _calibration(self, by: By, modality: Modality, windows: int, where: str | None) -> Calibration:
         key = (by, modality, where, windows)
         if key not in self._calibrations:
+            while len(self._calibrations) >= _MOST_CALIBRATIONS:
+                del self._calibrations[next(iter(self._calibrations))]
             space: Space = "text" if by == "text" else "shared"
-            targets = self._kept_rows(modality, where, space) if self._is_exact else self._sampled(modality, space)
-            count = query_count(len(targets), targets.vectors.shape[1]) if self._is_exact else LEAST_QUERIES
+            if self._is_exact:
+                rows = self._kept_rows(modality, where, space)
+                targets: Iterable[Rows] = [rows]
+                count = query_count(len(rows), rows.vectors.shape[1])
+            else:
+                targets, count = self.table.parts(modality, where=where, space=space), LEAST_QUERIES
             if by == "text":
                 drawn = self._text_queries(modality)
+                stretches = len(drawn)
             else:
-                drawn = random_queries(self._kept_rows(by) if self._is_exact else self._sampled(by), windows, count)
-            made = calibrate(drawn, targets)
-            if not self._is_exact:  # the best of all windows instead of the best of the sampled ones
-                made = replace(made, best=self._best_scores(drawn, modality, where, space))
-            self._calibrations[key] = made
+                source = self._kept_rows(by) if self._is_exact else self._sampled(by, windows)
+                drawn = random_queries(source, windows, count)
+                outline = self._outline(by)
+                stretches = stretch_count(outline.first, outline.seconds("start_seconds"))
+            self._calibrations[key] = calibrate(drawn, stretches, targets)
         return self._calibrations[key]
-
-    def _best_scores(
-        self, drawn: Rows, modality: Modality, where: str | None, space: Space
-    ) -> Float[np.ndarray, " queries"]:
-        """The best score of each random query, by the approximate index, ascending."""
-        nearest = [
-            self.table.nearest(vector, modality, 1, where=both_conditions(apart(drawn.facts, i), where), space=space)
-            for i, vector in enumerate(drawn.vectors)
-        ]
-        return np.sort(
-            np.array([score for found in nearest for score in found.column("score").to_pylist()], np.float32)
-        )
 
     @property
     def _is_exact(self) -> bool:
@@ -403,20 +423,33 @@ class Index:
         key = (modality, where, space)
         if key not in self._rows:
             # Of conditions, only the rows of the last one are kept.
-            self._rows = {
-                known: rows for known, rows in self._rows.items() if known[1] in (None, _SAMPLE_OF_FILES, where)
-            }
+            self._rows = {known: rows for known, rows in self._rows.items() if known[1] in (None, where)}
             self._rows[key] = self.table.rows(modality, where=where, space=space)
         return self._rows[key]
 
-    def _sampled(self, modality: Modality, space: Space = "shared") -> Rows:
-        """The windows of some random files of a large index."""
-        key = (modality, _SAMPLE_OF_FILES, space)
-        if key not in self._rows:
-            paths = self.table.columns("path", where=f"modality = '{modality}'").column("path").unique().to_pylist()
-            chosen = np.random.default_rng(0).choice(len(paths), min(len(paths), _SAMPLED_FILES), replace=False)
-            self._rows[key] = self.table.rows(modality, where=among([paths[i] for i in chosen]), space=space)
-        return self._rows[key]
+    def _outline(self, modality: Modality) -> Rows:
+        """The windows of a modality; of a large index without their vectors."""
+        if self._is_exact:
+            return self._kept_rows(modality)
+        if modality not in self._outlines:
+            self._outlines[modality] = Rows.outline(self.table.columns(*FACTS, where=f"modality = '{modality}'"))
+        return self._outlines[modality]
+
+    def _sampled(self, modality: Modality, windows: int, space: Space = "shared") -> Rows:
+        """So many consecutive windows of each of some random samples of a large index."""
+        key = (modality, windows, space)
+        if key not in self._samples:
+            outline, rng = self._outline(modality), np.random.default_rng(0)
+            count = len(outline.first) - 1
+            starts, stretches = outline.seconds("start_seconds"), []
+            for sample in rng.choice(count, min(count, LEAST_QUERIES), replace=False).tolist():
+                begin, end = int(outline.first[sample]), int(outline.first[sample + 1])
+                row = begin + int(rng.integers(max(1, end - begin - windows + 1)))
+                (fact,) = outline.facts.slice(row, 1).to_pylist()
+                last = float(starts[min(row + windows, end) - 1])
+                stretches.append((fact["path"], fact["key"], fact["start_seconds"], last))
+            self._samples[key] = self.table.rows(modality, where=among_stretches(stretches), space=space)
+        return self._samples[key]
 
     def _text_queries(self, modality: Modality) -> Rows:
         """Texts about common things."""
@@ -429,6 +462,35 @@ class Index:
         nothing = {name: pa.nulls(len(vectors), kind) for name, kind in FACT_TYPES.items()}
         facts = pa.table(nothing | {"content_hash": [""] * len(vectors), "start_seconds": [0.0] * len(vectors)})
         return Rows(facts, vectors)
+
+
+def _distinct(moments: Sequence[Moment], count: int) -> list[Moment]:
+    """The first moments of different places: picture and sound of one place are often both found."""
+    kept: list[Moment] = []
+    for moment in moments:
+        if len(kept) == count:
+            break
+        if not any(
+            (moment.path, moment.key) == (other.path, other.key)
+            and min(moment.end_seconds, other.end_seconds) > max(moment.start_seconds, other.start_seconds)
+            for other in kept
+        ):
+            kept.append(moment)
+    return kept
+
+
+def _around(found: pa.Table, count: int) -> str:
+    """Condition for the windows around what was found, in the first so many samples."""
+    stretches: dict[tuple[str, str | None], tuple[float, float]] = {}
+    for fact in found.select(["path", "key", "start_seconds"]).to_pylist():
+        place, start = (fact["path"], fact["key"]), fact["start_seconds"]
+        if place in stretches or len(stretches) < count:
+            first, last = stretches.get(place, (start, start))
+            stretches[place] = (min(first, start), max(last, start))
+    if not stretches:
+        return "false"
+    margin = _AROUND_SECONDS
+    return among_stretches([(*place, first - margin, last + margin) for place, (first, last) in stretches.items()])
 
 
 def _median(scores: Float[np.ndarray, " rows"]) -> float:

@@ -159,7 +159,7 @@ def localise(
     *,
     begin_seconds: float = 0.0,
     end_seconds: float = math.inf,
-    hop_seconds: float = 1.0,
+    hop_seconds: float | None = None,
     progress: Progress = silent,
 ) -> Localisation:
     """Compare sound and picture in overlapping windows of a file, as long as the encoder's clips.
@@ -175,7 +175,7 @@ def localise(
     begin_seconds, end_seconds
         The part of the file to take windows from. A part shorter than a window has one around its middle.
     hop_seconds
-        Time from one window to the next.
+        Time from one window to the next. Default: one second, or a window if that is shorter.
     progress
         Called with ("windows", done, total).
 
@@ -186,12 +186,15 @@ def localise(
     MediaError
         The file cannot be read, or has no sound or no picture.
     ValueError
-        The part is empty or outside of the file, or ``hop_seconds`` is not positive.
+        The part is empty or outside of the file, or ``hop_seconds`` is not positive or longer than a window.
     """
     path = Path(path)
     spatial = _spatial(encoder)
-    if not hop_seconds > 0:
-        raise ValueError(f"localise: hop_seconds must be positive, got {hop_seconds}")
+    length = spatial.spec.length_seconds
+    if hop_seconds is None:
+        hop_seconds = min(1.0, length)
+    if not 0 < hop_seconds <= length:
+        raise ValueError(f"localise: hop_seconds must be in (0, {length:g}], the length of a window, got {hop_seconds}")
     info = probe(path)
     if not info.width or not info.has_audio:
         raise MediaError(f"{path}: must have sound and picture to compare, got no {_missing(info.has_audio)}")
@@ -202,7 +205,7 @@ def localise(
             f"{begin_seconds:g} to {end_seconds:g} s"
         )
     height, width = displayed_size(path)
-    starts = [begin + start for start in covering_starts(end - begin, spatial.spec.length_seconds, hop_seconds)]
+    starts = [begin + start for start in covering_starts(end - begin, length, hop_seconds)]
     agreement: list[NDArray[np.float32]] = []
     heat: list[NDArray[np.float32]] = []
     for first in range(0, len(starts), _WINDOWS_AT_ONCE):

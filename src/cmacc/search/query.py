@@ -16,9 +16,10 @@ from cmacc.search.table import SearchError
 from cmacc.transfer.text import encode_text, text_modalities
 
 By = Literal["video", "audio", "text"]
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jp2", ".tif", ".tiff")
 # A longer query is not described any better by more windows.
 _MOST_WINDOWS = 64
+_ROUNDING_SECONDS = 0.1
 _SILENT = 10 ** (-60 / 20)  # of full scale, as in `cmacc scan`
 
 
@@ -77,6 +78,8 @@ def query_of_file(
     """
     info = probe(path)
     is_image = path.suffix.lower() in IMAGES
+    if is_image and (at_seconds is not None or window is not None):
+        raise SearchError(f"query {path}: --at and --window choose a part of a video or a sound, got an image")
     notes = [f"{path.name} is an image: it is searched for as a video that does not move"] if is_image else []
     starts = [0.0] if is_image else _starts(path, info, encoder.spec, hop_seconds, at_seconds, window)
     clips = decode_clips(path, starts, encoder.spec)
@@ -127,7 +130,7 @@ def _starts(
             raise SearchError(f"query {path}: --at must be in [0, {duration:.2f}], its length, got {at_seconds:g}")
         return [at_seconds - spec.length_seconds / 2]
     begin, end = window if window is not None else (0.0, duration)
-    if not 0 <= begin < end <= duration + hop_seconds:
+    if not (0 <= begin < end <= duration + _ROUNDING_SECONDS and begin < duration):
         raise SearchError(
             f"query {path}: --window must be two times in [0, {duration:.2f}], its length, got {begin:g} {end:g}"
         )

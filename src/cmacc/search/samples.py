@@ -18,9 +18,10 @@ from cmacc.clips import ChosenSample, Manifest, MediaRecord
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.pretraining.features import unit_rows
+from cmacc.search.embed import is_content
 from cmacc.search.table import SAMPLE, Rows, SearchError, WindowTable
 
-_FACTS = (*SAMPLE, "sample_end_seconds", "label", "content_hash")
+_FACTS = (*SAMPLE, "label", "content_hash")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Samples:
         columns = map(self.column, SAMPLE)
         return [
             f"{path}, {key}" if key is not None else f"{path}, from {start:g} s" if start else path
-            for path, key, start in zip(*columns, strict=True)
+            for path, key, start, _ in zip(*columns, strict=True)
         ]
 
     @property
@@ -166,7 +167,7 @@ class Samples:
                     f"{self.names[number]} of the index is a packed sample: name its manifest with --manifest, the "
                     "index.parquet of the pack"
                 )
-            start = fact["sample_start_seconds"]
+            start, content = fact["sample_start_seconds"], fact["content_hash"]
             records.append(
                 MediaRecord(
                     path=f"{self.root}/{fact['path']}",
@@ -178,7 +179,7 @@ class Samples:
                     audio_rate_hz=0,
                     label=fact["label"],
                     start_seconds=start,
-                    content_hash=fact["content_hash"],
+                    content_hash=content if content is not None and is_content(content) else None,
                 )
             )
         return records

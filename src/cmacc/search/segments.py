@@ -72,7 +72,9 @@ def segments(
             break
         sample = int(np.searchsorted(first, row, side="right")) - 1
         begin, end = int(first[sample]), int(first[sample + 1])
-        level = min(float(scores[row]), max((float(scores[row]) + typical) / 2, least_joined))
+        level = (float(scores[row]) + typical) / 2
+        if level < least_joined < scores[row]:
+            level = least_joined
         left = row
         while left > begin and scores[left - 1] >= level and not taken[left - 1]:
             left -= 1

@@ -15,6 +15,8 @@ the meantime, the reader opens the latest one and reads again.
 
 import dataclasses
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +43,7 @@ WINDOWS = "windows"
 _REFINED = 300
 _LEAST_REFINE_FACTOR = 2
 # What identifies a sample (a file, a segment of one, or a member of a shard), and the order of its windows.
-SAMPLE = ("path", "key", "sample_start_seconds")
+SAMPLE = ("path", "key", "sample_start_seconds", "sample_end_seconds")
 # The columns that say what a row is about. Seconds are on the clock of the file.
 FACT_TYPES = {
     "path": pa.string(),  # relative to the root
@@ -61,6 +63,7 @@ Space = Literal["shared", "text"]
 _DESCRIPTION = "description.json"
 _FORMAT = 1
 _MOST_TRIES = 5
+_ROWS_AT_ONCE = 10_000
 _Result = TypeVar("_Result")
 
 
@@ -106,6 +109,8 @@ class Description:
         Width of the vectors in the shared space.
     text_sizes
         Width of the features that text is compared with, for each modality that has them.
+    made
+        A random name, other for every index that is made.
     approximate
         The approximate index; None while the table is searched exactly.
     """
@@ -117,7 +122,14 @@ class Description:
     hop_seconds: float
     size: int
     text_sizes: Mapping[Modality, int]
+    made: str = ""
     approximate: Approximate | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the rows of two indexes must share to stand in one."""
+        facts = [self.weights, self.window_seconds, self.hop_seconds, self.size, dict(self.text_sizes)]
+        return json.dumps(facts, sort_keys=True)
 
     def relative(self, path: str) -> str:
         """A path relative to the root.
@@ -127,15 +139,18 @@ class Description:
         SearchError
             It lies outside of it.
         """
-        if not path.startswith(f"{self.root}/"):
+        root = self.root.rstrip("/")
+        if "://" not in path:
+            path = os.path.normpath(path)
+        if not path.startswith(f"{root}/"):
             resolved = path if "://" in path else str(Path(path).parent.resolve() / Path(path).name)
-            if not resolved.startswith(f"{self.root}/"):
+            if not resolved.startswith(f"{root}/"):
                 raise SearchError(
                     f"embed: {path} must be under the root of the index, {self.root}; name a folder above both with "
                     "--root"
                 )
             path = resolved
-        return path[len(self.root) + 1 :]
+        return path[len(root) + 1 :]
 
     def write(self, store: Store) -> None:
         """Write it beside the table, atomically."""
@@ -202,6 +217,12 @@ class Rows:
         table = table.combine_chunks().sort_by(keys)
         return cls(table.select(FACTS), _unit_vectors(table.column(column)))
 
+    @classmethod
+    def outline(cls, table: pa.Table) -> "Rows":
+        """The same without vectors."""
+        table = table.combine_chunks().sort_by([(name, "ascending") for name in (*SAMPLE, "start_seconds")])
+        return cls(table.select(FACTS), np.empty((len(table), 0), np.float32))
+
     def __len__(self) -> int:
         return int(self.facts.num_rows)
 
@@ -267,13 +288,16 @@ class WindowTable:
         return int(self._table.version)
 
     def refresh(self) -> bool:
-        """Go on to the latest version; whether there is a newer one."""
-        before = self.version
-        self._retried(lambda table: table.checkout_latest())  # type: ignore[no-untyped-call]
-        if self.version != before:
-            self.description = Description.read(self.store) or self.description
+        """Go on to the latest version; whether there is a newer one, or another index in the same place."""
+        before, made = self.version, self.description.made
+        latest = Description.read(self.store)
+        if latest is None or latest.made != made:
+            self._open()
+        else:
+            self._retried(lambda table: table.checkout_latest())  # type: ignore[no-untyped-call]
+            self.description = latest
             self._count = int(self._table.count_rows())
-        return self.version != before
+        return (self.version, self.description.made) != (before, made)
 
     def columns(self, *names: str, where: str | None = None) -> pa.Table:
         """Columns of all rows, or of those for which a condition in SQL holds.
@@ -292,7 +316,23 @@ class WindowTable:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All rows with all columns, some at a time."""
-        yield from self._table.search().to_batches(10_000)
+        yield from self._table.search().to_batches(_ROWS_AT_ONCE)
+
+    def parts(self, modality: Modality, *, where: str | None = None, space: Space = "shared") -> Iterator[Rows]:
+        """The same as `rows`, some at a time.
+
+        Raises
+        ------
+        SearchError
+            A writer has changed the index meanwhile.
+        """
+        column = vector_column(modality, space)
+        query = self._table.search().select([*FACTS, column])
+        try:
+            for batch in query.where(both_conditions(f"modality = '{modality}'", where)).to_batches(_ROWS_AT_ONCE):
+                yield Rows.of(pa.Table.from_batches([batch]), column)
+        except RuntimeError as error:
+            raise SearchError(f"index {self.store.root}: it has changed while it was read; search again") from error
 
     def rows(self, modality: Modality, *, where: str | None = None, space: Space = "shared") -> Rows:
         """The windows of one modality with their vectors, all of them or those for which a condition in SQL holds.
@@ -350,10 +390,15 @@ class WindowTable:
     def _asked(self, read: "Callable[[LanceTable], pa.Table]", where: str | None) -> pa.Table:
         try:
             return self._retried(read)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            reason = re.sub(r",? \S+\.rs:\d+:\d+", "", str(error).removeprefix("Invalid input, ").splitlines()[0])
+            if "Not found" in reason:
+                raise SearchError(
+                    f"index {self.store.root}: a file of it is missing ({reason}); make it again with cmacc embed "
+                    "--rebuild"
+                ) from error
             if where is None:
                 raise
-            reason = str(error).removeprefix("Invalid input, ").splitlines()[0]
             raise SearchError(f"index {self.store.root}: --where is not a valid condition: {reason}") from error
 
     def _retried(self, read: "Callable[[LanceTable], _Result]") -> _Result:
@@ -396,6 +441,17 @@ def sql_text(text: str) -> str:
 def among(paths: Sequence[str]) -> str:
     """Condition for the rows of these paths."""
     return f"path IN ({', '.join(map(sql_text, paths))})"
+
+
+def among_stretches(stretches: Sequence[tuple[str, str | None, float, float]]) -> str:
+    """Condition for windows by path, key, and the first and last of their starts in seconds."""
+    # The paths once more: only for them is there an index.
+    each = (
+        f"(path = {sql_text(path)} AND {'key IS NULL' if key is None else f'key = {sql_text(key)}'} AND "
+        f"start_seconds >= {first!r} AND start_seconds <= {last!r})"
+        for path, key, first, last in stretches
+    )
+    return f"{among(list(dict.fromkeys(path for path, *_ in stretches)))} AND ({' OR '.join(each)})"
 
 
 def both_conditions(first: str, second: str | None) -> str:

@@ -13,6 +13,7 @@ that follows takes these files in.
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -29,7 +30,14 @@ from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import Store, written_aside
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining.clip_encoder import ClipEncoder, MatchingEncoder
-from cmacc.search.embed import EmbeddedSamples, content_hash, embedded_elsewhere, embedded_here, sizes_of
+from cmacc.search.embed import (
+    EmbeddedSamples,
+    content_hash,
+    embedded_elsewhere,
+    embedded_here,
+    is_content,
+    sizes_of,
+)
 from cmacc.search.table import Description, SearchError, WindowTable, sql_text, table_schema
 from cmacc.search.writer import WindowWriter, discard, writer_lock
 from cmacc.transfer import open_encoder
@@ -43,6 +51,9 @@ _Embed = Callable[[Sequence[int]], Iterator[EmbeddedSamples]]
 _ROWS_PER_COMMIT = 20_000
 _SECONDS_PER_COMMIT = 60.0
 _HASHES_AT_ONCE = 200
+_MOST_TRIES = 5
+# In the metadata of files of parts: the kind of index that they were embedded for.
+_KIND = b"cmacc.index"
 
 
 @dataclass(frozen=True)
@@ -88,7 +99,7 @@ def embed_files(
     device: torch.device | None = None,
     part: tuple[int, int] = (1, 1),
     executor: Executor | None = None,
-    overwrite: bool = False,
+    rebuild: bool = False,
     download: bool = False,
     progress: Progress = silent,
 ) -> EmbedResult:
@@ -115,8 +126,8 @@ def embed_files(
         ``(i, n)``: embed only the i-th of n parts, counted from 1, into files beside the table.
     executor
         Embeds on its workers, in tasks of a few samples each; ``encoder`` must be a name that they can open.
-    overwrite
-        Replace an index, for example of another encoder.
+    rebuild
+        Replace an index, for example of another encoder: embed everything again.
     download
         Whether the encoder may be downloaded.
     progress
@@ -130,10 +141,12 @@ def embed_files(
     EncoderError, ManifestError, ListingError, ScanError
         The encoder or the data cannot be opened.
     """
+    if rebuild and part[1] > 1:
+        raise SearchError("embed: --rebuild replaces the index, and --part embeds a part of it; rebuild it as a whole")
     opened = _opened(encoder, device, download)
     with writer_lock(out, "writer" if part[1] == 1 else f"part-{part[0]}-of-{part[1]}"):
         store = Store(out)
-        former = None if overwrite else Description.read(store)
+        former = None if rebuild else Description.read(store)
         manifest, skipped, home = _manifest(data, store, workers, progress)
         if root is None:
             root = home if former is None else former.root
@@ -146,9 +159,9 @@ def embed_files(
             embed = partial(embedded_here, opened.encoder, manifest, description, workers=workers, progress=progress)
         else:
             embed = partial(embedded_elsewhere, executor, manifest, description, progress=progress)
-        if overwrite:
-            discard(out)
         wanted = _wanted(manifest, description)
+        if rebuild:
+            discard(out)
         if part[1] > 1:
             result = _embed_part(out, part, manifest, wanted, description, embed)
         else:
@@ -164,13 +177,18 @@ def export_parquet(address: str | Path, file: Path) -> int:
     SearchError
         There is no index.
     """
-    table = WindowTable(address)
-    count = 0
-    with written_aside(file) as aside, pq.ParquetWriter(aside, table_schema(table.description)) as parquet:
-        for batch in table.batches():
-            parquet.write_batch(batch)
-            count += len(batch)
-    return count
+    for left in reversed(range(_MOST_TRIES)):
+        table, count = WindowTable(address), 0
+        try:
+            with written_aside(file) as aside, pq.ParquetWriter(aside, table_schema(table.description)) as parquet:
+                for batch in table.batches():
+                    parquet.write_batch(batch)
+                    count += len(batch)
+            return count
+        except RuntimeError:  # a writer has deleted the files of this version
+            if left == 0:
+                raise
+    raise AssertionError("unreachable")
 
 
 # ---- what is wanted -------------------------------------------------------------------------------------------------
@@ -204,7 +222,7 @@ def _manifest(
         raise SearchError("embed: the manifest must name at least one file, got none")
     # Not commonpath, which makes one slash of the two of a URL.
     common = os.path.commonprefix([f"{os.path.dirname(path)}/" for path in paths])  # noqa: RUF071
-    return manifest, {}, common.rpartition("/")[0]
+    return manifest, {}, common.rpartition("/")[0] or "/"
 
 
 def _description(opened: OpenedEncoder, hop_seconds: float, root: str) -> Description:
@@ -218,7 +236,14 @@ def _description(opened: OpenedEncoder, hop_seconds: float, root: str) -> Descri
     if "://" not in root:
         root = str(Path(root).resolve())
     return Description(
-        opened.facts.name, opened.facts.weights, root, length, hop_seconds, sizes["video"][1], text_sizes
+        opened.facts.name,
+        opened.facts.weights,
+        root,
+        length,
+        hop_seconds,
+        sizes["video"][1],
+        text_sizes,
+        made=uuid.uuid4().hex,
     )
 
 
@@ -234,7 +259,7 @@ def _agreed(former: Description, asked: Description, store: Store) -> Descriptio
         if getattr(former, name) != getattr(asked, name):
             raise SearchError(
                 f"index {store.root}: {what} must be {getattr(former, name)}, as for the rows that it has, got "
-                f"{getattr(asked, name)}; choose another --out, or give --overwrite to embed everything again"
+                f"{getattr(asked, name)}; choose another --out, or give --rebuild to embed everything again"
             )
     return replace(former, root=asked.root, encoder=asked.encoder)
 
@@ -268,14 +293,13 @@ def _update(
     copies = _copies(writer, missing)
     writer.remove(sorted(stale))
     copied = _add_all(writer, copies)
+    of_parts: set[_Identity] = set()
     for name, rows in _parts(store, description):
-        fresh = _of_samples(rows, missing.keys() - copied)
-        if len(fresh):
-            writer.add(fresh)
-            copied |= _identities(fresh)
+        of_parts |= _add_all(writer, [_of_samples(rows, missing.keys() - copied - of_parts)])
         store.delete(name)
-    todo = [i for identity, i in missing.items() if identity not in copied]
+    todo = [i for identity, i in missing.items() if identity not in copied | of_parts]
     done, failures = _commit_all(embed(todo), writer.add)
+    done += [missing[identity] for identity in of_parts]
     description = writer.finish(progress)
     return EmbedResult(
         added=len(done),
@@ -301,10 +325,10 @@ def _copies(writer: WindowWriter, missing: Mapping[_Identity, int]) -> list[pa.T
     for begin in range(0, len(hashes), _HASHES_AT_ONCE):
         listed = ", ".join(map(sql_text, hashes[begin : begin + _HASHES_AT_ONCE]))
         rows = writer.rows_where(f"content_hash IN ({listed})")
-        for known in _identities(rows):
+        for known, places in _places(rows).items():
             content = _content(known)
             for identity in by_content.pop(content, ()) if content is not None else ():  # of several copies, the first
-                one = _of_samples(rows, {known})
+                one = rows.take(pa.array(places))
                 for name, value in zip(IDENTITY[:3], identity[:3], strict=True):
                     column = pa.array([value] * len(one), pa.string())
                     one = one.set_column(one.column_names.index(name), name, column)
@@ -314,14 +338,14 @@ def _copies(writer: WindowWriter, missing: Mapping[_Identity, int]) -> list[pa.T
 
 def _content(identity: _Identity) -> tuple[str, float, float] | None:
     """The part of an identity that does not change when a file is renamed; None if the content is not known."""
-    return None if identity[3] is None else (identity[3], identity[4], identity[5])
+    return (identity[3], identity[4], identity[5]) if identity[3] is not None and is_content(identity[3]) else None
 
 
 def _add_all(writer: WindowWriter, tables: list[pa.Table]) -> set[_Identity]:
     """Add them in one commit; returns the identities of their samples."""
-    if not tables:
+    rows = pa.concat_tables(tables) if tables else []
+    if len(rows) == 0:
         return set()
-    rows = pa.concat_tables(tables)
     writer.add(rows)
     return _identities(rows)
 
@@ -331,12 +355,12 @@ def _parts(store: Store, description: Description) -> Iterator[tuple[str, pa.Tab
     for name in store.names():
         if name.startswith("part-") and name.endswith(".parquet"):
             rows = pq.read_table(pa.BufferReader(store.read(name)))
-            if set(rows.column("weights").unique().to_pylist()) - {description.weights}:
+            if (rows.schema.metadata or {}).get(_KIND, b"").decode() != description.kind:
                 raise SearchError(
-                    f"index {store.root}: {name} must be of weights {description.weights}, got another encoder's; "
-                    "delete it, or embed that part again"
+                    f"index {store.root}: {name} was embedded by another encoder or with other windows; delete it, and "
+                    "embed that part again"
                 )
-            yield name, rows
+            yield name, rows.replace_schema_metadata(None)
 
 
 def _embed_part(
@@ -348,20 +372,23 @@ def _embed_part(
     embed: _Embed,
 ) -> EmbedResult:
     store = Store(out)
-    description.write(store)
+    if Description.read(store) is None:
+        description.write(store)
     known: set[_Identity] = set()
     with suppress(SearchError):  # there may be no table yet
         known |= _identities(WindowTable(out).columns(*IDENTITY))
     for _, rows in _parts(store, description):
         known |= _identities(rows)
     own = list(wanted.items())[part[0] - 1 :: part[1]]
-    count = sum(name.startswith("part-") for name in store.names())
+    own_files = f"part-{part[0]}-of-{part[1]}-"
+    numbers = [int(name[len(own_files) : -len(".parquet")]) for name in store.names() if name.startswith(own_files)]
+    count = max(numbers, default=0)
 
     def add(rows: pa.Table) -> None:
         nonlocal count
         count += 1
-        with store.new(f"part-{part[0]}-of-{part[1]}-{count:06}.parquet") as aside:
-            pq.write_table(rows, aside)
+        with store.new(f"{own_files}{count:06}.parquet") as aside:
+            pq.write_table(rows.replace_schema_metadata({_KIND: description.kind}), aside)
 
     done, failures = _commit_all(embed([i for identity, i in own if identity not in known]), add)
     return EmbedResult(
@@ -400,8 +427,9 @@ def _commit_all(
             failures |= some.failures
             if sum(map(len, waiting)) >= _ROWS_PER_COMMIT or time.monotonic() - since >= _SECONDS_PER_COMMIT:
                 commit()
-    except KeyboardInterrupt:  # what is done is kept
-        commit()
+    except BaseException:  # what is done is kept
+        with suppress(Exception):
+            commit()
         raise
     commit()
     return done, failures
@@ -411,6 +439,14 @@ def _identities(rows: pa.Table) -> set[_Identity]:
     """The samples of rows."""
     samples = rows.select(IDENTITY).group_by(list(IDENTITY)).aggregate([])
     return set(zip(*(samples.column(name).to_pylist() for name in IDENTITY), strict=True))
+
+
+def _places(rows: pa.Table) -> dict[_Identity, list[int]]:
+    """The samples of rows, and where the rows of each are."""
+    places: dict[_Identity, list[int]] = {}
+    for place, identity in enumerate(zip(*(rows.column(name).to_pylist() for name in IDENTITY), strict=True)):
+        places.setdefault(identity, []).append(place)
+    return places
 
 
 def _of_samples(rows: pa.Table, identities: Collection[_Identity]) -> pa.Table:

@@ -11,6 +11,7 @@ LanceDB's commits are atomic, so readers never see half of one, and a killed wri
 import dataclasses
 import hashlib
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -83,10 +84,13 @@ def writer_lock(address: str | Path, what: str = "writer") -> Iterator[None]:
 
 
 def discard(address: str | Path) -> None:
-    """Delete the table and the description of an index, if there are any. Hold the `writer_lock`."""
+    """Delete the table, the description and the files of parts of an index. Hold the `writer_lock`."""
     connection, store = connect(address), Store(address)
     connection.drop_table(WINDOWS, ignore_missing=True)  # type: ignore[call-arg]  # not in the abstract class
     Description.delete(store)
+    for name in store.names():
+        if name.startswith("part-") and name.endswith(".parquet"):
+            store.delete(name)
 
 
 class WindowWriter:
@@ -137,7 +141,9 @@ class WindowWriter:
             for index in self._table.list_indices():
                 self._table.drop_index(index.name)
             self._describe(None)
+        self._table.optimize()
         # One millisecond, because lancedb warns of 0, which readers would not survive; ours do.
+        time.sleep(0.01)
         self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
         return self._description
 

@@ -101,6 +101,9 @@ def test_bad_input_is_answered_in_one_line(
     clip = min(videos.glob("*.mp4"))
     assert "no index there; make one with cmacc embed" in failed(capsys, "search", tmp_path / "none", clip)
     assert "--where is not a valid condition" in failed(capsys, "search", index, clip, "--where", "labl = 1")
+    cast = failed(capsys, "search", index, clip, "--where", "CAST(path AS INT) > 3")
+    assert "--where is not a valid condition" in cast
+    assert ".rs:" not in cast
     both = failed(capsys, "search", index, clip, "--at", 1, "--window", 0, 1)
     assert "--at and --window both choose a part of QUERY" in both
     assert "must have a text side, got none" in failed(capsys, "search", index, "--text", "a dog")

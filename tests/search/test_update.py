@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cmacc.clips import Manifest, list_folders, pack, scan, workers_of
 from cmacc.clips.windows import covering_starts
@@ -331,3 +332,118 @@ def test_films_come_as_they_are_done(built: Built) -> None:
     done = [some.sample_ids for some in embedded_here(SceneEncoder(), manifest, built[1].description, range(FILMS))]
     assert [i for ids in done for i in ids] == list(range(FILMS))
     assert max(map(len, done)) <= 2
+
+
+# ---- what must not be lost or taken for something else --------------------------------------------------------------
+
+
+def test_a_rebuild_that_cannot_begin_leaves_the_index(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    before = rows_of(index)
+    with pytest.raises(SearchError, match="must be under the root"):
+        embed_files(SceneEncoder(), folder, index, root=tmp_path / "elsewhere", rebuild=True)
+    with pytest.raises(SearchError, match="--rebuild replaces the index, and --part embeds a part"):
+        embed_files(SceneEncoder(), folder, index, part=(1, 2), rebuild=True)
+    assert rows_of(index) == before
+
+
+def test_parts_with_other_windows_are_not_taken_in(folder: Path, tmp_path: Path) -> None:
+    manifest, index = scan(list_folders([folder])).manifest, tmp_path / "an.index"
+    embed_files(SceneEncoder(), manifest, index, part=(1, 2))
+    with pytest.raises(SearchError, match=r"--hop must be 1.0, .* got 0.5"):
+        embed_files(SceneEncoder(), manifest, index, hop_seconds=0.5)
+    rebuilt = embed_files(SceneEncoder(), manifest, index, hop_seconds=0.5, rebuild=True)
+    assert counts(rebuilt) == (4, 0, 0, 0)
+    assert {row["start_seconds"] % 1 for row in rows_of(index)} >= {0.0, 0.5}
+
+
+def test_a_part_never_overwrites_its_own_files(folder: Path, films: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), scan(list_folders([folder])).manifest, index, part=(1, 2))
+    (first,) = index.glob("part-1-*.parquet")
+    first.rename(first.with_name(first.name.replace("000001", "000007")))
+    shutil.copy2(films / "film-05.mp4", folder / "film-000.mp4")
+    embed_files(SceneEncoder(), scan(list_folders([folder])).manifest, index, part=(1, 2))
+    assert sorted(path.name[-14:] for path in index.glob("part-1-*.parquet")) == ["000007.parquet", "000008.parquet"]
+
+
+def test_an_open_index_notices_that_it_was_rebuilt(folder: Path, tmp_path: Path) -> None:
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), folder, index)
+    reader = Index.open(index, encoder=SceneEncoder())
+    ask = {"at_seconds": 2.5, "false_alarm_rate": 1.0}
+    assert reader.search(folder / "film-00.mp4", **ask).moments
+    embed_files(SceneEncoder(scale=2.0), folder, index, rebuild=True)
+    with pytest.raises(SearchError, match="must have weights"):
+        reader.search(folder / "film-00.mp4", **ask)
+
+
+def without_hashes(manifest: Manifest) -> Manifest:
+    place = manifest.table.column_names.index("content_hash")
+    return Manifest.of_table(manifest.table.set_column(place, "content_hash", pa.nulls(len(manifest), pa.string())))
+
+
+def test_files_of_equal_size_and_time_are_not_one_content(tmp_path: Path, scenes: list[list[int]]) -> None:
+    """As in a tree that was unpacked from an archive: the manifest has no hashes, and all times are equal."""
+    folder = tmp_path / "videos"
+    for number in range(3):
+        write_scenes(folder / f"{number}.mp4", [(scenes[number], 3.0)])
+    size = max(path.stat().st_size for path in folder.iterdir())
+    for path in folder.iterdir():
+        with path.open("ab") as file:
+            file.write(b"\0" * (size - path.stat().st_size))
+        os.utime(path, (1, 1))
+    manifest = without_hashes(scan(list_folders([folder])).manifest)
+    index = tmp_path / "an.index"
+    embed_files(SceneEncoder(), Manifest.of_table(manifest.table.slice(0, 1)), index)
+    assert counts(embed_files(SceneEncoder(), manifest, index, root=folder)) == (2, 0, 0, 1)
+    vectors = {row["path"]: row["vector"] for row in rows_of(index) if row["modality"] == "video"}
+    assert vectors["0.mp4"] != vectors["1.mp4"] != vectors["2.mp4"]
+
+
+def test_a_missing_file_is_named_and_the_rest_is_embedded(folder: Path, tmp_path: Path) -> None:
+    manifest = without_hashes(scan(list_folders([folder])).manifest)
+    (folder / "film-01.mp4").unlink()
+    result = embed_files(SceneEncoder(), manifest, tmp_path / "an.index")
+    assert result.added == 3
+    assert [Path(path).name for path in result.failures] == ["film-01.mp4"]
+
+
+def test_vectors_that_are_not_finite_fail_their_file_alone(folder: Path, tmp_path: Path) -> None:
+    class Fragile(SceneEncoder):
+        def match_audio(self, features):  # type: ignore[no-untyped-def]
+            matched = super().match_audio(features)
+            matched[features[:, 0] > 0.5] = torch.nan  # of the scenes with the first tone
+            return matched
+
+    result = embed_files(Fragile(), folder, tmp_path / "an.index")
+    assert len(result.failures) > 0
+    assert all("must be finite" in reason for reason in result.failures.values())
+    assert result.added + len(result.failures) == 4
+
+
+def test_a_path_cannot_leave_the_root(folder: Path, films: Path, tmp_path: Path) -> None:
+    outside = scan(list_folders([films])).manifest.table.slice(0, 1)
+    sneaky = outside.set_column(0, "path", pa.array([f"{folder}/../outside.mp4"]))
+    shutil.copy2(films / "film-00.mp4", tmp_path / "outside.mp4")
+    with pytest.raises(SearchError, match="must be under the root"):
+        embed_files(SceneEncoder(), Manifest.of_table(sneaky), tmp_path / "an.index", root=folder)
+
+
+def test_files_in_two_trees_have_the_root_of_both(folder: Path, films: Path, tmp_path: Path) -> None:
+    both = pa.concat_tables([scan(list_folders([one])).manifest.table.slice(0, 1) for one in (folder, films)])
+    result = embed_files(SceneEncoder(), Manifest.of_table(both), tmp_path / "an.index", root="/")
+    assert result.description.root == "/"
+    assert {f"/{row['path']}" for row in rows_of(tmp_path / "an.index")} == {
+        str(folder.resolve() / "film-00.mp4"), str(films.resolve() / "film-00.mp4")
+    }  # fmt: skip
+
+
+def test_segments_that_begin_together_are_two_samples(folder: Path, tmp_path: Path) -> None:
+    table = scan(list_folders([folder])).manifest.table.take(pa.array([0, 0]))
+    for name, values in (("start_seconds", [5.0, 5.0]), ("duration_seconds", [5.0, 20.0])):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    embed_files(SceneEncoder(), Manifest.of_table(table), tmp_path / "an.index")
+    rows = WindowTable(tmp_path / "an.index").rows("video")
+    assert rows.first.tolist() == [0, 4, 23]

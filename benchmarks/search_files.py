@@ -28,9 +28,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from scipy.stats import binom
 
-from cmacc.clips import Manifest
-from cmacc.encoders import Modality
-from cmacc.search import Index, embed_files
+from cmacc.clips import Manifest, MediaRecord
+from cmacc.encoders import MODALITIES, Modality
+from cmacc.search import Answer, Index, SearchError, embed_files
 
 RATE = 0.01
 
@@ -41,11 +41,23 @@ def held_out(manifest: Manifest) -> Manifest:
     return Manifest([record for record in records if record.split == "test"] or records)
 
 
+def searched(index: Index, record: MediaRecord, by: Modality, **options: Any) -> Answer | None:
+    """The answer; None for a file whose sound is silent."""
+    try:
+        return index.search(record.path, by=by, **options)
+    except SearchError as error:
+        if "silent" not in str(error):
+            raise
+        return None
+
+
 def ranks(index: Index, manifest: Manifest, by: Modality, into: Modality) -> list[int]:
     """Rank of the own file of every query; 11 if it is not among ten moments of different files."""
     found = []
     for record in manifest.records:
-        answer = index.search(record.path, by=by, into=into, top=200, false_alarm_rate=1.0)
+        answer = searched(index, record, by, into=into, top=200, false_alarm_rate=1.0)
+        if answer is None:
+            continue
         paths = list(dict.fromkeys(moment.path for moment in answer.moments))[:10]
         own = str(Path(record.path).resolve())
         found.append(1 + paths.index(own) if own in paths else 11)
@@ -58,11 +70,11 @@ def directions(index: Index, manifest: Manifest) -> dict[str, Any]:
     files = len(index.rows("video").first) - 1
     for by, into, name in (("audio", "video", "sound_to_video"), ("video", "audio", "video_to_sound")):
         own = np.array(ranks(index, manifest, by, into))
-        answers = [index.search(record.path, by=by, into=into, false_alarm_rate=RATE) for record in manifest.records]
+        answers = [searched(index, record, by, into=into, false_alarm_rate=RATE) for record in manifest.records]
         right = [
             answer.moments[0].path == str(Path(record.path).resolve())
             for answer, record in zip(answers, manifest.records, strict=True)
-            if answer.moments
+            if answer is not None and answer.moments
         ]
         report[name] = {
             "queries": len(own),
@@ -83,15 +95,15 @@ def absent(run: str, manifest: Manifest, folder: Path) -> dict[str, Any]:
     embed_files(run, Manifest(records[::2]), folder)
     index = Index.open(folder)
     report: dict[str, Any] = {}
-    for by in ("audio", "video"):
-        for into in ("audio", "video"):
-            alarms = sum(
-                bool(index.search(record.path, by=by, into=into, false_alarm_rate=RATE).moments)
-                for record in records[1::2]
-            )
-            low, high = binom.interval(0.95, len(records[1::2]), RATE)
+    modalities = [m for m in MODALITIES if (records[0].has_picture if m == "video" else records[0].has_audio)]
+    for by in modalities:
+        for into in modalities:
+            answers = [searched(index, record, by, into=into, false_alarm_rate=RATE) for record in records[1::2]]
+            asked = [answer for answer in answers if answer is not None]
+            alarms = sum(bool(answer.moments) for answer in asked)
+            low, high = binom.interval(0.95, len(asked), RATE)
             report[f"{by}_in_{into}"] = {
-                "searches": len(records[1::2]), "alarms": alarms, "interval": [int(low), int(high)]
+                "searches": len(asked), "alarms": alarms, "interval": [int(low), int(high)]
             }  # fmt: skip
     return report
 
@@ -102,6 +114,7 @@ def main() -> None:
     parser.add_argument("run", help="run or export folder")
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=MANIFEST")
+    parser.add_argument("--absent", nargs="+", default=[], metavar="NAME=MANIFEST", help="for ``absent`` alone")
     options = parser.parse_args()
     sets = {name: held_out(Manifest.read(path)) for name, _, path in (text.partition("=") for text in options.data)}
     together = Manifest([record for manifest in sets.values() for record in manifest.records])
@@ -123,6 +136,10 @@ def main() -> None:
             report[kind] = directions(index, manifest) | {
                 "absent": absent(options.run, manifest, Path(name) / f"absent-{place}")
             }
+            print(json.dumps({kind: report[kind]}), flush=True)
+        for place, text in enumerate(options.absent):
+            kind, _, path = text.partition("=")
+            report[kind] = {"absent": absent(options.run, Manifest.read(path), Path(name) / f"alone-{place}")}
             print(json.dumps({kind: report[kind]}), flush=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report["index"]))

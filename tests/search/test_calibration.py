@@ -37,7 +37,7 @@ def unit(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
 def test_the_best_score_leaves_out_what_lies_around_the_query() -> None:
     rng = np.random.default_rng(0)
     queries, targets = make_rows(unit(rng, 60, 8), 30), make_rows(unit(rng, 60, 8), 30)
-    drawn = random_queries(queries, window_count=1, count=40)
+    drawn = random_queries(queries, count=40)
     best = []
     for vector, fact in zip(drawn.vectors, drawn.facts.to_pylist(), strict=True):
         others = [
@@ -54,7 +54,7 @@ def test_the_best_score_leaves_out_what_lies_around_the_query() -> None:
 def test_random_queries_are_means_of_consecutive_windows_of_all_files_alike() -> None:
     rng = np.random.default_rng(0)
     rows = make_rows(unit(rng, 40, 8), 4)
-    drawn = random_queries(rows, window_count=3, count=4_000)
+    drawn = random_queries(rows.runs(3), count=4_000)
     files, counts = np.unique(drawn.facts.column("path").to_numpy(), return_counts=True)
     assert len(files) == 10
     assert binom.ppf(1e-6, 4_000, 0.1) < counts.min() <= counts.max() < binom.ppf(1 - 1e-6, 4_000, 0.1)
@@ -82,8 +82,29 @@ def test_few_videos_cannot_hold_a_low_rate() -> None:
 
 def test_a_long_film_has_many_stretches_and_a_short_clip_one() -> None:
     starts = np.concatenate([np.arange(0.0, 60.0), np.arange(0.0, 3.0), [0.0]])
-    assert stretch_count(np.array([0, 60, 63, 64]), starts) == 6 + 1 + 1
-    assert stretch_count(np.zeros(1, np.int64), starts[:0]) == 0
+    rows = make_rows(np.ones((64, 2)), 64)
+    facts = rows.facts.set_column(4, "start_seconds", pa.array(starts))
+    facts = facts.set_column(0, "path", pa.array(["film"] * 60 + ["clip"] * 3 + ["short"]))
+    assert stretch_count(Rows(facts, rows.vectors)) == 6 + 1 + 1
+    assert stretch_count(Rows(facts, rows.vectors), 30.0) == 2 + 1 + 1
+    assert stretch_count(Rows(facts.slice(0, 0), rows.vectors[:0])) == 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_runs_are_means_of_consecutive_windows_of_a_sample(count: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = make_rows(unit(rng, 15, 8), 5)
+    runs = rows.runs(count)
+    expected = [
+        (file, s, rows.vectors[5 * file + s : 5 * file + min(5, s + count)].mean(0))
+        for file in range(3)
+        for s in range(max(1, 5 - count + 1))
+    ]
+    assert runs.facts.column("start_seconds").to_pylist() == [s for _, s, _ in expected]
+    assert runs.facts.column("end_seconds").to_pylist() == [min(5, s + count) + 1 for _, s, _ in expected]
+    assert runs.first.tolist() == [max(1, 5 - count + 1) * file for file in range(4)]
+    for row, (_, _, mean) in zip(runs.vectors, expected, strict=True):
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
 
 
 @pytest.mark.parametrize(("windows", "count", "rate"), [(1, 300, 0.01), (3, 300, 0.01), (1, 12, 0.1)])
@@ -104,12 +125,11 @@ def test_what_is_not_there_is_found_at_the_stated_rate(windows: int, count: int,
             rows = np.repeat(scenes, 5, axis=0) + 0.3 * unit(rng, 5 * count, 16)
             return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-        audio = make_rows(files(count), 5)
-        video = make_rows(files(300), 5)  # pictures that have nothing to do with these sounds
-        stretches = stretch_count(audio.first, audio.seconds("start_seconds"))
-        assert stretches == count
-        calibration = calibrate(random_queries(audio, windows, 2_000), stretches, [video])
-        new = random_queries(make_rows(files(200), 5), windows, 200, seed=1)
+        audio = make_rows(files(count), 5).runs(windows)
+        video = make_rows(files(300), 5).runs(windows)  # pictures that have nothing to do with these sounds
+        assert stretch_count(audio) == count
+        calibration = calibrate(random_queries(audio, 2_000), count, [video])
+        new = random_queries(make_rows(files(200), 5).runs(windows), 200, seed=1)
         scores = (new.vectors @ video.vectors.T).max(1)
         found += int((scores >= calibration.threshold(rate)).sum())
     total = 20 * 200

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from cmacc.pretraining.features import unit_rows
 from cmacc.search.table import Rows
 
 # Windows of the same content that are nearer than this belong to the query. More would leave an index of one film
@@ -96,7 +95,9 @@ class Calibration:
         return float(np.nextafter(self.best[-1 - allowed], np.inf))
 
 
-def calibrate(drawn: Rows, stretches: int, targets: Iterable[Rows], seed: int = 0) -> Calibration:
+def calibrate(
+    drawn: Rows, stretches: int, targets: Iterable[Rows], apart_seconds: float = APART_SECONDS, seed: int = 0
+) -> Calibration:
     """Both distributions by exact search.
 
     Parameters
@@ -107,6 +108,8 @@ def calibrate(drawn: Rows, stretches: int, targets: Iterable[Rows], seed: int = 
         Number of independent stretches that they were drawn from (`stretch_count`).
     targets
         All windows that are searched, in parts; only the best scores and some pairs of a part are kept.
+    apart_seconds
+        Windows of the same content that begin nearer to the query than this are not compared with it.
     seed
         Seed of the random pairs.
     """
@@ -115,7 +118,7 @@ def calibrate(drawn: Rows, stretches: int, targets: Iterable[Rows], seed: int = 
     pairs = [best[:0]]
     for part in targets:
         if len(part) and len(drawn):
-            own, some = _best_and_pairs(drawn, part, rng)
+            own, some = _best_and_pairs(drawn, part, apart_seconds, rng)
             best = np.maximum(best, own)
             pairs.append(some)
     chosen = np.concatenate(pairs)
@@ -125,7 +128,7 @@ def calibrate(drawn: Rows, stretches: int, targets: Iterable[Rows], seed: int = 
 
 
 def _best_and_pairs(
-    drawn: Rows, targets: Rows, rng: np.random.Generator
+    drawn: Rows, targets: Rows, apart_seconds: float, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, " queries"], Float[np.ndarray, " pairs"]]:
     """The best score of each query among windows apart from it, and scores of random pairs."""
     content, contents = _codes(drawn.facts, targets.facts)
@@ -140,19 +143,20 @@ def _best_and_pairs(
         scores = drawn.vectors[some] @ targets.vectors.T
         for place, query in enumerate(range(begin, begin + len(scores))):
             same = order[first[query] : last[query]]
-            scores[place, same[np.abs(starts[same] - query_starts[query]) < APART_SECONDS]] = -np.inf
+            scores[place, same[np.abs(starts[same] - query_starts[query]) < apart_seconds]] = -np.inf
         chosen = scores.ravel()[rng.integers(scores.size, size=max(1, _PAIRS * len(scores) // len(drawn)))]
         pairs.append(chosen[np.isfinite(chosen)])
         best[some] = scores.max(axis=1)
     return best, np.concatenate(pairs)
 
 
-def stretch_count(first: Int[np.ndarray, " samples"], start_seconds: Float[np.ndarray, " rows"]) -> int:
-    """Number of stretches of `APART_SECONDS`, at least one for each sample; see `Rows.first`."""
-    if len(first) < 2:
+def stretch_count(rows: Rows, apart_seconds: float = APART_SECONDS) -> int:
+    """Number of stretches of that length, at least one for each sample."""
+    if len(rows) == 0:
         return 0
-    spans = start_seconds[first[1:] - 1] - start_seconds[first[:-1]]
-    return int(np.maximum(1, np.floor(spans / APART_SECONDS) + 1).sum())
+    starts = rows.seconds("start_seconds")
+    spans = starts[rows.first[1:] - 1] - starts[rows.first[:-1]]
+    return int((np.floor(spans / apart_seconds) + 1).sum())
 
 
 def query_count(rows: int, size: int) -> int:
@@ -160,15 +164,13 @@ def query_count(rows: int, size: int) -> int:
     return int(np.clip(_MOST_PRODUCTS / max(1, rows * size), LEAST_QUERIES, MOST_QUERIES))
 
 
-def random_queries(rows: Rows, window_count: int, count: int, seed: int = 0) -> Rows:
-    """Means of consecutive windows of random samples, each sample as often as any other, in random order.
+def random_queries(rows: Rows, count: int, seed: int = 0) -> Rows:
+    """Random windows of random samples, each sample as often as any other, in random order.
 
     Parameters
     ----------
     rows
-        Windows of the query's modality.
-    window_count
-        Number of windows that the query is the mean of; a sample with fewer gives the mean of all.
+        Windows of the query's modality, or `Rows.runs` of them.
     count
         Number of queries.
     seed
@@ -176,17 +178,14 @@ def random_queries(rows: Rows, window_count: int, count: int, seed: int = 0) -> 
 
     Returns
     -------
-    ``count`` rows, with the facts of the first window of each.
+    ``count`` rows.
     """
     rng = np.random.default_rng(seed)
     if len(rows) == 0:
         return rows
     samples = rng.integers(len(rows.first) - 1, size=count)
-    begin, end = rows.first[samples], rows.first[samples + 1]
-    length = np.minimum(window_count, end - begin)
-    start = begin + rng.integers(0, end - begin - length + 1)
-    sums = np.stack([rows.vectors[s : s + n].sum(0) for s, n in zip(start.tolist(), length.tolist(), strict=True)])
-    return Rows(rows.facts.take(pa.array(start)), unit_rows(sums).astype(np.float32))
+    chosen = rng.integers(rows.first[samples], rows.first[samples + 1])
+    return Rows(rows.facts.take(pa.array(chosen)), rows.vectors[chosen])
 
 
 def _codes(*tables: pa.Table) -> list[Int[np.ndarray, " rows"]]:

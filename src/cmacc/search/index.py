@@ -2,7 +2,8 @@
 
 A search compares one query vector with all windows of one modality:
 
-1. `cmacc.search.query` makes the vector: the mean embedding of the query's windows.
+1. `cmacc.search.query` makes the vector: the mean embedding of the query's k windows. It is compared with the means of
+   k consecutive windows (`Rows.runs`).
 2. Scores are cosines with the windows: all of them up to `EXACT_ROWS` rows of the index; in a larger one, LanceDB's
    approximate index finds the samples, and their windows are compared exactly.
 3. `cmacc.search.calibration` says which scores count: those that a search for something that is not there reaches at
@@ -28,6 +29,7 @@ from jaxtyping import Float
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
 from cmacc.search.calibration import (
+    APART_SECONDS,
     LEAST_QUERIES,
     Calibration,
     calibrate,
@@ -184,7 +186,7 @@ class Index:
 
     def _forget(self) -> None:
         """Drop what was read and computed of another version of the index."""
-        self._rows: dict[tuple[Modality, str | None, Space], Rows] = {}
+        self._rows: dict[tuple[Modality, str | None, Space, int], Rows] = {}
         self._outlines: dict[Modality, Rows] = {}
         self._samples: dict[tuple[Modality, int, Space], Rows] = {}
         self._calibrations: dict[tuple[By, Modality, str | None, int], Calibration] = {}
@@ -381,15 +383,15 @@ class Index:
         """Scores of all windows, or of those around what the approximate index finds; None without windows."""
         space: Space = "text" if by == "text" else "shared"
         if self._is_exact:
-            rows = self._kept_rows(modality, where, space)
+            rows = self._kept_rows(modality, where, space, windows)
         else:
             found = self.table.nearest(vector, modality, _CANDIDATES_PER_MOMENT * top, where=where, space=space)
             near = _around(found, _SAMPLES_PER_MOMENT * top)
-            rows = self.table.rows(modality, where=both_conditions(near, where), space=space)
+            rows = self.table.rows(modality, where=both_conditions(near, where), space=space).runs(windows)
         if len(rows) == 0:
             return None
         scores = rows.vectors @ vector
-        typical = _median(scores if self._is_exact else self._sampled(modality, 1, space).vectors @ vector)
+        typical = _median(scores if self._is_exact else self._sampled(modality, windows, space).vectors @ vector)
         return _Scored(by, modality, rows, scores, typical, self._calibration(by, modality, windows, where))
 
     def _calibration(self, by: By, modality: Modality, windows: int, where: str | None) -> Calibration:
@@ -399,32 +401,43 @@ class Index:
                 del self._calibrations[next(iter(self._calibrations))]
             space: Space = "text" if by == "text" else "shared"
             if self._is_exact:
-                rows = self._kept_rows(modality, where, space)
+                rows = self._kept_rows(modality, where, space, windows)
                 targets: Iterable[Rows] = [rows]
                 count = query_count(len(rows), rows.vectors.shape[1])
             else:
-                targets, count = self.table.parts(modality, where=where, space=space), LEAST_QUERIES
+                parts = self.table.parts(modality, where=where, space=space)
+                targets, count = (part.runs(windows) for part in parts), LEAST_QUERIES
+            apart_seconds = APART_SECONDS + (windows - 1) * self.table.description.hop_seconds
             if by == "text":
                 drawn = self._text_queries(modality)
                 stretches = len(drawn)
             else:
-                source = self._kept_rows(by) if self._is_exact else self._sampled(by, windows)
-                drawn = random_queries(source, windows, count)
-                outline = self._outline(by)
-                stretches = stretch_count(outline.first, outline.seconds("start_seconds"))
-            self._calibrations[key] = calibrate(drawn, stretches, targets)
+                source = self._kept_rows(by, windows=windows) if self._is_exact else self._sampled(by, windows)
+                drawn = random_queries(source, count)
+                stretches = stretch_count(self._outline(by), apart_seconds)
+            self._calibrations[key] = calibrate(drawn, stretches, targets, apart_seconds)
         return self._calibrations[key]
 
     @property
     def _is_exact(self) -> bool:
         return self.table.description.approximate is None
 
-    def _kept_rows(self, modality: Modality, where: str | None = None, space: Space = "shared") -> Rows:
-        key = (modality, where, space)
+    def _kept_rows(
+        self, modality: Modality, where: str | None = None, space: Space = "shared", windows: int = 1
+    ) -> Rows:
+        """All windows, or means of so many consecutive ones; kept in memory."""
+        key = (modality, where, space, windows)
         if key not in self._rows:
-            # Of conditions, only the rows of the last one are kept.
-            self._rows = {known: rows for known, rows in self._rows.items() if known[1] in (None, where)}
-            self._rows[key] = self.table.rows(modality, where=where, space=space)
+            # Besides the windows themselves, only those of the last condition and the last number are kept.
+            self._rows = {
+                known: rows
+                for known, rows in self._rows.items()
+                if known[1] in (None, where) and known[3] in (1, windows)
+            }
+            if windows == 1:
+                self._rows[key] = self.table.rows(modality, where=where, space=space)
+            else:
+                self._rows[key] = self._kept_rows(modality, where, space).runs(windows)
         return self._rows[key]
 
     def _outline(self, modality: Modality) -> Rows:
@@ -436,7 +449,7 @@ class Index:
         return self._outlines[modality]
 
     def _sampled(self, modality: Modality, windows: int, space: Space = "shared") -> Rows:
-        """So many consecutive windows of each of some random samples of a large index."""
+        """The mean of so many consecutive windows of each of some random samples of a large index."""
         key = (modality, windows, space)
         if key not in self._samples:
             outline, rng = self._outline(modality), np.random.default_rng(0)
@@ -448,7 +461,8 @@ class Index:
                 (fact,) = outline.facts.slice(row, 1).to_pylist()
                 last = float(starts[min(row + windows, end) - 1])
                 stretches.append((fact["path"], fact["key"], fact["start_seconds"], last))
-            self._samples[key] = self.table.rows(modality, where=among_stretches(stretches), space=space)
+            rows = self.table.rows(modality, where=among_stretches(stretches), space=space)
+            self._samples[key] = rows.runs(windows)
         return self._samples[key]
 
     def _text_queries(self, modality: Modality) -> Rows:

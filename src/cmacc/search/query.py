@@ -1,5 +1,6 @@
 """Turn what a user searches with into vectors: a video, sound or image file, or a text."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cmacc.clips import Clip, ClipSpec, MediaInfo, covering_starts, decode_clips, probe
+from cmacc.clips import Clip, ClipSpec, MediaInfo, decode_clips, probe
 from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
 from cmacc.pretraining.features import unit_rows
 from cmacc.search.table import SearchError
@@ -17,7 +18,6 @@ from cmacc.transfer.text import encode_text, text_modalities
 
 By = Literal["video", "audio", "text"]
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jp2", ".tif", ".tiff")
-# A longer query is not described any better by more windows.
 _MOST_WINDOWS = 64
 _ROUNDING_SECONDS = 0.1
 _SILENT = 10 ** (-60 / 20)  # of full scale, as in `cmacc scan`
@@ -83,6 +83,11 @@ def query_of_file(
     notes = [f"{path.name} is an image: it is searched for as a video that does not move"] if is_image else []
     starts = [0.0] if is_image else _starts(path, info, encoder.spec, hop_seconds, at_seconds, window)
     clips = decode_clips(path, starts, encoder.spec)
+    if len(starts) == _MOST_WINDOWS:
+        notes.append(
+            f"{path.name}: searched for from {max(0.0, starts[0]):.1f} s on, {_MOST_WINDOWS} windows at the most; "
+            "choose the part that matters with --window"
+        )
     has_picture, has_sound = info.width > 0, info.has_audio
     if has_sound and max(float(clip.waveform.abs().max()) for clip in clips) < _SILENT:
         has_sound = False
@@ -134,11 +139,13 @@ def _starts(
         raise SearchError(
             f"query {path}: --window must be two times in [0, {duration:.2f}], its length, got {begin:g} {end:g}"
         )
-    starts = [begin + start for start in covering_starts(end - begin, spec.length_seconds, hop_seconds)]
-    if len(starts) > _MOST_WINDOWS:
-        chosen = np.linspace(0, len(starts) - 1, _MOST_WINDOWS).round().astype(int)
-        starts = [starts[i] for i in chosen]
-    return starts
+    slack = end - begin - spec.length_seconds
+    if slack <= 0:
+        return [begin + slack / 2]
+    # As far apart as in the index, with whose runs of windows they are compared; so the end may be in none.
+    starts = [begin + number * hop_seconds for number in range(math.floor(slack / hop_seconds + 1e-6) + 1)]
+    middle = max(0, len(starts) - _MOST_WINDOWS) // 2
+    return starts[middle : middle + _MOST_WINDOWS]
 
 
 @torch.inference_mode()

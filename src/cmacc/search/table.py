@@ -237,6 +237,25 @@ class Rows:
             changes |= np.diff(codes.to_numpy()) != 0
         return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(self)]]).astype(np.int64)
 
+    def runs(self, count: int) -> "Rows":
+        """Means of so many consecutive windows, as longer windows; of all windows of a sample that has fewer."""
+        if count == 1 or len(self) == 0:
+            return self
+        ends = np.repeat(self.first[1:], np.diff(self.first))  # of the sample of each row
+        begins = np.repeat(self.first[:-1], np.diff(self.first))
+        rows = np.arange(len(self))
+        starts = rows[(rows + count <= ends) | (rows == begins)]
+        lasts = np.minimum(starts + count, ends[starts]) - 1
+        sums = self.vectors[starts]
+        for step in range(1, count):
+            inside = starts + step <= lasts
+            sums[inside] += self.vectors[starts[inside] + step]
+        sums /= np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
+        facts = self.facts.take(pa.array(starts))
+        place = facts.column_names.index("end_seconds")
+        facts = facts.set_column(place, "end_seconds", pa.array(self.seconds("end_seconds")[lasts]))
+        return Rows(facts, sums)
+
     def seconds(self, name: str) -> Float[np.ndarray, " rows"]:
         """A column of seconds."""
         return np.asarray(self.facts.column(name).to_numpy())

@@ -192,7 +192,7 @@ def measure_ours(
         writing += time.perf_counter() - started
         begin = end
     noisy = originals + 0.3 / np.sqrt(size) * rng.standard_normal(originals.shape, np.float32)
-    queries = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+    queries = (noisy / np.linalg.norm(noisy, axis=1, keepdims=True)).astype(np.float32)
     nearest = truth(sounds, queries)
     told(f"{count} x {size}: written in {writing:.1f} s")
 

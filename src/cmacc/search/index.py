@@ -382,6 +382,7 @@ class Index:
     ) -> _Scored | None:
         """Scores of all windows, or of those around what the approximate index finds; None without windows."""
         space: Space = "text" if by == "text" else "shared"
+        vector = np.asarray(vector, np.float32)  # with float64, numpy would convert all rows for each search
         if self._is_exact:
             rows = self._kept_rows(modality, where, space, windows)
         else:

@@ -348,6 +348,16 @@ def test_a_rebuild_that_cannot_begin_leaves_the_index(folder: Path, tmp_path: Pa
     assert rows_of(index) == before
 
 
+def test_a_folder_with_other_files_is_not_taken_for_an_index(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "part-1.parquet").write_bytes(b"of the user")
+    for rebuild in (False, True):
+        with pytest.raises(SearchError, match=r"--out must be an index or a new folder, .* such as part-1.parquet"):
+            embed_files(SceneEncoder(), folder, mine, rebuild=rebuild)
+    assert (mine / "part-1.parquet").read_bytes() == b"of the user"
+
+
 def test_parts_with_other_windows_are_not_taken_in(folder: Path, tmp_path: Path) -> None:
     manifest, index = scan(list_folders([folder])).manifest, tmp_path / "an.index"
     embed_files(SceneEncoder(), manifest, index, part=(1, 2))

@@ -157,6 +157,11 @@ class Description:
         store.write(_DESCRIPTION, json.dumps({"format": _FORMAT, **dataclasses.asdict(self)}, indent=1).encode())
 
     @staticmethod
+    def exists(store: Store) -> bool:
+        """Whether there is one in a folder."""
+        return store.exists(_DESCRIPTION)
+
+    @staticmethod
     def delete(store: Store) -> None:
         """Delete it, if it is there."""
         if store.exists(_DESCRIPTION):

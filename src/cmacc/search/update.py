@@ -136,8 +136,8 @@ def embed_files(
     Raises
     ------
     SearchError
-        The encoder lacks a modality, the index has other weights or windows, a file lies outside of the root, or
-        another process is writing.
+        The encoder lacks a modality, the index has other weights or windows, a file lies outside of the root, the
+        folder holds other files, or another process is writing.
     EncoderError, ManifestError, ListingError, ScanError
         The encoder or the data cannot be opened.
     """
@@ -146,6 +146,11 @@ def embed_files(
     opened = _opened(encoder, device, download)
     with writer_lock(out, "writer" if part[1] == 1 else f"part-{part[0]}-of-{part[1]}"):
         store = Store(out)
+        if (others := store.names()) and not Description.exists(store):
+            raise SearchError(
+                f"index {store.root}: --out must be an index or a new folder, got one with other files, such as "
+                f"{others[0]}"
+            )
         former = None if rebuild else Description.read(store)
         manifest, skipped, home = _manifest(data, store, workers, progress)
         if root is None:

@@ -46,7 +46,8 @@ class Calibration:
     best
         Best scores of searches for what is not there, ascending.
     stretches
-        n, the number of independent stretches of video that these queries were drawn from.
+        n, the number of independent stretches of video that these queries were drawn from, or of queries if that is
+        less.
     """
 
     pairs: Float[np.ndarray, " pairs"]
@@ -124,7 +125,8 @@ def calibrate(
     chosen = np.concatenate(pairs)
     if len(chosen) > _PAIRS:
         chosen = rng.choice(chosen, _PAIRS, replace=False)
-    return Calibration(np.sort(chosen), np.sort(best[np.isfinite(best)]), stretches)
+    best = np.sort(best[np.isfinite(best)])
+    return Calibration(np.sort(chosen), best, min(stretches, len(best)))
 
 
 def _best_and_pairs(

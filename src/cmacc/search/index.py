@@ -502,8 +502,6 @@ def _around(found: pa.Table, count: int) -> str:
         if place in stretches or len(stretches) < count:
             first, last = stretches.get(place, (start, start))
             stretches[place] = (min(first, start), max(last, start))
-    if not stretches:
-        return "false"
     margin = _AROUND_SECONDS
     return among_stretches([(*place, first - margin, last + margin) for place, (first, last) in stretches.items()])
 

@@ -469,6 +469,8 @@ def among(paths: Sequence[str]) -> str:
 
 def among_stretches(stretches: Sequence[tuple[str, str | None, float, float]]) -> str:
     """Condition for windows by path, key, and the first and last of their starts in seconds."""
+    if not stretches:
+        return "false"
     # The paths once more: only for them is there an index.
     each = (
         f"(path = {sql_text(path)} AND {'key IS NULL' if key is None else f'key = {sql_text(key)}'} AND "

@@ -4,8 +4,7 @@ A search compares one query vector with all windows of one modality:
 
 1. `cmacc.search.query` makes the vector: the mean embedding of the query's k windows. It is compared with the means of
    k consecutive windows (`Rows.runs`).
-2. Scores are cosines with the windows: all of them up to `EXACT_ROWS` rows of the index; in a larger one, LanceDB's
-   approximate index finds the samples, and their windows are compared exactly.
+2. `cmacc.search.scores` compares it with all windows, or with those around what the approximate index finds.
 3. `cmacc.search.calibration` says which scores count: those that a search for something that is not there reaches at
    most at the false-alarm rate.
 4. `cmacc.search.segments` joins neighbouring windows.
@@ -15,55 +14,29 @@ They are ranked by how far their scores lie above those of searches for what is 
 modality are larger than those between two.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-import pyarrow as pa
 import torch
 from jaxtyping import Float
 
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, MatchingEncoder, Modality
-from cmacc.search.calibration import (
-    APART_SECONDS,
-    LEAST_QUERIES,
-    Calibration,
-    calibrate,
-    query_count,
-    random_queries,
-    stretch_count,
-)
 from cmacc.search.query import By, Query, query_of_file, query_of_text
+from cmacc.search.scores import Scored, Scorer
 from cmacc.search.segments import segments
-from cmacc.search.table import (
-    FACT_TYPES,
-    FACTS,
-    Rows,
-    SearchError,
-    Space,
-    WindowTable,
-    among_stretches,
-    both_conditions,
-)
+from cmacc.search.table import Rows, SearchError, WindowTable
 from cmacc.transfer import open_encoder
 from cmacc.transfer.open import opened_object
 from cmacc.transfer.text import encode_text
 
 Where = Literal["audio", "video", "both"]
-# Candidates of the approximate index for each moment asked for: neighbouring windows score alike.
-_CANDIDATES_PER_MOMENT = 20
-_SAMPLES_PER_MOMENT = 3
-# A longer segment of a large index is cut off.
-_AROUND_SECONDS = 60.0
-_MOST_CALIBRATIONS = 16
 # Percentile of random pairs that windows must reach to join a better one.
 _JOINED_PERCENTILE = 99.0
-# Common things: a search for most of them is one for something that is not there.
-_WORDS = Path(__file__).with_name("words.txt")
 
 
 @dataclass(frozen=True)
@@ -129,18 +102,6 @@ class Answer:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """One query vector against one modality."""
-
-    by: By
-    modality: Modality
-    rows: Rows
-    scores: Float[np.ndarray, " rows"]
-    typical: float
-    calibration: Calibration
-
-
 class Index:
     """An index of embedded videos, from `cmacc embed`.
 
@@ -182,14 +143,7 @@ class Index:
         self._given = encoder
         self._device = device
         self._download = download
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was read and computed of another version of the index."""
-        self._rows: dict[tuple[Modality, str | None, Space, int], Rows] = {}
-        self._outlines: dict[Modality, Rows] = {}
-        self._samples: dict[tuple[Modality, int, Space], Rows] = {}
-        self._calibrations: dict[tuple[By, Modality, str | None, int], Calibration] = {}
+        self._scorer = Scorer(self.table, self._encode_texts)
 
     @classmethod
     def open(
@@ -249,7 +203,7 @@ class Index:
         SearchError
             The condition is not valid.
         """
-        return self._kept_rows(modality, where, "shared")
+        return self._scorer.rows(modality, where)
 
     def search(
         self,
@@ -307,7 +261,7 @@ class Index:
             raise SearchError(f"search: the false-alarm rate must be in (0, 1], got {false_alarm_rate:g}")
         weights = self.table.description.weights
         if self.table.refresh():
-            self._forget()
+            self._scorer = Scorer(self.table, self._encode_texts)
             if self.table.description.weights != weights:
                 self.__dict__.pop("encoder", None)
         if text is not None:
@@ -334,7 +288,7 @@ class Index:
             for (by, own), vector in query.vectors.items()
             for modality in ((own,) if own is not None else targets)
             if modality in targets
-            and (scored := self._scored(by, modality, vector, query.window_count, where, top)) is not None
+            and (scored := self._scorer.scored(by, modality, vector, query.window_count, where, top)) is not None
         ]
         if not searches:
             raise SearchError(f"search: the index must have windows of {into} to search in, got none")
@@ -367,7 +321,7 @@ class Index:
             tuple(notes),
         )
 
-    def _moment(self, one: _Scored, row: int, seconds: tuple[float, float], score: float) -> Moment:
+    def _moment(self, one: Scored, row: int, seconds: tuple[float, float], score: float) -> Moment:
         (fact,) = one.rows.facts.slice(row, 1).to_pylist()
         start = max(seconds[0], fact["sample_start_seconds"])
         end = min(seconds[1], fact["sample_end_seconds"])
@@ -377,106 +331,8 @@ class Index:
             f"{root}/{fact['path']}", start, end, one.modality, score, percentile, one.by, fact["label"], fact["key"]
         )
 
-    def _scored(
-        self, by: By, modality: Modality, vector: Float[np.ndarray, " dim"], windows: int, where: str | None, top: int
-    ) -> _Scored | None:
-        """Scores of all windows, or of those around what the approximate index finds; None without windows."""
-        space: Space = "text" if by == "text" else "shared"
-        vector = np.asarray(vector, np.float32)  # with float64, numpy would convert all rows for each search
-        if self._is_exact:
-            rows = self._kept_rows(modality, where, space, windows)
-        else:
-            found = self.table.nearest(vector, modality, _CANDIDATES_PER_MOMENT * top, where=where, space=space)
-            near = _around(found, _SAMPLES_PER_MOMENT * top)
-            rows = self.table.rows(modality, where=both_conditions(near, where), space=space).runs(windows)
-        if len(rows) == 0:
-            return None
-        scores = rows.vectors @ vector
-        typical = _median(scores if self._is_exact else self._sampled(modality, windows, space).vectors @ vector)
-        return _Scored(by, modality, rows, scores, typical, self._calibration(by, modality, windows, where))
-
-    def _calibration(self, by: By, modality: Modality, windows: int, where: str | None) -> Calibration:
-        key = (by, modality, where, windows)
-        if key not in self._calibrations:
-            while len(self._calibrations) >= _MOST_CALIBRATIONS:
-                del self._calibrations[next(iter(self._calibrations))]
-            space: Space = "text" if by == "text" else "shared"
-            if self._is_exact:
-                rows = self._kept_rows(modality, where, space, windows)
-                targets: Iterable[Rows] = [rows]
-                count = query_count(len(rows), rows.vectors.shape[1])
-            else:
-                parts = self.table.parts(modality, where=where, space=space)
-                targets, count = (part.runs(windows) for part in parts), LEAST_QUERIES
-            apart_seconds = APART_SECONDS + (windows - 1) * self.table.description.hop_seconds
-            if by == "text":
-                drawn = self._text_queries(modality)
-                stretches = len(drawn)
-            else:
-                source = self._kept_rows(by, windows=windows) if self._is_exact else self._sampled(by, windows)
-                drawn = random_queries(source, count)
-                stretches = stretch_count(self._outline(by), apart_seconds)
-            self._calibrations[key] = calibrate(drawn, stretches, targets, apart_seconds)
-        return self._calibrations[key]
-
-    @property
-    def _is_exact(self) -> bool:
-        return self.table.description.approximate is None
-
-    def _kept_rows(
-        self, modality: Modality, where: str | None = None, space: Space = "shared", windows: int = 1
-    ) -> Rows:
-        """All windows, or means of so many consecutive ones; kept in memory."""
-        key = (modality, where, space, windows)
-        if key not in self._rows:
-            # Besides the windows themselves, only those of the last condition and the last number are kept.
-            self._rows = {
-                known: rows
-                for known, rows in self._rows.items()
-                if known[1] in (None, where) and known[3] in (1, windows)
-            }
-            if windows == 1:
-                self._rows[key] = self.table.rows(modality, where=where, space=space)
-            else:
-                self._rows[key] = self._kept_rows(modality, where, space).runs(windows)
-        return self._rows[key]
-
-    def _outline(self, modality: Modality) -> Rows:
-        """The windows of a modality; of a large index without their vectors."""
-        if self._is_exact:
-            return self._kept_rows(modality)
-        if modality not in self._outlines:
-            self._outlines[modality] = Rows.outline(self.table.columns(*FACTS, where=f"modality = '{modality}'"))
-        return self._outlines[modality]
-
-    def _sampled(self, modality: Modality, windows: int, space: Space = "shared") -> Rows:
-        """The mean of so many consecutive windows of each of some random samples of a large index."""
-        key = (modality, windows, space)
-        if key not in self._samples:
-            outline, rng = self._outline(modality), np.random.default_rng(0)
-            count = len(outline.first) - 1
-            starts, stretches = outline.seconds("start_seconds"), []
-            for sample in rng.choice(count, min(count, LEAST_QUERIES), replace=False).tolist():
-                begin, end = int(outline.first[sample]), int(outline.first[sample + 1])
-                row = begin + int(rng.integers(max(1, end - begin - windows + 1)))
-                (fact,) = outline.facts.slice(row, 1).to_pylist()
-                last = float(starts[min(row + windows, end) - 1])
-                stretches.append((fact["path"], fact["key"], fact["start_seconds"], last))
-            rows = self.table.rows(modality, where=among_stretches(stretches), space=space)
-            self._samples[key] = rows.runs(windows)
-        return self._samples[key]
-
-    def _text_queries(self, modality: Modality) -> Rows:
-        """Texts about common things."""
-        vectors = (
-            encode_text(self.encoder, [f"a {word}" for word in _WORDS.read_text().split()], modality)
-            .float()
-            .cpu()
-            .numpy()
-        )
-        nothing = {name: pa.nulls(len(vectors), kind) for name, kind in FACT_TYPES.items()}
-        facts = pa.table(nothing | {"content_hash": [""] * len(vectors), "start_seconds": [0.0] * len(vectors)})
-        return Rows(facts, vectors)
+    def _encode_texts(self, texts: Sequence[str], modality: Modality) -> Float[np.ndarray, "texts dim"]:
+        return np.asarray(encode_text(self.encoder, texts, modality).float().cpu().numpy())
 
 
 def _distinct(moments: Sequence[Moment], count: int) -> list[Moment]:
@@ -492,21 +348,3 @@ def _distinct(moments: Sequence[Moment], count: int) -> list[Moment]:
         ):
             kept.append(moment)
     return kept
-
-
-def _around(found: pa.Table, count: int) -> str:
-    """Condition for the windows around what was found, in the first so many samples."""
-    stretches: dict[tuple[str, str | None], tuple[float, float]] = {}
-    for fact in found.select(["path", "key", "start_seconds"]).to_pylist():
-        place, start = (fact["path"], fact["key"]), fact["start_seconds"]
-        if place in stretches or len(stretches) < count:
-            first, last = stretches.get(place, (start, start))
-            stretches[place] = (min(first, start), max(last, start))
-    margin = _AROUND_SECONDS
-    return among_stretches([(*place, first - margin, last + margin) for place, (first, last) in stretches.items()])
-
-
-def _median(scores: Float[np.ndarray, " rows"]) -> float:
-    """The median, of an even number the upper one: `numpy.median` takes ten times as long, half of a search."""
-    middle = len(scores) // 2
-    return float(np.partition(scores, middle)[middle])

@@ -171,7 +171,8 @@ def _search_demo(out: Path, manifest: "Manifest") -> None:
         answer = index.search(record.path, by="audio", into="video", top=3, false_alarm_rate=1.0)
         if Path(answer.moments[0].path) == Path(record.path).resolve():
             print(f"\nindex of the {len(clips)} held-out clips: {out / 'index'}")
-            print(f"its videos nearest to the sound of {record.name} (the first of {tried} sounds that finds its own):")
+            tries = "the first sound tried" if tried == 1 else f"the {tried - 1} sounds before do not find their own"
+            print(f"videos nearest to the sound of {record.name} ({tries}):")
             print_answer(answer)
             return
     print(f"\nno search: none of the {len(clips)} held-out sounds finds its own video first")

@@ -252,7 +252,7 @@ def test_an_executor_makes_the_same_table(small_world: Path, tmp_path: Path, mon
 
     encoder = SceneEncoder()
     facts = open_module.opened_object(encoder)
-    monkeypatch.setattr(embed_module, "open_encoder", lambda name: facts)
+    monkeypatch.setattr(embed_module, "open_encoder", lambda name, device: facts)
     monkeypatch.setattr(embed_module, "_SAMPLES_PER_TASK", 5)
     embed_module._encoder_of_worker.cache_clear()
     with workers_of(2) as executor:

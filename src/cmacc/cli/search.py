@@ -231,6 +231,8 @@ def _print_embedded(result: "EmbedResult", index: str, part: str | None) -> None
         print(f"part {part}: {samples}; when all parts are done, run it without --part")
         return
     print(f"{samples}, {result.copied} renamed or relabelled, {result.removed} removed, {result.kept} unchanged")
+    if result.removed > result.kept + result.copied:
+        print("note: most of what the index held is removed, because it is not in DATA", file=sys.stderr)
     near = result.description.approximate
     if near is not None:
         print(

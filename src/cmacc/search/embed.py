@@ -151,7 +151,7 @@ def _embed_task(
 
 @lru_cache(maxsize=1)
 def _encoder_of_worker(name: str) -> tuple[MatchingEncoder, str]:
-    opened = open_encoder(name)
+    opened = open_encoder(name, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     assert isinstance(opened.encoder, MatchingEncoder), "others are refused before there are tasks"
     return opened.encoder, opened.facts.weights
 

@@ -1,6 +1,7 @@
 """Making an index and keeping it up to date: what a user does to a folder, kills, second writers, parts."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -245,6 +246,15 @@ def test_parts_make_the_same_table(folder: Path, tmp_path: Path) -> None:
     assert rows_of(index) == rows_of(tmp_path / "whole.index")
 
 
+def unaligned(rows: pa.Table) -> pa.Table:
+    """The same rows, with vectors at an odd address."""
+    vectors = rows.column("vector").combine_chunks()
+    moved = pa.py_buffer(b"-" + vectors.flatten().buffers()[1].to_pybytes()).slice(1)
+    flat = pa.Array.from_buffers(pa.float16(), len(vectors.flatten()), [None, moved])
+    again = pa.FixedSizeListArray.from_arrays(flat, vectors.type.list_size)
+    return rows.set_column(rows.column_names.index("vector"), "vector", again)
+
+
 def test_an_executor_makes_the_same_table(small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads stand for the workers of a cluster, with the untrained encoder at a size that takes no time."""
     from cmacc.search import embed as embed_module
@@ -255,6 +265,13 @@ def test_an_executor_makes_the_same_table(small_world: Path, tmp_path: Path, mon
     monkeypatch.setattr(embed_module, "open_encoder", lambda name, device: facts)
     monkeypatch.setattr(embed_module, "_SAMPLES_PER_TASK", 5)
     embed_module._encoder_of_worker.cache_clear()
+    here = embed_module._embed_task
+
+    def over_a_network(task):  # type: ignore[no-untyped-def]
+        rows, ids, failures = pickle.loads(pickle.dumps(here(pickle.loads(pickle.dumps(task)))))
+        return unaligned(rows), ids, failures
+
+    monkeypatch.setattr(embed_module, "_embed_task", over_a_network)
     with workers_of(2) as executor:
         result = embed_files(encoder, Manifest.read(small_world), tmp_path / "spread.index", executor=executor)
     embed_module._encoder_of_worker.cache_clear()

@@ -130,6 +130,8 @@ def embedded_elsewhere(
     for (task, _, _), (rows, own_ids, failures) in results_of(executor, _embed_task, parts):
         done += len(task)
         progress("samples", done, len(sample_ids))
+        # What comes over a network may begin at any byte, and LanceDB panics unless numbers are aligned. `take` copies.
+        rows = rows.take(pa.array(np.arange(len(rows))))
         yield EmbeddedSamples(rows, tuple(task[i] for i in own_ids), {task[i]: why for i, why in failures.items()})
 
 

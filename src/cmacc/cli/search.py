@@ -22,8 +22,6 @@ from cmacc.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from cmacc.search import Answer, EmbedResult
 
 
@@ -54,6 +52,7 @@ def embed_command(arguments: Sequence[str]) -> int:
     add_tower_flags(parser)
     options = parser.parse_args(arguments)
     from cmacc.clips import workers_of
+    from cmacc.pretraining import default_device
     from cmacc.search import embed_files, export_parquet
 
     part = part_of(options.part)
@@ -74,7 +73,7 @@ def embed_command(arguments: Sequence[str]) -> int:
             root=options.root,
             hop_seconds=options.hop,
             workers=options.workers,
-            device=_device(),
+            device=default_device(),
             part=part,
             executor=executor,
             rebuild=options.rebuild,
@@ -124,10 +123,11 @@ def search_command(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.at is not None and options.window is not None:
         raise ValueError("--at and --window both choose a part of QUERY; give one of them")
+    from cmacc.pretraining import default_device
     from cmacc.search import Index
 
     with permissions(options):
-        index = Index.open(options.index, encoder=options.encoder, device=_device(), download=options.download)
+        index = Index.open(options.index, encoder=options.encoder, device=default_device(), download=options.download)
         if options.download:
             download_towers_of(Path(options.encoder or index.table.description.encoder))
         answer = index.search(
@@ -178,13 +178,14 @@ def localise_command(arguments: Sequence[str]) -> int:
         refuse_existing(path, options.overwrite)
     if film.resolve() == options.file.resolve():
         raise ValueError(f"--out {options.out} must not name FILE itself, whose place {film} would take")
+    from cmacc.pretraining import default_device
     from cmacc.search import localise, write_strip, write_video
     from cmacc.transfer import open_encoder
 
     if options.download:
         download_towers_of(Path(options.encoder))
     with permissions(options):
-        encoder = open_encoder(options.encoder, _device(), download=options.download).encoder
+        encoder = open_encoder(options.encoder, default_device(), download=options.download).encoder
     begin, end = options.window or (0.0, math.inf)
     if options.at is not None:
         half = encoder.spec.length_seconds / 2
@@ -240,9 +241,3 @@ def _print_embedded(result: "EmbedResult", index: str, part: str | None) -> None
             "for a query"
         )
     print(f"index: {index}, {result.row_count} rows, {size_text(result.disk_bytes)} on disk")
-
-
-def _device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -60,7 +60,7 @@ def spread_starts(duration_seconds: float, length_seconds: float, count: int) ->
 def covering_starts(duration_seconds: float, length_seconds: float, hop_seconds: float) -> list[float]:
     """Windows that cover the file: one every ``hop_seconds``, and a last one that ends where the file ends.
 
-    The last one is left out if the others leave at most one percent of a window uncovered. A file less than one percent
+    The last one is omitted if the others leave at most one percent of a window uncovered. A file less than one percent
     longer than a window has a single window, in the middle; its start is negative if the file is shorter.
 
     Parameters

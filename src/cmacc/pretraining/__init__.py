@@ -15,7 +15,7 @@ from cmacc.pretraining.config import (
     read_config,
     to_plain,
 )
-from cmacc.pretraining.learner import autocast_dtype, untrained_encoder
+from cmacc.pretraining.learner import autocast_dtype, default_device, untrained_encoder
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, Problem, Views
@@ -50,6 +50,7 @@ __all__ = [
     "code_version",
     "config_from_plain",
     "config_hash",
+    "default_device",
     "last_checkpoint",
     "learning_rate",
     "load_encoder",

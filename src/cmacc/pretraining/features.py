@@ -208,6 +208,11 @@ def encode(encoder: ClipEncoder, modality: Modality, batch: ClipBatch) -> Tensor
     return rows
 
 
+def match(encoder: MatchingEncoder, modality: Modality, features: Tensor) -> Tensor:
+    """Features of a modality, projected into the space that video and audio share, ``(M, d)``."""
+    return encoder.match_video(features) if modality == "video" else encoder.match_audio(features)
+
+
 def weights_hash(encoder: nn.Module) -> str:
     """Hash of the weights, buffers and settings of the encoder, sixteen hex digits.
 
@@ -239,12 +244,11 @@ def _matched(encoder: MatchingEncoder, features: Features) -> Features:
     """The features with their projections into the common space."""
     matched: dict[Modality, NDArray[np.float32]] = {}
     for modality, rows in features.by_modality.items():
-        match = encoder.match_video if modality == "video" else encoder.match_audio
         if len(rows) == 0:
             matched[modality] = rows
             continue
         flat = torch.from_numpy(rows).flatten(0, 1)
-        parts = [match(part.to(encoder.device)).float().cpu() for part in flat.split(_ROWS_AT_ONCE)]
+        parts = [match(encoder, modality, part.to(encoder.device)).float().cpu() for part in flat.split(_ROWS_AT_ONCE)]
         matched[modality] = torch.cat(parts).unflatten(0, rows.shape[:2]).numpy()
     return dataclasses.replace(features, matched=matched)
 

@@ -154,6 +154,11 @@ def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality
         return encoder
 
 
+def default_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def autocast_dtype(precision: PrecisionName, device: torch.device) -> torch.dtype | None:
     """bf16 if requested, or if ``auto`` finds hardware for it; else None."""
     if precision == "auto":

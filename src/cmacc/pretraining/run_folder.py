@@ -20,6 +20,7 @@ from cmacc.clips.storage import written_aside
 from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
 from cmacc.pretraining.fitting import check_towers, fitted_to_towers
+from cmacc.pretraining.learner import default_device
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -113,7 +114,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
             path.unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / "config.yaml")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     write_provenance(
         Provenance.now(
             device,

@@ -16,10 +16,10 @@ from torch.nn import functional
 from cmacc.clips import ClipBatch, CoveringPlan, Manifest, MediaRecord, covering_loader, covering_starts
 from cmacc.clips.parallel import results_of
 from cmacc.clips.progress import Progress, silent
-from cmacc.clips.windows import covering_count
 from cmacc.encoders import MODALITIES
-from cmacc.pretraining import autocast_dtype
+from cmacc.pretraining import autocast_dtype, default_device
 from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
+from cmacc.pretraining.features import encode, match
 from cmacc.search.table import Description, SearchError, table_schema, vector_column
 from cmacc.transfer import open_encoder
 
@@ -73,8 +73,7 @@ def embedded_here(
     """
     length, hop = description.window_seconds, description.hop_seconds
     plan = CoveringPlan(manifest, sample_ids, length, hop, _BATCH_SIZE)
-    counts = {i: covering_count(manifest.records[i].duration_seconds, length, hop) for i in sample_ids}
-    total = sum(counts.values())
+    total = sum(plan.counts.values())
     # LanceDB has threads in this process, which a fork would not survive.
     loader = covering_loader(plan, encoder.spec, workers=workers, start_method="spawn")
     pending: dict[int, list[dict[str, NDArray[np.float16]]]] = {}  # vectors of samples that are not complete
@@ -92,7 +91,7 @@ def embedded_here(
                 continue
             parts = pending.setdefault(sample_id, [])
             parts.append({name: column[rows] for name, column in vectors.items()})
-            if sum(len(part["vector.video"]) for part in parts) == counts[sample_id]:
+            if sum(len(part["vector.video"]) for part in parts) == plan.counts[sample_id]:
                 columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 del pending[sample_id]
                 if all(np.isfinite(column).all() for column in columns.values()):
@@ -153,7 +152,7 @@ def _embed_task(
 
 @lru_cache(maxsize=1)
 def _encoder_of_worker(name: str) -> tuple[MatchingEncoder, str]:
-    opened = open_encoder(name, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    opened = open_encoder(name, default_device())
     assert isinstance(opened.encoder, MatchingEncoder), "others are refused before there are tasks"
     return opened.encoder, opened.facts.weights
 
@@ -173,18 +172,13 @@ def sizes_of(encoder: MatchingEncoder) -> dict[Modality, tuple[int, int]]:
 @torch.inference_mode()
 def _encode(encoder: MatchingEncoder, batch: ClipBatch, description: Description) -> dict[str, NDArray[np.float16]]:
     """``vector.video``, ``vector.audio`` and what text is compared with, in float16."""
-    batch = batch.to(encoder.device)
     kind = encoder.device.type
     dtype = autocast_dtype("auto", encoder.device)
     columns: dict[str, NDArray[np.float16]] = {}
     for modality in MODALITIES:
         with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
-            if modality == "video":
-                features = encoder.embed_video(batch.frames)
-            else:
-                features = encoder.embed_audio(batch.waveforms)
-        match = encoder.match_video if modality == "video" else encoder.match_audio
-        columns[f"vector.{modality}"] = _half(match(features))
+            features = encode(encoder, modality, batch)
+        columns[f"vector.{modality}"] = _half(match(encoder, modality, features))
         if modality in description.text_sizes:
             columns[vector_column(modality, "text")] = _half(features)
     return columns

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cmacc.clips import Clip, ClipSpec, MediaInfo, decode_clips, probe
+from cmacc.clips import Clip, ClipBatch, ClipSpec, MediaInfo, decode_clips, probe
 from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
-from cmacc.pretraining.features import unit_rows
+from cmacc.pretraining.features import encode, match, unit_rows
 from cmacc.search.table import SearchError
 from cmacc.transfer.text import encode_text, text_modalities
 
@@ -154,11 +154,8 @@ def _mean(encoder: MatchingEncoder, modality: Modality, clips: list[Clip]) -> Fl
     rows: list[Tensor] = []
     for begin in range(0, len(clips), 16):
         some = clips[begin : begin + 16]
-        if modality == "video":
-            frames = torch.stack([clip.frames for clip in some]).to(encoder.device)
-            rows.append(encoder.match_video(encoder.embed_video(frames)))
-        else:
-            waveforms = torch.stack([clip.waveform for clip in some]).to(encoder.device)
-            rows.append(encoder.match_audio(encoder.embed_audio(waveforms)))
+        frames, waveforms = (torch.stack(own) for own in ([c.frames for c in some], [c.waveform for c in some]))
+        batch = ClipBatch(frames, waveforms, torch.arange(len(some)), torch.full((len(some),), -1), {})
+        rows.append(match(encoder, modality, encode(encoder, modality, batch)))
     mean = torch.cat(rows).float().cpu().numpy().mean(axis=0, keepdims=True)
     return np.asarray(unit_rows(mean)[0], np.float32)

@@ -6,8 +6,8 @@ The folder of an index (or the URL of an object store) holds:
 * ``windows.lance``: the table, with one row for each window and modality (`table_schema`).
 
 Up to `EXACT_ROWS` rows, vectors are read into memory and compared by a matrix product: LanceDB's own exact search
-decodes its files anew for every query, which takes 10 to 30 times as long (benchmarks/search.py). Larger tables have an
-approximate index inside LanceDB (`cmacc.search.writer`).
+decodes its files again for every query, and takes 14 times as long or more (benchmarks/search.py). Larger tables have
+an approximate index inside LanceDB (`cmacc.search.writer`).
 
 Readers take no lock. A reader keeps the version of the table that it opened; if a writer has cleaned that version up in
 the meantime, the reader opens the latest one and reads again.
@@ -218,14 +218,13 @@ class Rows:
     @classmethod
     def of(cls, table: pa.Table, column: str) -> "Rows":
         """Rows from the columns of a LanceDB result, in any order."""
-        keys = [(name, "ascending") for name in (*SAMPLE, "start_seconds")]
-        table = table.combine_chunks().sort_by(keys)
+        table = _in_order(table)
         return cls(table.select(FACTS), _unit_vectors(table.column(column)))
 
     @classmethod
     def outline(cls, table: pa.Table) -> "Rows":
         """The same without vectors."""
-        table = table.combine_chunks().sort_by([(name, "ascending") for name in (*SAMPLE, "start_seconds")])
+        table = _in_order(table)
         return cls(table.select(FACTS), np.empty((len(table), 0), np.float32))
 
     def __len__(self) -> int:
@@ -489,6 +488,11 @@ def raw_vectors(column: pa.ChunkedArray | pa.Array) -> NDArray[np.float32]:
     """Vectors of a column as they are stored, ``(n, d)``."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.asarray(array.flatten().to_numpy().astype(np.float32).reshape(-1, column.type.list_size))
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    """By sample and time."""
+    return table.combine_chunks().sort_by([(name, "ascending") for name in (*SAMPLE, "start_seconds")])
 
 
 def _unit_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,7 +40,7 @@ from cmacc.search.embed import (
     sizes_of,
 )
 from cmacc.search.table import Description, SearchError, WindowTable, sql_text, table_schema
-from cmacc.search.writer import WindowWriter, discard, writer_lock
+from cmacc.search.writer import WindowWriter, discard, part_names, writer_lock
 from cmacc.transfer import open_encoder
 from cmacc.transfer.open import OpenedEncoder, opened_object
 from cmacc.transfer.text import text_modalities
@@ -311,8 +312,7 @@ def _update(
         copied=len(copied),
         removed=removed,
         kept=len(present) - removed,
-        failures={str(manifest.records[i].path): reason for i, reason in failures.items()},
-        seconds_embedded=math.fsum(manifest.records[i].duration_seconds for i in done),
+        **_of_manifest(manifest, done, failures),
         row_count=len(writer),
         disk_bytes=store.size_bytes(),
         description=description,
@@ -357,15 +357,14 @@ def _add_all(writer: WindowWriter, tables: list[pa.Table]) -> set[_Identity]:
 
 def _parts(store: Store, description: Description) -> Iterator[tuple[str, pa.Table]]:
     """The files of all parts: name and rows."""
-    for name in store.names():
-        if name.startswith("part-") and name.endswith(".parquet"):
-            rows = pq.read_table(pa.BufferReader(store.read(name)))
-            if (rows.schema.metadata or {}).get(_KIND, b"").decode() != description.kind:
-                raise SearchError(
-                    f"index {store.root}: {name} was embedded by another encoder or with other windows; delete it, and "
-                    "embed that part again"
-                )
-            yield name, rows.replace_schema_metadata(None)
+    for name in part_names(store):
+        rows = pq.read_table(pa.BufferReader(store.read(name)))
+        if (rows.schema.metadata or {}).get(_KIND, b"").decode() != description.kind:
+            raise SearchError(
+                f"index {store.root}: {name} was embedded by another encoder or with other windows; delete it, and "
+                "embed that part again"
+            )
+        yield name, rows.replace_schema_metadata(None)
 
 
 def _embed_part(
@@ -386,7 +385,7 @@ def _embed_part(
         known |= _identities(rows)
     own = list(wanted.items())[part[0] - 1 :: part[1]]
     own_files = f"part-{part[0]}-of-{part[1]}-"
-    numbers = [int(name[len(own_files) : -len(".parquet")]) for name in store.names() if name.startswith(own_files)]
+    numbers = [int(name[len(own_files) : -len(".parquet")]) for name in part_names(store) if name.startswith(own_files)]
     count = max(numbers, default=0)
 
     def add(rows: pa.Table) -> None:
@@ -401,8 +400,7 @@ def _embed_part(
         copied=0,
         removed=0,
         kept=len(own) - len(done) - len(failures),
-        failures={str(manifest.records[i].path): reason for i, reason in failures.items()},
-        seconds_embedded=math.fsum(manifest.records[i].duration_seconds for i in done),
+        **_of_manifest(manifest, done, failures),
         row_count=0,
         disk_bytes=store.size_bytes(),
         description=description,
@@ -440,6 +438,15 @@ def _commit_all(
     return done, failures
 
 
+def _of_manifest(manifest: Manifest, done: Sequence[int], failures: Mapping[int, str]) -> dict[str, Any]:
+    """``failures`` and ``seconds_embedded`` of the result."""
+    paths, seconds = manifest.column("path"), manifest.column("duration_seconds")
+    return {
+        "failures": {paths[i]: reason for i, reason in failures.items()},
+        "seconds_embedded": math.fsum(seconds[i] for i in done),
+    }
+
+
 def _identities(rows: pa.Table) -> set[_Identity]:
     """The samples of rows."""
     samples = rows.select(IDENTITY).group_by(list(IDENTITY)).aggregate([])
@@ -456,5 +463,5 @@ def _places(rows: pa.Table) -> dict[_Identity, list[int]]:
 
 def _of_samples(rows: pa.Table, identities: Collection[_Identity]) -> pa.Table:
     """The rows of these samples."""
-    own = zip(*(rows.column(name).to_pylist() for name in IDENTITY), strict=True)
-    return rows.filter(pa.array([identity in identities for identity in own], pa.bool_()))
+    own = [place for identity, places in _places(rows).items() if identity in identities for place in places]
+    return rows.take(pa.array(own, pa.int64()))

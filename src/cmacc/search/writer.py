@@ -38,6 +38,7 @@ from cmacc.search.table import (
     connect,
     raw_vectors,
     table_schema,
+    vector_column,
 )
 
 if TYPE_CHECKING:
@@ -88,9 +89,13 @@ def discard(address: str | Path) -> None:
     connection, store = connect(address), Store(address)
     connection.drop_table(WINDOWS, ignore_missing=True)  # type: ignore[call-arg]  # not in the abstract class
     Description.delete(store)
-    for name in store.names():
-        if name.startswith("part-") and name.endswith(".parquet"):
-            store.delete(name)
+    for name in part_names(store):
+        store.delete(name)
+
+
+def part_names(store: Store) -> list[str]:
+    """Names of the files beside a table that hold parts of it."""
+    return [name for name in store.names() if name.startswith("part-") and name.endswith(".parquet")]
 
 
 class WindowWriter:
@@ -114,6 +119,7 @@ class WindowWriter:
         self._table: LanceTable = connection.create_table(  # type: ignore[assignment]
             WINDOWS, schema=self._schema, mode="create", exist_ok=True
         )
+        self._first_version = int(self._table.version)
 
     def columns(self, *names: str) -> pa.Table:
         """Columns of all rows."""
@@ -134,39 +140,40 @@ class WindowWriter:
 
     def finish(self, progress: Progress = silent) -> Description:
         """Compact the table, delete its old versions, and build what a large one needs; returns the new description."""
-        rows = int(self._table.count_rows())
+        rows, has_changed = len(self), int(self._table.version) != self._first_version
+        self._table.optimize()
         if rows > EXACT_ROWS:
-            self._index(rows, progress)
+            self._index(rows, has_changed, progress)
         elif self._description.approximate is not None:
             for index in self._table.list_indices():
                 self._table.drop_index(index.name)
             self._describe(None)
-        self._table.optimize()
         # One millisecond, because lancedb warns of 0, which readers would not survive; ours do.
         time.sleep(0.01)
         self._table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
         return self._description
 
-    def _index(self, rows: int, progress: Progress) -> None:
-        """Build the approximate index, or take new rows into it; then find how many partitions queries need."""
+    def _index(self, rows: int, has_changed: bool, progress: Progress) -> None:
+        """Build the approximate index if there is none for so many rows, and find how many partitions queries need."""
         from lancedb.index import Bitmap, BTree, IvfRq, IvfSq
 
         former = self._description.approximate
-        if former is None or rows >= 2 * former.rows:
-            columns = {"vector": self._description.size}
-            columns |= {f"text_{modality}": size for modality, size in self._description.text_sizes.items()}
-            for done, (column, size) in enumerate(columns.items()):
-                progress("index", done, len(columns) + 1)
-                # RQ is the fastest here, and the smallest; it packs the bits of eight numbers into a byte.
-                kind = IvfRq if size % 8 == 0 else IvfSq
-                partitions = _partition_count(rows)
-                self._table.create_index(column, config=kind(distance_type="dot", num_partitions=partitions))
-            self._table.create_index("path", config=BTree())
-            self._table.create_index("modality", config=Bitmap())
-            progress("index", len(columns) + 1, len(columns) + 1)
-            former = None
-        self._table.optimize()
-        self._describe(self._measured(rows if former is None else former.rows, progress))
+        if former is not None and rows < 2 * former.rows:
+            if has_changed:
+                self._describe(self._measured(former.rows, progress))
+            return
+        columns = {"vector": self._description.size}
+        columns |= {vector_column(m, "text"): size for m, size in self._description.text_sizes.items()}
+        for done, (column, size) in enumerate(columns.items()):
+            progress("index", done, len(columns) + 1)
+            # RQ is the fastest here, and the smallest; it packs the bits of eight numbers into a byte.
+            kind = IvfRq if size % 8 == 0 else IvfSq
+            partitions = _partition_count(rows)
+            self._table.create_index(column, config=kind(distance_type="dot", num_partitions=partitions))
+        self._table.create_index("path", config=BTree())
+        self._table.create_index("modality", config=Bitmap())
+        progress("index", len(columns) + 1, len(columns) + 1)
+        self._describe(self._measured(rows, progress))
 
     def _measured(self, built_rows: int, progress: Progress) -> Approximate:
         """The least number of partitions whose recall is high enough, by queries drawn from the table.

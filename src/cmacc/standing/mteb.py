@@ -30,7 +30,7 @@ from cmacc.clips.media.container import Medium
 from cmacc.clips.media.decoding import OpenFile, read_info
 from cmacc.clips.windows import spread_starts
 from cmacc.encoders import trusting_code
-from cmacc.pretraining.features import spec_for
+from cmacc.pretraining.features import match, spec_for
 from cmacc.transfer import ClipEncoder, CmaccEncoder, EncoderError, MatchingEncoder, Modality, open_encoder
 from cmacc.transfer.card import UNKNOWN_WEIGHTS
 from cmacc.transfer.open import opened_object
@@ -202,7 +202,7 @@ class CmaccMTEB:
                 f"encoder {type(encoder).__name__}: features of {modality} must be finite, got NaN or inf"
             )
         if not is_probe and isinstance(encoder, MatchingEncoder):
-            features = encoder.match_video(features) if modality == "video" else encoder.match_audio(features)
+            features = match(encoder, modality, features)
         rows = torch.stack([part.mean(0) for part in features.float().cpu().split([len(file) for file in files])])
         return rows if is_probe else normalize(rows, dim=1)
 

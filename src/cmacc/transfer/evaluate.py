@@ -6,12 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import torch
 from safetensors.numpy import save_file
 
 from cmacc.clips.progress import Progress, silent, within
 from cmacc.clips.storage import written_aside
-from cmacc.pretraining import Provenance
+from cmacc.pretraining import Provenance, default_device
 from cmacc.pretraining.clip_encoder import ClipEncoder, Modality
 from cmacc.pretraining.features import Features
 from cmacc.transfer.card import Card, CardError, Result, joined
@@ -125,7 +124,7 @@ def evaluate(
     options = options or EvaluateOptions()
     chosen = _chosen_protocols(tuple(dict.fromkeys(tasks)), protocols)
     _check_options(options, chosen)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if isinstance(encoder, str):
         opened = open_encoder(encoder, device, seed=options.seed, download=options.download)
     else:

@@ -22,7 +22,7 @@ from cmacc.pretraining.checkpoint import checkpoint_folders, load_checkpoint
 from cmacc.pretraining.clip_stream import training_plan, usable_files
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import read_config
-from cmacc.pretraining.learner import Learner, autocast_dtype, untrained_encoder
+from cmacc.pretraining.learner import Learner, autocast_dtype, default_device, untrained_encoder
 from cmacc.pretraining.step import select_negatives
 
 _OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
@@ -126,7 +126,7 @@ class SelectionReplay:
                 f"run {run_dir}: must hold a checkpoint at a multiple of dictionary.select_every ({every}), where keys "
                 f"are chosen, got {_listed(list(self._folders))}"
             )
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device()
         self.manifest = Manifest.read(self.config.data.manifest)
         sample_ids, _ = usable_files(self.manifest, self.config)
         self.plan = training_plan(self.manifest, sample_ids, self.config)

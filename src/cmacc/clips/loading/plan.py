@@ -265,6 +265,11 @@ class CoveringPlan(Sequence[list[ClipRequest]]):
     batch_size
         Most windows in a batch.
 
+    Attributes
+    ----------
+    counts
+        ``{sample id: number of its windows}``.
+
     Raises
     ------
     ValueError
@@ -286,6 +291,7 @@ class CoveringPlan(Sequence[list[ClipRequest]]):
         self._sample_ids = np.asarray(sample_ids, np.int64)
         self._durations = manifest.table.column("duration_seconds").to_numpy()[self._sample_ids]
         counts = [covering_count(seconds, length_seconds, hop_seconds) for seconds in self._durations.tolist()]
+        self.counts = dict(zip(self._sample_ids.tolist(), counts, strict=True))
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._cuts = _cuts(counts, batch_size)
 

@@ -33,8 +33,8 @@ _AUDIO_RUN_IN_SECONDS = 0.15
 _MP3_RUN_IN_SECONDS = 0.4
 # Beyond this margin, the effect of cut samples on the resampled audio is below 1e-5 of full scale.
 _RESAMPLE_MARGIN_SECONDS = 0.02
-# Decoders that remember less than the run-in. Others must begin anew for each window if it is to have the same samples
-# as alone: Opus predicts a frame's loudness from the last ones, MP2 and AC-3 add noise.
+# Decoders that remember less than the run-in. Others must begin again for each window if it is to have the same
+# samples as alone: Opus predicts a frame's loudness from the last ones, MP2 and AC-3 add noise.
 _FORGETFUL = ("alac", "flac", "mp3float", "pcm_", "vorbis")
 
 
@@ -170,7 +170,7 @@ class _Packets:
             if frames is None:
                 if place == 0:
                     self._codec.flush_buffers()
-                # Not `packet.decode()`: where the file is read anew from its start, it may be closed by now.
+                # Not `packet.decode()`: where the file is read again from its start, it may be closed by now.
                 frames = self._codec.decode(self._kept[place])
                 if are_shared:
                     self._decoded[place] = frames

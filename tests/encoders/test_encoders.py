@@ -6,7 +6,7 @@ from torch import nn
 
 from cmacc.encoders import AudioVisualEncoder, Encoder, EncoderConfig, Encoding
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
-from cmacc.encoders.norm import InputNorm
+from cmacc.encoders.norm import InputNorm, WholeBatchNorm
 from cmacc.encoders.pair import HeadName
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
@@ -174,4 +174,4 @@ def test_with_group_norm_a_feature_does_not_depend_on_the_rest_of_the_batch(vide
             backbone = getattr(pair, modality).backbone
             together, half = backbone(values)[:2], backbone(values[:2])
             assert torch.allclose(together, half, atol=1e-4, rtol=1e-4) == alone, (norm, modality)
-        assert pair.video.hidden[-1].__class__ is nn.BatchNorm1d
+        assert isinstance(pair.video.hidden[-1], WholeBatchNorm)

@@ -41,11 +41,14 @@ class TinyAudio(Backbone):
             nn.Flatten(),
         )
 
-    def feature_map(
-        self, inputs: Float[Tensor, "batch mels time"]
-    ) -> Float[Tensor, "batch channels map_mels map_time"]:
+    def prepare(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch mels time"]:
+        """Every mel band standardised."""
+        standardised: Tensor = self.normalise(inputs)
+        return standardised
+
+    def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_mels map_time"]:
         """Output of the convolutions before the one over the full height."""
-        responses: Tensor = self.layers[:_MAP_LAYERS](self.normalise(inputs)[:, None])
+        responses: Tensor = self.layers[:_MAP_LAYERS](prepared[:, None])
         return responses
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
@@ -78,12 +81,15 @@ class ResNet18Audio(Backbone):
         self.network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
         self.network.fc = nn.Identity()
 
-    def feature_map(
-        self, inputs: Float[Tensor, "batch mels time"]
-    ) -> Float[Tensor, "batch channels map_mels map_time"]:
+    def prepare(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch mels time"]:
+        """Every mel band standardised."""
+        standardised: Tensor = self.normalise(inputs)
+        return standardised
+
+    def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_mels map_time"]:
         """Output of the last block, by frequency and time."""
         network = self.network
-        x: Tensor = network.maxpool(network.relu(network.bn1(network.conv1(self.normalise(inputs)[:, None]))))
+        x: Tensor = network.maxpool(network.relu(network.bn1(network.conv1(prepared[:, None]))))
         for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
             x = layer(x)
         return x
@@ -116,9 +122,14 @@ class ResNet18Audio1d(Backbone):
             )
         )
 
-    def feature_map(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_time"]:
+    def prepare(self, inputs: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch mels time"]:
+        """Every mel band standardised."""
+        standardised: Tensor = self.stem[0](inputs)
+        return standardised
+
+    def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_time"]:
         """Output of the last block, by time."""
-        responses: Tensor = self.blocks(self.stem(inputs))
+        responses: Tensor = self.blocks(self.stem[1:](prepared))
         return responses
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_time"]) -> Float[Tensor, "batch features"]:

@@ -1,19 +1,31 @@
-"""The interface of backbones: from inputs to a feature map, and from the map to one feature."""
+"""The interface of backbones: from inputs to a feature map, and from the map to one feature.
+
+What depends on the whole batch, the norm of the inputs, is a step of its own (`Backbone.prepare`). Everything after it
+can be computed for a few samples at a time (see `cmacc.pretraining.gradient_cache`).
+"""
 
 from torch import Tensor, nn
 
 
 class Backbone(nn.Module):
-    """A backbone in two steps, so that the feature map is available before it is pooled."""
+    """A backbone in steps, so that the feature map is available before it is pooled."""
 
-    def feature_map(self, inputs: Tensor) -> Tensor:
-        """``(M, C, ...)``, by time and, for video, space."""
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """The inputs after a norm over the whole batch, if there is one; of the same shape."""
+        return inputs
+
+    def body(self, prepared: Tensor) -> Tensor:
+        """``(M, C, ...)``: the feature map of prepared inputs."""
         raise NotImplementedError
 
     def pool(self, feature_map: Tensor) -> Tensor:
         """``(M, f)``."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``(M, f)``: features before any projection."""
-        return self.pool(self.feature_map(inputs))
+    def feature_map(self, inputs: Tensor) -> Tensor:
+        """``(M, C, ...)``, by time and, for video, space."""
+        return self.body(self.prepare(inputs))
+
+    def forward(self, inputs: Tensor, prepared: bool = False) -> Tensor:
+        """``(M, f)``: features before any projection, of inputs or of ``prepared`` ones."""
+        return self.pool(self.body(inputs if prepared else self.prepare(inputs)))

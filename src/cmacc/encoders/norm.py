@@ -1,31 +1,110 @@
-"""The norm after a convolution: batch norm or group norm.
+"""The norm after a convolution: batch norm over a part of the batch or over the whole batch, or group norm.
 
 With batch norm, the features of a sample depend on the other samples of its batch. In a batch of similar samples, the
 statistics are those of their kind. They reveal to the encoder what it should learn to recognise, and no other batch has
 them. Group norm (Wu and He, 2018) normalises each sample on its own.
 
+With several processes, what a sample's features depend on is
+
+* ``batch``: the samples of its own process. Other numbers of processes give other results, and the smaller the part of
+  a process, the more its statistics reveal;
+* ``sync``: the samples of all processes, as in one process with the whole batch, up to rounding;
+* ``group``: the sample alone.
+
 Two batch norms always remain: the one at the audio input, which standardises every mel band (`InputNorm`), and the one
-in the head, which centres the features. Without them, training hardly progresses.
+in the head, which centres the features. Without them, training hardly progresses. They are over the whole batch.
 """
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
 
-NormName = Literal["batch", "group"]
+NormName = Literal["batch", "sync", "group"]
 _GROUPS = 8
 
 
-class InputNorm(nn.BatchNorm1d):
-    """Standardises each mel band over batch and time. `replace_batch_norm` never replaces it."""
+class WholeBatchNorm(nn.SyncBatchNorm):
+    """Batch norm over the parts of a batch on all processes, which are of equal sizes, on GPUs and CPUs.
+
+    Without several processes it is plain batch norm.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``(M, C, ...)``; in training mode a collective, which all processes must call."""
+        if not self.training or _process_count() == 1:
+            return _BatchNorm.forward(self, input)
+        if input.device.type == "cpu":
+            return self._over_all_cpus(input)  # torch's own refuses tensors on a CPU
+        return super().forward(input)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"WholeBatchNorm: input must be (M, C, ...), got {tuple(input.shape)}")
+
+    def _over_all_cpus(self, input: Tensor) -> Tensor:
+        count = _process_count()
+        places = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        # The mean first: the difference of a mean square and a squared mean would lose digits.
+        mean = all_reduce(input.mean(places)) / count
+        centred = input - mean.view(shape)
+        variance = all_reduce(centred.square().mean(places)) / count
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                values = input.numel() // input.shape[1] * count
+                self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
+                self.running_var.lerp_(variance.detach() * values / max(1, values - 1), self.momentum or 0.0)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        normalised: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised
 
 
-def replace_batch_norm(module: nn.Module) -> None:
-    """Replace every batch norm except `InputNorm` by group norm, usually with eight groups."""
+class InputNorm(WholeBatchNorm):
+    """Standardises each mel band over batch and time. `set_norms` never replaces it."""
+
+
+def set_norms(module: nn.Module, name: NormName) -> None:
+    """Replace every batch norm except `InputNorm`: ``group`` by group norm, usually with eight groups."""
+    if name == "group":
+        # Not every width of (2+1)-D ResNets is divisible by eight.
+        _replace(module, lambda norm: nn.GroupNorm(math.gcd(_GROUPS, norm.num_features), norm.num_features))
+    elif name == "sync":
+        _replace(module, lambda norm: WholeBatchNorm(norm.num_features, norm.eps, norm.momentum))
+
+
+def _replace(module: nn.Module, make: Callable[[Any], nn.Module]) -> None:
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) and not isinstance(child, InputNorm):
-            # Not every width of (2+1)-D ResNets is divisible by eight.
-            setattr(module, name, nn.GroupNorm(math.gcd(_GROUPS, child.num_features), child.num_features))
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            setattr(module, name, make(child))
         else:
-            replace_batch_norm(child)
+            _replace(child, make)
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Restore the running statistics of all batch norms at the end.
+
+    A pass that only repeats another one must not count twice.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def _process_count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.modality import MODALITIES, Modality
-from cmacc.encoders.norm import NormName, replace_batch_norm
+from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
@@ -43,9 +43,10 @@ class EncoderConfig:
     embedding_size
         d, size of the embeddings; 512 in the paper.
     norm
-        Norm after the convolutions of cmacc's own backbones: ``batch``, or ``group``, with which the feature of a
-        sample does not depend on the rest of its batch. The norms of the audio input and of the head are always batch
-        norm.
+        Norm after the convolutions of cmacc's own backbones: ``batch``, batch norm over the part of the batch on each
+        process; ``sync``, batch norm over the whole batch; or ``group``, with which the feature of a sample does not
+        depend on the rest of its batch. The norms of the audio input and of the head are always batch norm over the
+        whole batch.
     frame_pooling
         How image towers pool the features of the frames: ``mean``, or ``attention``, with a learned query.
 
@@ -124,12 +125,12 @@ class Encoder(nn.Module):
         if head == "mlp":
             # Features of others come in any scale, one number a hundred times as large as the next, and the first
             # layer would see little but the large ones.
-            layers = [nn.BatchNorm1d(feature_size, affine=False)] if isinstance(backbone, Tower) else []
+            layers = [WholeBatchNorm(feature_size, affine=False)] if isinstance(backbone, Tower) else []
             layers += [nn.Linear(feature_size, hidden_size), nn.ReLU(inplace=True)]
             self.penultimate_size = hidden_size
         # Features after a ReLU share a large mean. Without the norm, all untrained embeddings would be in one narrow
         # cone, where a contrastive loss has almost no gradient. Centred features start spread over the sphere.
-        self.hidden = nn.Sequential(*layers, nn.BatchNorm1d(self.penultimate_size))
+        self.hidden = nn.Sequential(*layers, WholeBatchNorm(self.penultimate_size))
         self.last = nn.Linear(self.penultimate_size, size, bias=False)
 
     @property
@@ -248,6 +249,5 @@ def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> 
         tower = open_tower(name, modality, frame_pooling=config.frame_pooling, with_weights=with_weights)
         return tower, tower.feature_size
     backbone, size = build_video_backbone(name) if modality == "video" else build_audio_backbone(name, config.mel_bins)
-    if config.norm == "group":
-        replace_batch_norm(backbone)
+    set_norms(backbone, config.norm)
     return backbone, size

@@ -33,11 +33,11 @@ class TinyVideo(Backbone):
             *_convolution(128, 192, kernel=(3, 3, 3), stride=(1, 2, 2)),
         )
 
-    def feature_map(
-        self, inputs: Float[Tensor, "batch 3 time height width"]
+    def body(
+        self, prepared: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
         """Output of the last convolution, by time and space."""
-        responses: Tensor = self.layers(inputs)
+        responses: Tensor = self.layers(prepared)
         return responses
 
     def pool(
@@ -60,11 +60,11 @@ class VideoResNet(Backbone):
         self.layer3: nn.Module = network.layer3
         self.layer4: nn.Module = network.layer4
 
-    def feature_map(
-        self, inputs: Float[Tensor, "batch 3 time height width"]
+    def body(
+        self, prepared: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
         """Output of the last block, by time and space."""
-        x: Tensor = self.stem(inputs)
+        x: Tensor = self.stem(prepared)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
         return x

@@ -14,7 +14,8 @@ from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import BatchKeys
 from cmacc.pretraining.reading import UnfitError, dataclass_of
 
-PrecisionName = Literal["auto", "bf16", "fp32"]
+PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb", "none"]
 RefreshName = Literal["none", "selected", "dictionary"]
 
 
@@ -229,7 +230,11 @@ class OptimConfig:
     Parameters
     ----------
     batch_size
-        M, clips per step.
+        M, clips per step, over all processes.
+    chunk_size
+        Clips that a process encodes at a time; None: its whole part of the batch. The loss is over the whole batch all
+        the same, by gradient caching (Gao et al., 2021), for one more forward pass. Exact unless the backbones have
+        batch norm, whose statistics are then those of a chunk.
     steps
         Number of training steps.
     learning_rate
@@ -241,6 +246,7 @@ class OptimConfig:
     """
 
     batch_size: int = 32
+    chunk_size: int | None = None
     steps: int = 1000
     learning_rate: float = 1e-3
     warmup_steps: int | None = None
@@ -248,6 +254,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "optim.batch_size", "at least 2", self.batch_size)
+        _require(self.chunk_size is None or self.chunk_size >= 1, "optim.chunk_size", "at least 1", self.chunk_size)
         _require(self.steps >= 1, "optim.steps", "at least 1", self.steps)
         _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
         if self.warmup_steps is not None:
@@ -279,12 +286,19 @@ class TrainConfig:
         Rank of the adapters.
     backbone_learning_rate
         Peak learning rate of the backbones, adapters included. Default: ``optim.learning_rate``.
+    checkpoint_activations
+        Whether to compute the activations of a block of the backbones again in the backward pass, instead of keeping
+        them: less memory, for about one more forward pass.
+    compile
+        Whether to compile the backbones with `torch.compile`. It takes minutes at the start, and a C++ compiler.
     """
 
     video: str = "all"
     audio: str = "all"
     lora_rank: int = 8
     backbone_learning_rate: float | None = None
+    checkpoint_activations: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for modality in MODALITIES:
@@ -308,13 +322,24 @@ class PretrainConfig:
     seed
         Seed of weights, order, windows, augmentation and selection.
     precision
-        ``auto`` uses bf16 autocast if the device has hardware for it; ``bf16`` and ``fp32`` force one.
+        ``auto`` uses bf16 autocast if the device has hardware for it; ``bf16``, ``fp16`` (with a scaled loss, for GPUs
+        without bf16) and ``fp32`` force one.
     save_every
-        Steps between checkpoints. The last one is kept, and the end of the run is always one.
+        Steps between checkpoints. The last two and the best are kept, and the end of the run is always one.
     keep_every
-        Also keep the checkpoints at multiples of this step; 0 keeps the last one only.
+        Also keep the checkpoints at multiples of this step; 0: none of them.
     health_every
-        Steps between health measurements of the dictionaries.
+        Steps between health measurements of the embeddings and dictionaries.
+    eval_every
+        Steps between evaluations on held-out files; 0: none. The checkpoint with the best result is kept.
+    eval_files
+        Maximum number of files for an evaluation: as many held-out ones, and as many of the training files.
+    max_skipped_steps
+        Steps in a row that may be skipped because a loss or gradient is not finite; one more ends the run.
+    check_ranks_every
+        Steps between checks that all processes hold the same weights and dictionaries; 0: none.
+    tracker
+        Where metrics are shown, besides ``metrics.jsonl``: ``tensorboard``, ``mlflow``, ``wandb`` or ``none``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -329,6 +354,11 @@ class PretrainConfig:
     save_every: int = 100
     keep_every: int = 0
     health_every: int = 20
+    eval_every: int = 0
+    eval_files: int = 512
+    max_skipped_steps: int = 10
+    check_ranks_every: int = 0
+    tracker: TrackerName = "tensorboard"
 
     @property
     def keeps_features(self) -> bool:
@@ -350,10 +380,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16 or fp32", self.precision)
+        _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16, fp16 or fp32", self.precision)
         _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
         _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
         _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
+        _require(self.eval_every >= 0, "eval_every", "at least 0", self.eval_every)
+        _require(self.eval_files >= 2, "eval_files", "at least 2", self.eval_files)
+        _require(self.max_skipped_steps >= 0, "max_skipped_steps", "at least 0", self.max_skipped_steps)
+        _require(self.check_ranks_every >= 0, "check_ranks_every", "at least 0", self.check_ranks_every)
+        _require(self.tracker in get_args(TrackerName), "tracker", ", ".join(get_args(TrackerName)), self.tracker)
         _require(
             self.batches.group_size is None or self.batches.group_size <= self.optim.batch_size,
             "batches.group_size",

@@ -43,7 +43,7 @@ _OF_A_RUN = (
 # Settings that may change when a run is resumed, because no number depends on them.
 RESUMABLE = (
     "data.manifest", "data.workers", "data.start_method", "data.max_bad_fraction", "save_every", "keep_every",
-    "health_every",
+    "health_every", "eval_every", "eval_files", "check_ranks_every", "tracker",
 )  # fmt: skip
 
 

@@ -12,8 +12,6 @@ and calls ``push``. The batch's own keys enter the pool after the selection, so 
 step.
 """
 
-import dataclasses
-
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float, Int
@@ -127,7 +125,9 @@ class ActiveDictionary(nn.Module):
             ``(M,)``: the batch's sample ids, which are not chosen unless ``allow_repeats`` is set.
         group
             Processes that select together. Each holds its own part of the pool and passes its own part of the batch;
-            all get the same dictionary. The chosen keys lose their handles, since only one process has their inputs.
+            all get the same dictionary. If they push equal parts of every batch, and the pools hold whole batches, it
+            is the dictionary of one process with the whole pool and batch. Handles are then only of use to a caller
+            that knows which process has the input.
 
         Returns
         -------
@@ -146,9 +146,9 @@ class ActiveDictionary(nn.Module):
             )
         pool, pushed = self.pool.held()
         device = pool.embedding.device
-        shards, batch = Shards(len(pool), group, device), Shards(len(queries), group, device)
+        shards, order = _in_one_ring(self.pool, pool.steps, pushed, group)
+        batch = Shards(len(queries), group, device)
         queries = batch.table(queries.to(pool.embedding.dtype))
-        order = pushed * shards.processes + shards.rank
         unbarred = torch.ones(len(pool), dtype=torch.bool, device=device)
         if not self.allow_repeats:
             unbarred = _newest_of_its_sample(pool.sample_ids, order, shards)
@@ -169,9 +169,6 @@ class ActiveDictionary(nn.Module):
             candidates = Candidates(pool, order, eligible, shards, queries, staying)
             picks = self.selector.select(candidates, count, generator).cpu()
         chosen = Keys(*(shards.fetch(picks, value.__getitem__) for value in pool.fields()))
-        if shards.processes > 1:
-            # A handle is only valid on the process that encoded the key.
-            chosen = dataclasses.replace(chosen, handles=torch.full_like(chosen.handles, -1))
         self.dictionary.push(chosen)
         return count
 
@@ -197,4 +194,26 @@ def _newest_of_its_sample(
     all_ids, all_orders = shards.table(sample_ids), shards.table(order)
     _, sample = all_ids.unique(return_inverse=True)
     newest = torch.full_like(all_orders, -1).scatter_reduce(0, sample, all_orders, "amax")
-    return (newest[sample] == all_orders)[shards.start : shards.stop]
+    return shards.own(newest[sample] == all_orders)
+
+
+def _in_one_ring(
+    pool: KeyQueue, steps: Int[Tensor, " keys"], pushed: Int[Tensor, " keys"], group: dist.ProcessGroup | None
+) -> tuple[Shards, Int[Tensor, " keys"]]:
+    """The places that the keys of all processes would have in the ring of one process, and when it had pushed them.
+
+    Within a step, the keys of a process follow those of the process before it.
+    """
+    shards = Shards(len(steps), group, steps.device)
+    if group is None:
+        return shards, pushed
+    ranks = shards.table(torch.full_like(steps, shards.rank))
+    by_age = shards.table(pushed).argsort(stable=True)
+    for values in (ranks, shards.table(steps)):
+        by_age = by_age[values[by_age].argsort(stable=True)]
+    age = torch.empty_like(by_age)
+    age[by_age] = torch.arange(len(by_age), device=by_age.device)
+    order = int(shards.each(pool.pushed).sum()) - shards.count + age
+    # Until the ring is full, the oldest key is at its beginning.
+    places = order % shards.count if shards.count == pool.capacity * shards.processes else age
+    return Shards(len(steps), group, steps.device, shards.own(places)), shards.own(order)

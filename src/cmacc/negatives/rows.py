@@ -223,7 +223,8 @@ class Rows:
         for part in self._slices():
             bad = ~self._finite(part)
             if bool(bad.any()):
-                first = self.shards.start + part.start + int(bad.nonzero()[0])
+                row = part.start + int(bad.nonzero()[0])
+                first = int(self.shards.start + row if self.shards.places is None else self.shards.places[row])
                 break
         return int(self.shards.each(torch.tensor(first)).amin())
 

@@ -52,6 +52,7 @@ def kmeans_plusplus(
     initial_centers: Points | None = None,
     eligible: Bool[Tensor, " rows"] | None = None,
     group: dist.ProcessGroup | None = None,
+    places: Int[Tensor, " rows"] | None = None,
 ) -> Int[Tensor, " count"]:
     """Pick ``count`` distinct rows: the first uniformly, each further one with probability proportional to D^2.
 
@@ -81,6 +82,9 @@ def kmeans_plusplus(
         Processes that seed together. Each passes its own part of the rows; parts may differ in size.
         ``initial_centers`` is the same on all. Indices count over all parts in the order of rank. On CPUs of one kind,
         they do not depend on the number of processes.
+    places
+        ``(N,)``: place of each row of this process among those of all. Indices are then places, and do not depend on
+        which process holds which rows either.
 
     Returns
     -------
@@ -123,7 +127,7 @@ def kmeans_plusplus(
         else None
     )
     with torch.no_grad(), exact_products(device):
-        shards = Shards(len(tables[0]), group, device)
+        shards = Shards(len(tables[0]), group, device, places)
         rows = Rows(
             tables, shards, device, _rows_at_a_time(device, tables), "kmeans_plusplus",
             initial_centers=centres, eligible=eligible,
@@ -291,8 +295,7 @@ class _Weights:
 
     def close(self, picked: Int[Tensor, " picks"]) -> None:
         """Exclude rows from further draws."""
-        shards = self._rows.shards
-        own = (picked[(picked >= shards.start) & (picked < shards.stop)] - shards.start).to(self._rows.device)
+        own = self._rows.shards.held(picked)[1].to(self._rows.device)
         self._open[own] = False
         self._nearest[own] = 0
 
@@ -319,6 +322,11 @@ class _Weights:
     def locate(self, ordinals: Int[Tensor, " draws"]) -> Int[Tensor, " draws"]:
         """The rows in which the cumulative weights of the whole table pass each ordinal in 0..total - 1."""
         shards = self._rows.shards
+        if shards.places is not None:
+            parts = [self._part(start) for start in self._starts()]
+            own = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self._rows.device)
+            cumulative = shards.table(own).cumsum(0)
+            return torch.searchsorted(cumulative, ordinals.to(cumulative.device), right=True).cpu()
         found = torch.zeros_like(ordinals)
         before = sum(self._each[: shards.rank])
         for start, total in zip(self._starts(), self._totals, strict=True):

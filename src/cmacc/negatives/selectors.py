@@ -115,6 +115,7 @@ class ActiveSelector:
             initial_centers=centres,
             eligible=candidates.eligible,
             group=candidates.shards.group,
+            places=candidates.shards.places,
         )
 
 

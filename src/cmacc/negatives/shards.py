@@ -1,10 +1,14 @@
-"""A table whose rows are distributed over processes, by rank. Without a process group, all rows are on this one."""
+"""A table whose rows are distributed over processes. Without a process group, all rows are on this one.
+
+Every row has a place in the whole table. By default the rows of a process follow those of the process before it. Where
+the caller gives other places, what is chosen from the table does not depend on which process holds which rows.
+"""
 
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 
@@ -21,32 +25,49 @@ class Shards:
         The processes; None: this one only.
     device
         Device of the collectives' tensors: the process's GPU for NCCL.
+    places
+        ``(own,)`` int64: place of each row of this process in the whole table. Over all processes, each of
+        0..count - 1 stands once. Default: process after process.
 
     Attributes
     ----------
     rank, processes
         Rank of this process, and size of the group.
-    start, stop
-        This process holds the rows ``start <= row < stop`` of the whole table.
     count
         Number of rows of the whole table.
+    start
+        Place of this process's first row, if ``places`` is None.
+    places
+        As given.
 
     Examples
     --------
     >>> shards = Shards(3)
-    >>> shards.start, shards.stop, shards.count
-    (0, 3, 3)
+    >>> shards.start, shards.count
+    (0, 3)
     """
 
-    def __init__(self, own: int, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        own: int,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
+        places: Int[Tensor, " own"] | None = None,
+    ) -> None:
         self.group = group
         self.device = device or torch.device("cpu")
         counts = self.each(torch.tensor(own)).tolist()
         self.processes = len(counts)
         self.rank = 0 if group is None else dist.get_rank(group)
         self.start = sum(counts[: self.rank])
-        self.stop = self.start + own
         self.count = sum(counts)
+        self.places = places
+        self._own = own
+        self._rows: Tensor | None = None
+        if places is not None:
+            # The row of this process at each place, on the CPU like the places that are asked for.
+            self._rows = torch.full((self.count,), -1)
+            self._rows[places.cpu()] = torch.arange(own)
 
     def each(self, value: Tensor) -> Tensor:
         """``(processes, *shape)``, on the CPU: the values of all processes, of one shape and type."""
@@ -63,13 +84,29 @@ class Shards:
 
     def table(self, own: Tensor) -> Tensor:
         """``(count, ...)``: the whole table, from the rows of all processes."""
-        if self.group is None:
+        if self.group is None and self.places is None:
             return own
         whole = own.new_zeros(self.count, *own.shape[1:])
-        whole[self.start : self.stop] = own
-        # A sum of one value and zeros is that value, exactly, in every type.
-        dist.all_reduce(whole, group=self.group)
+        whole[self._own_places(own.device)] = own
+        if self.group is not None:
+            # A sum of one value and zeros is that value, exactly, in every type.
+            dist.all_reduce(whole, group=self.group)
         return whole
+
+    def own(self, table: Tensor) -> Tensor:
+        """The rows of this process, from the whole table."""
+        return table[self._own_places(table.device)]
+
+    def held(self, indices: Int[Tensor, " picks"]) -> tuple[Bool[Tensor, " picks"], Int[Tensor, " held"]]:
+        """Which places this process holds, and its rows at them.
+
+        ``indices`` are on the CPU.
+        """
+        if self._rows is None:
+            held = (indices >= self.start) & (indices < self.start + self._own)
+            return held, indices[held] - self.start
+        rows = self._rows[indices]
+        return rows >= 0, rows[rows >= 0]
 
     def fetch(self, indices: Int[Tensor, " picks"], read: Callable[[Tensor], Tensor]) -> Tensor:
         """Rows ``indices`` of the whole table, on every process.
@@ -81,11 +118,14 @@ class Shards:
         read
             Returns rows of this process by their local places.
         """
+        held, own = self.held(indices)
+        rows = read(own)
         if self.group is None:
-            return read(indices)
-        own = (indices >= self.start) & (indices < self.stop)
-        rows = read(indices[own] - self.start)
+            return rows
         fetched = rows.new_zeros(len(indices), *rows.shape[1:])
-        fetched[own.to(rows.device)] = rows
+        fetched[held.to(rows.device)] = rows
         dist.all_reduce(fetched, group=self.group)
         return fetched
+
+    def _own_places(self, device: torch.device) -> slice | Tensor:
+        return slice(self.start, self.start + self._own) if self.places is None else self.places.to(device)

@@ -3,6 +3,7 @@
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum
+from cmacc.encoders.norm import WholeBatchNorm, saved_statistics, statistics_kept
 from cmacc.encoders.pair import (
     AudioVisualEncoder,
     Encoder,
@@ -24,13 +25,16 @@ __all__ = [
     "Modality",
     "TowerError",
     "TowerInput",
+    "WholeBatchNorm",
     "check_train_mode",
     "download_tower",
     "is_tower",
     "momentum_copy",
     "open_tower",
     "release",
+    "saved_statistics",
     "set_trained",
+    "statistics_kept",
     "trusting_code",
     "unwrapped",
     "update_momentum",

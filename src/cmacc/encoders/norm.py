@@ -23,50 +23,51 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 NormName = Literal["batch", "sync", "group"]
 _GROUPS = 8
 
 
-class WholeBatchNorm(nn.SyncBatchNorm):
-    """Batch norm over the parts of a batch on all processes, which are of equal sizes, on GPUs and CPUs.
+class WholeBatchNorm(_BatchNorm):
+    """Batch norm over the parts of a batch on all processes, which are of equal sizes.
 
-    Without several processes it is plain batch norm.
+    Without several processes it is plain batch norm. torch's `SyncBatchNorm` does the same on GPUs only, and
+    DistributedDataParallel refuses it on CPUs.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``(M, C, ...)``; in training mode a collective, which all processes must call."""
         if not self.training or _process_count() == 1:
-            return _BatchNorm.forward(self, input)
-        if input.device.type == "cpu":
-            return self._over_all_cpus(input)  # torch's own refuses tensors on a CPU
-        return super().forward(input)
+            return super().forward(input)
+        count = _process_count()
+        places = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        # The mean first: the difference of a mean square and a squared mean would lose digits.
+        mean = _sum(wide.mean(places)) / count
+        centred = wide - mean.view(shape)
+        variance = _sum(centred.square().mean(places)) / count
+        self._track(mean.detach(), variance.detach(), input.numel() // input.shape[1] * count)
+        normalised: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"WholeBatchNorm: input must be (M, C, ...), got {tuple(input.shape)}")
 
-    def _over_all_cpus(self, input: Tensor) -> Tensor:
-        count = _process_count()
-        places = [0, *range(2, input.ndim)]
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        # The mean first: the difference of a mean square and a squared mean would lose digits.
-        mean = all_reduce(input.mean(places)) / count
-        centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().mean(places)) / count
-        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
-            with torch.no_grad():
-                values = input.numel() // input.shape[1] * count
-                self.running_mean.lerp_(mean.detach(), self.momentum or 0.0)
-                self.running_var.lerp_(variance.detach() * values / max(1, values - 1), self.momentum or 0.0)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
-        normalised: Tensor = centred * (variance + self.eps).rsqrt().view(shape)
-        if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Update the running statistics, as torch does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_((variance * count / max(1, count - 1)).to(self.running_var), self.momentum)
+        self.num_batches_tracked.add_(1)
 
 
 class InputNorm(WholeBatchNorm):
@@ -96,14 +97,45 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
     A pass that only repeats another one must not count twice.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    restore = saved_statistics(module)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        restore()
+
+
+def saved_statistics(module: nn.Module) -> Callable[[], None]:
+    """A function that restores the running statistics of all batch norms to what they are now."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+    return restore
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; so is its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.all_reduce(value)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def _sum(value: Tensor) -> Tensor:
+    result: Tensor = _Sum.apply(value)
+    return result
 
 
 def _process_count() -> int:

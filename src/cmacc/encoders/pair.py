@@ -106,6 +106,14 @@ class Encoding:
     feature: Float[Tensor, "batch features"]
     feature_map: Float[Tensor, "batch channels *places"] | None = None
 
+    @classmethod
+    def cat(cls, parts: "Sequence[Encoding]") -> "Encoding":
+        """The encodings of several parts of a batch as one, without feature maps."""
+        if len(parts) == 1:
+            return parts[0]
+        names = ("embedding", "length", "penultimate", "feature")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 class Encoder(nn.Module):
     """Backbone, projection head and L2 norm for one modality.

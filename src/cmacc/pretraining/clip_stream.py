@@ -12,6 +12,7 @@ from cmacc.encoders import AudioVisualEncoder
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.learner import untrained_encoder
+from cmacc.pretraining.processes import Processes
 
 log = logging.getLogger("cmacc")
 
@@ -42,7 +43,7 @@ class ClipStream:
     excluded
         ``{sample id: reason}`` of the files of the split that are excluded because of scan findings.
     bad_files
-        ``{path: reason}`` of other files that did not decode during training.
+        ``{path: reason}`` of other files that did not decode during training, on any process.
 
     Raises
     ------
@@ -57,6 +58,7 @@ class ClipStream:
         if line := excluded_line(self.excluded, len(sample_ids)):
             log.warning(line)
         self.bad_files: dict[str, str] = {}
+        self._processes = Processes.current(device)
         self.plan = training_plan(manifest, sample_ids, config)
         self.views = ClipViews(config, device)
         self.memory = None
@@ -71,7 +73,7 @@ class ClipStream:
         return self.plan.visit(step)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[ClipBatch]:
-        """The batches of the plan, decoded by ``data.workers`` processes."""
+        """This process's part of the batches of the plan, decoded by ``data.workers`` processes."""
         config = self._config
         loader = training_loader(
             self.plan,
@@ -81,11 +83,16 @@ class ClipStream:
             workers=config.data.workers,
             start_method=config.data.start_method,
             pin_memory=self._device.type == "cuda",
+            rank=self._processes.rank,
+            ranks=self._processes.count,
         )
         for batch in loader:
-            for sample_id, reason in batch.failures.items():
-                note_bad_file(self.bad_files, str(self._manifest.records[sample_id].path), reason)
-            check_bad_fraction(self.bad_files, len(self.plan.sample_ids), config.data.max_bad_fraction)
+            if self._processes.any(bool(batch.failures)):
+                # On all processes, so that all of them stop at the same step if there are too many.
+                for failures in self._processes.objects(batch.failures):
+                    for sample_id, reason in failures.items():
+                        note_bad_file(self.bad_files, str(self._manifest.records[sample_id].path), reason)
+                check_bad_fraction(self.bad_files, len(self.plan.sample_ids), config.data.max_bad_fraction)
             yield batch
 
 

@@ -4,15 +4,27 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
-from cmacc.encoders import MODALITIES, AudioVisualEncoder, EncoderPair, Modality, is_tower, momentum_copy, set_trained
+from cmacc.encoders import (
+    MODALITIES,
+    AudioVisualEncoder,
+    EncoderPair,
+    Modality,
+    WholeBatchNorm,
+    is_tower,
+    momentum_copy,
+    set_trained,
+)
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
 from cmacc.pretraining.config import PrecisionName, PretrainConfig
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.problem import Views
+from cmacc.pretraining.processes import Processes
 
 
 @dataclass
@@ -20,11 +32,14 @@ class Learner:
     """Everything that a step changes, and its settings.
 
     There are no dictionaries with ``selector: none``, no input buffer without ``refresh``, and no memory with random
-    batches.
+    batches. With several processes, each holds a part of the pools and of the input buffer; all else is the same on
+    all of them.
     """
 
     config: PretrainConfig
+    processes: Processes
     encoder: nn.Module  # an EncoderPair, or a wrapper with the same forward
+    replica: nn.Module  # the encoder; with several processes, wrapped so that gradients are exchanged
     key_encoder: EncoderPair
     views: Views
     dictionaries: dict[Modality, ActiveDictionary]
@@ -32,6 +47,7 @@ class Learner:
     memory: SampleMemory | None
     objective: Objective
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     autocast_dtype: torch.dtype | None
     device: torch.device
     selection_stream: torch.cuda.Stream | None
@@ -46,6 +62,7 @@ class Learner:
         autocast_dtype: torch.dtype | None,
         objective: Objective | None = None,
         memory: SampleMemory | None = None,
+        processes: Processes | None = None,
     ) -> "Learner":
         """A learner at step 0, for encoders and inputs of any kind.
 
@@ -65,7 +82,17 @@ class Learner:
             Objective. Default: the one in ``config.objective``.
         memory
             Embeddings for active batches; None if batches are random.
+        processes
+            The processes that train together. Default: this one alone.
+
+        Raises
+        ------
+        ValueError
+            The batch or the pools cannot be divided among the processes, or the objective needs feature maps, which
+            there are none of in chunks.
         """
+        processes = processes or Processes(device=device)
+        _check_divisible(config, processes)
         encoder = encoder.to(device)
         contrast = config.objective
         objective = objective or BidirectionalContrast(
@@ -74,16 +101,23 @@ class Learner:
         trained: list[nn.Module] = [encoder]
         if isinstance(objective, nn.Module):
             trained.append(objective.to(device))
+        if _in_chunks(config, processes) and objective.needs_feature_maps:
+            raise ValueError(
+                f"optim.chunk_size must be null for an objective that needs feature maps, got {config.optim.chunk_size}"
+            )
         return cls(
             config=config,
+            processes=processes,
             encoder=encoder,
+            replica=_replica(encoder, config, processes),
             key_encoder=momentum_copy(encoder),
             views=views,
-            dictionaries=_dictionaries(config, encoder, device),
-            input_buffer=input_buffer(config, device),
+            dictionaries=_dictionaries(config, encoder, processes),
+            input_buffer=input_buffer(config, processes),
             memory=memory,
             objective=objective,
             optimizer=build_optimizer(trained, config.optim, config.train.backbone_learning_rate),
+            scaler=torch.amp.GradScaler(device.type, enabled=autocast_dtype == torch.float16),
             autocast_dtype=autocast_dtype,
             device=device,
             selection_stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
@@ -92,6 +126,17 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """Autocast context; disabled if the learner uses float32."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether this process encodes its part of a batch in chunks."""
+        return _in_chunks(self.config, self.processes)
+
+    @property
+    def rows_at_a_time(self) -> int:
+        """Clips that this process encodes at a time."""
+        part = self.config.optim.batch_size // self.processes.count
+        return min(part, self.config.optim.chunk_size or part)
 
     @property
     def needs_keys(self) -> bool:
@@ -104,6 +149,22 @@ class Learner:
             return {}
         return {modality: dictionary.negatives() for modality, dictionary in self.dictionaries.items()}
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients of all weights that are trained."""
+        groups = self.optimizer.param_groups
+        return [p.grad for group in groups for p in group["params"] if p.grad is not None]
+
+    def statistics_of_parts(self) -> list[Tensor]:
+        """Running statistics of norms that only see this process's part of a batch."""
+        norms = (norm for norm in self.encoder.modules() if isinstance(norm, _BatchNorm))
+        return [
+            buffer
+            for norm in norms
+            if not isinstance(norm, WholeBatchNorm)
+            for buffer in norm.buffers()
+            if buffer.is_floating_point()
+        ]
+
     def modules(self) -> dict[str, nn.Module]:
         """All modules with state, by their names in checkpoints."""
         modules: dict[str, nn.Module] = {"encoder": self.encoder, "key_encoder": self.key_encoder}
@@ -115,8 +176,8 @@ class Learner:
         return modules
 
 
-def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int = 0) -> InputBuffer | None:
-    """A buffer deep enough for every key that may be re-encoded; None if none may.
+def input_buffer(config: PretrainConfig, processes: Processes, first_handle: int = 0) -> InputBuffer | None:
+    """A buffer deep enough for every key of this process that may be re-encoded; None if none may.
 
     A key is chosen while it is among the last N pushed. It then stays until about K others have been chosen, and one is
     chosen for each key pushed. So the buffer needs N samples, or N + K to re-encode the whole dictionary.
@@ -124,8 +185,8 @@ def input_buffer(config: PretrainConfig, device: torch.device, first_handle: int
     if config.dictionary.selector == "none" or config.dictionary.refresh_policy == "none":
         return None
     stays = config.dictionary.size if config.dictionary.refresh_policy == "dictionary" else 0
-    store = device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
-    return InputBuffer(config.dictionary.pool_size + stays, store, first_handle)
+    store = processes.device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
+    return InputBuffer(-(-(config.dictionary.pool_size + stays) // processes.count), store, first_handle)
 
 
 def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality] = MODALITIES) -> AudioVisualEncoder:
@@ -160,7 +221,7 @@ def default_device() -> torch.device:
 
 
 def autocast_dtype(precision: PrecisionName, device: torch.device) -> torch.dtype | None:
-    """bf16 if requested, or if ``auto`` finds hardware for it; else None."""
+    """fp16 or bf16 if requested, or bf16 if ``auto`` finds hardware for it; else None."""
     if precision == "auto":
         if device.type == "cuda":
             has_units = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -168,11 +229,39 @@ def autocast_dtype(precision: PrecisionName, device: torch.device) -> torch.dtyp
             # AMX multiplies bf16 tiles in hardware; without it bf16 on a CPU is slower than float32.
             has_units = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if has_units else None
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def _check_divisible(config: PretrainConfig, processes: Processes) -> None:
+    size, pool = config.optim.batch_size, config.dictionary.pool_size
+    processes.part(size)
+    # Else the processes would not hold the keys that one process would: the end of its pool lies within a batch.
+    if processes.count > 1 and config.dictionary.selector != "none" and pool % size:
+        raise ValueError(
+            f"dictionary.pool_size must be a multiple of optim.batch_size ({size}) with several processes, got {pool}"
+        )
+
+
+def _in_chunks(config: PretrainConfig, processes: Processes) -> bool:
+    size = config.optim.chunk_size
+    return size is not None and size < config.optim.batch_size // processes.count
+
+
+def _replica(encoder: EncoderPair, config: PretrainConfig, processes: Processes) -> nn.Module:
+    """The encoder, wrapped so that a backward pass exchanges its gradients with the other processes."""
+    if processes.count == 1 or _in_chunks(config, processes):
+        return encoder
+    return DistributedDataParallel(
+        encoder,
+        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        # Networks of others may have weights that no output depends on.
+        find_unused_parameters=config.trains_tower,
+        gradient_as_bucket_view=True,
+    )
 
 
 def _dictionaries(
-    config: PretrainConfig, encoder: EncoderPair, device: torch.device
+    config: PretrainConfig, encoder: EncoderPair, processes: Processes
 ) -> dict[Modality, ActiveDictionary]:
     if config.dictionary.selector == "none":
         return {}
@@ -181,13 +270,13 @@ def _dictionaries(
         modality: ActiveDictionary(
             config.encoder.embedding_size,
             config.dictionary.size,
-            config.dictionary.pool_size,
+            config.dictionary.pool_size // processes.count,
             penultimate_size=penultimate_size,
             temperature=config.objective.temperature,
             selector=config.dictionary.selector,
             gradient=config.dictionary.gradient,
             initial_centers=config.dictionary.initial_centers,
             allow_repeats=config.dictionary.allow_repeats,
-        ).to(device)
+        ).to(processes.device, getattr(encoder, modality).last.weight.dtype)
         for modality, penultimate_size in sizes.items()
     }

@@ -16,7 +16,7 @@ from cmacc.pretraining.memory import SampleMemory
 
 @runtime_checkable
 class Batch(Protocol):
-    """M samples of any kind that the problem's `Views` can handle, such as clips."""
+    """Samples of any kind that the problem's `Views` can handle, such as clips."""
 
     @property
     def sample_ids(self) -> Tensor:
@@ -74,7 +74,10 @@ class Problem(Protocol):
         ...
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """The batches of the steps ``first_step <= step < last_step``. A batch must not depend on ``first_step``."""
+        """The batches of the steps ``first_step <= step < last_step``. A batch must not depend on ``first_step``.
+
+        With several processes, this process's part of each batch (`Processes.part`).
+        """
         ...
 
     def visit(self, step: int) -> int:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from cmacc.encoders import Encoding, Modality
-from cmacc.negatives import Keys
 from cmacc.pretraining.learner import Learner
+from cmacc.pretraining.problem import Batch
 
 
 def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) -> int:
@@ -39,7 +40,8 @@ def refresh_keys(learner: Learner, chosen: Mapping[Modality, int], step: int) ->
 def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) -> int:
     """Re-encode the newest ``count`` keys of a dictionary with the current key encoder.
 
-    The augmented view is the one of the key's first encoding. A key whose input is no longer kept is not changed.
+    The augmented view is the one of the key's first encoding. The process that encoded a key first does it again, and
+    all get the result. A key whose input is no longer kept is not changed.
 
     Returns
     -------
@@ -47,27 +49,59 @@ def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) 
         Number of re-encoded keys.
     """
     assert learner.input_buffer is not None
-    dictionary = learner.dictionaries[modality]
+    if count == 0:
+        return 0
+    dictionary, processes = learner.dictionaries[modality], learner.processes
     held = dictionary.negatives()
     held = held[slice(len(held) - count, None)]
-    handles = held.handles.cpu()
-    kept = learner.input_buffer.has(handles).nonzero().flatten()
-    if len(kept) == 0:
-        return 0
-    # In batches of the training batch size, which is known to fit into memory.
-    encodings = [_encode(learner, modality, handles[part]) for part in kept.split(learner.config.optim.batch_size)]
-    fresh = Keys(
-        embedding=torch.cat([e.embedding for e in encodings]),
-        length=torch.cat([e.length for e in encodings]),
-        penultimate=torch.cat([e.penultimate for e in encodings]),
-        sample_ids=held.sample_ids[kept],
-        steps=torch.full_like(held.steps[kept], step),
-        handles=held.handles[kept],
-    )
-    for old, new in zip(held.fields(), fresh.fields(), strict=True):
-        old[kept.to(old.device)] = new.to(old)
+    own, handles = _own_handles(held.handles.cpu(), learner)
+    own = own.to(held.embedding.device)
+    names = ("embedding", "length", "penultimate")
+    columns = [getattr(held, name).reshape(count, -1) for name in names]
+    # One row for each key, with the count of processes that encoded it, none or one, in the first column.
+    table = held.embedding.new_zeros(count, 1 + sum(column.shape[1] for column in columns))
+    # In batches of a size that is known to fit into memory.
+    encodings = [_encode(learner, modality, part) for part in handles.split(learner.rows_at_a_time) if len(part)]
+    if encodings:
+        fresh = Encoding.cat(encodings)
+        rows = [getattr(fresh, name).reshape(len(handles), -1) for name in names]
+        table[own] = torch.cat([torch.ones_like(rows[0][:, :1]), *rows], dim=1).to(table)
+    processes.sum(table)
+    is_fresh = table[:, 0] > 0
+    for old, new in zip(columns, table[:, 1:].split([column.shape[1] for column in columns], dim=1), strict=True):
+        old[is_fresh] = new[is_fresh]
+    held.steps[is_fresh] = step
     dictionary.refresh(held)
-    return len(kept)
+    return int(is_fresh.sum())
+
+
+def keep_inputs(learner: Learner, batch: Batch, visit: int) -> Int[Tensor, " batch"] | None:
+    """Keep the inputs of this process's part of a batch.
+
+    Returns
+    -------
+    Tensor or None
+        ``(M / R,)``: a handle for each clip, distinct over all processes: its number in the run. None if no inputs are
+        kept.
+    """
+    if learner.input_buffer is None:
+        return None
+    own = learner.input_buffer.push(learner.views.kept(batch, visit))
+    part = learner.processes.part(learner.config.optim.batch_size)
+    size = part.stop - part.start
+    handles: Tensor = own // size * learner.config.optim.batch_size + part.start + own % size
+    return handles
+
+
+def _own_handles(handles: Int[Tensor, " keys"], learner: Learner) -> tuple[Tensor, Tensor]:
+    """Which keys' inputs this process keeps, and their handles in its input buffer."""
+    assert learner.input_buffer is not None
+    batch_size = learner.config.optim.batch_size
+    part = learner.processes.part(batch_size)
+    row, size = handles % batch_size, part.stop - part.start
+    own = handles // batch_size * size + row - part.start
+    kept = (handles >= 0) & (row >= part.start) & (row < part.stop) & learner.input_buffer.has(own)
+    return kept, own[kept]
 
 
 def _encode(learner: Learner, modality: Modality, handles: Tensor) -> Encoding:

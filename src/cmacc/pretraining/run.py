@@ -141,9 +141,11 @@ def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> i
     trainer.next_step = step
     learner, config, problem = trainer.learner, trainer.config, trainer.problem
     if learner.input_buffer is not None:
-        first = max(0, step - math.ceil(learner.input_buffer.capacity / config.optim.batch_size))
+        part = learner.processes.part(config.optim.batch_size)
+        size = part.stop - part.start
+        first = max(0, step - math.ceil(learner.input_buffer.capacity / size))
         log.info("reading the batches of steps %s to %s again, to re-encode their keys", first, step - 1)
-        learner.input_buffer = input_buffer(config, learner.device, first * config.optim.batch_size)
+        learner.input_buffer = input_buffer(config, learner.processes, first * size)
         assert learner.input_buffer is not None
         for number, batch in enumerate(problem.batches(first, step), start=first):
             learner.input_buffer.push(learner.views.kept(batch, problem.visit(number)))

@@ -1,22 +1,21 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page, in `training_step`."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from cmacc.clips import seeds
 from cmacc.clips.seeds import seeded_rng
-from cmacc.encoders import Encoding, Modality, update_momentum
+from cmacc.encoders import Encoding, Modality, saved_statistics, update_momentum
 from cmacc.negatives import Keys
-from cmacc.objectives import ObjectiveInputs
+from cmacc.objectives import Encoded, ObjectiveInputs
 from cmacc.pretraining.clock import PhaseClock
+from cmacc.pretraining.encoding import encode_keys, encode_queries, gather_encodings
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.problem import Batch
-from cmacc.pretraining.randomness import seeded_generators
-from cmacc.pretraining.refresh import refresh_keys
+from cmacc.pretraining.refresh import keep_inputs, refresh_keys
 
 # Each dictionary has its own generator, seeded by (seed, step, number).
 _SELECTION_NUMBER: dict[Modality, int] = {"audio": 0, "video": 1}
@@ -32,51 +31,71 @@ class DivergenceError(ValueError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """Results of a step, still on the device.
+    """Results of a step, still on the device; the same on all processes.
 
     Attributes
     ----------
-    loss
-        The minimised loss.
     metrics
-        Metrics of the objective, as scalars; NaN if there was nothing to measure.
+        Metrics of the objective and ``gradient_norm``, as scalars; NaN if there was nothing to measure.
     refreshed
         Number of re-encoded keys.
+    not_finite
+        What was not finite (NaN or infinity), if anything. Then the step changed neither weights nor pools, and there
+        are no metrics.
     """
 
-    loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
-    refreshed: int
+    refreshed: int = 0
+    not_finite: str | None = None
 
     def row(self) -> dict[str, float]:
         """The metrics to log: those that are not NaN. Synchronises with the device once."""
-        values = torch.stack([value.float() for value in self.metrics.values()]).tolist()
+        if not self.metrics:
+            return {}
+        wide = any(value.dtype == torch.float64 for value in self.metrics.values())
+        dtype = torch.float64 if wide else torch.float32
+        values = torch.stack([value.to(dtype) for value in self.metrics.values()]).tolist()
         return {name: value for name, value in zip(self.metrics, values, strict=True) if value == value}
 
 
 def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: PhaseClock) -> StepResult:
     """Encode a batch, update both dictionaries, compute the loss, update the weights, push the keys into the pools.
 
-    ``visit`` is the number of earlier visits of the batch's samples. It seeds their augmentation.
-
-    Raises
-    ------
-    DivergenceError
-        The query embeddings are not finite.
+    Parameters
+    ----------
+    learner
+        What the step changes.
+    batch
+        This process's part of the batch.
+    step
+        Number of the step.
+    visit
+        The number of earlier visits of the batch's samples. It seeds their augmentation.
+    clock
+        Measures the phases.
     """
+    processes = learner.processes
     with clock.phase("transform"):
         inputs = learner.views.of(batch, visit)
 
-    with clock.phase("encode"), learner.autocast(), _seeded_dropout(learner, step):
-        queries = learner.encoder(**inputs, with_feature_maps=learner.objective.needs_feature_maps)
+    restore_statistics = saved_statistics(learner.encoder)
+    with clock.phase("encode"):
+        encoded = encode_queries(learner, inputs, step)
+    with clock.phase("gather"):
+        sample_ids = processes.gather(batch.sample_ids)
+        queries = gather_encodings(processes, encoded.queries)
 
     # Selection only needs the queries. On a GPU it runs on its own stream, in parallel with the key encoders.
     selecting = _behind_the_rest(learner)
-    with clock.phase("keys"), learner.autocast(), torch.no_grad():
-        keys = learner.key_encoder(**inputs) if learner.needs_keys else {}
+    with clock.phase("keys"):
+        own_keys = encode_keys(learner, inputs) if learner.needs_keys else {}
 
+    handles = keep_inputs(learner, batch, visit)
+    if _is_selection_due(learner, step) and not _all_finite(queries):
+        restore_statistics()
+        return StepResult({}, not_finite="an embedding")
     with torch.cuda.stream(selecting), clock.phase("select"):
-        chosen = select_negatives(learner, queries, batch.sample_ids, step)
+        chosen = select_negatives(learner, encoded.queries, batch.sample_ids, step)
     if selecting is not None:
         torch.cuda.current_stream(learner.device).wait_stream(selecting)
 
@@ -84,20 +103,33 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         refreshed = refresh_keys(learner, chosen, step)
 
     with clock.phase("loss"):
-        outcome = learner.objective(ObjectiveInputs(queries, keys, learner.negatives(step), batch.sample_ids))
+        keys = gather_encodings(processes, own_keys)
+        outcome = learner.objective(
+            ObjectiveInputs(_by_name(queries), _by_name(keys), learner.negatives(step), sample_ids)
+        )
         learner.optimizer.zero_grad(set_to_none=True)
-        outcome.loss.backward()
+        encoded.backward(learner.scaler.scale(outcome.loss))
+        learner.scaler.unscale_(learner.optimizer)
+        gradient_norm = get_total_norm(learner.gradients())
+        sound = {"the loss": outcome.loss.isfinite(), "a gradient": gradient_norm.isfinite()}
+        if keys:
+            sound["a key"] = torch.stack([of_batch.embedding.isfinite().all() for of_batch in keys.values()]).all()
+        finite = torch.stack(list(sound.values())).tolist()
 
     with clock.phase("update"):
-        learner.optimizer.step()
+        if not all(finite):
+            learner.scaler.update()  # with fp16, the loss was scaled too much
+            restore_statistics()
+            return StepResult({}, refreshed, list(sound)[finite.index(False)])
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        processes.average(learner.statistics_of_parts())
         warming = min(learner.config.objective.momentum, (1 + step) / (10 + step))
         update_momentum(learner.encoder, learner.key_encoder, warming)
-        buffer = learner.input_buffer
-        handles = buffer.push(learner.views.kept(batch, visit)) if buffer is not None else None
         if learner.memory is not None:
-            learner.memory.store(batch.sample_ids, queries)
+            learner.memory.store(sample_ids, queries)
         for modality, dictionary in learner.dictionaries.items():
-            of_batch = keys[modality]
+            of_batch = own_keys[modality]
             dictionary.push(
                 Keys.from_embedding(
                     of_batch.embedding,
@@ -108,7 +140,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                     handles=handles,
                 )
             )
-    return StepResult(outcome.loss.detach(), outcome.metrics, refreshed)
+    return StepResult(outcome.metrics | {"gradient_norm": gradient_norm}, refreshed)
 
 
 def select_negatives(
@@ -120,17 +152,10 @@ def select_negatives(
     -------
     dict
         Number of chosen keys by modality: the newest keys of its dictionary. Empty if no selection is due.
-
-    Raises
-    ------
-    DivergenceError
-        A query is not finite, so that a selection would be meaningless.
     """
     config = learner.config
-    if not learner.dictionaries or step % config.dictionary.select_every:
+    if not _is_selection_due(learner, step):
         return {}
-    if not torch.stack([encoding.embedding.isfinite().all() for encoding in queries.values()]).all():
-        raise DivergenceError("the embeddings are not finite (NaN or infinity)", step)
     chosen: dict[Modality, int] = {}
     for modality, dictionary in learner.dictionaries.items():
         crosswise = config.dictionary.pseudo_labels == "cross_modal"
@@ -140,18 +165,21 @@ def select_negatives(
             config.optim.batch_size * config.dictionary.select_every,
             torch.Generator().manual_seed(number),
             query_ids=sample_ids,
+            group=learner.processes.group,
         )
     return chosen
 
 
-def _seeded_dropout(learner: Learner, step: int) -> AbstractContextManager[None]:
-    """Within it, a tower's dropout draws by (seed, step).
+def _is_selection_due(learner: Learner, step: int) -> bool:
+    return bool(learner.dictionaries) and step % learner.config.dictionary.select_every == 0
 
-    cmacc's own encoders have no dropout, and copying a GPU's generator waits for the GPU.
-    """
-    if not learner.config.trains_tower:
-        return nullcontext()
-    return seeded_generators(learner.device, seeds.DROPOUT, learner.config.seed, step)
+
+def _all_finite(encodings: dict[Modality, Encoding]) -> bool:
+    return bool(torch.stack([encoding.embedding.isfinite().all() for encoding in encodings.values()]).all())
+
+
+def _by_name(encodings: dict[Modality, Encoding]) -> dict[str, Encoded]:
+    return {str(modality): encoding for modality, encoding in encodings.items()}
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:

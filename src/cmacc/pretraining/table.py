@@ -14,6 +14,7 @@ from cmacc.encoders import EncoderPair
 from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.problem import Batch, Views
+from cmacc.pretraining.processes import Processes
 
 
 @runtime_checkable
@@ -50,6 +51,7 @@ class TableProblem:
     def __init__(self, table: Table, config: PretrainConfig, device: torch.device) -> None:
         self._table, self._config = table, config
         self._count, self._size = len(table.labels), config.optim.batch_size
+        self._part = Processes.current(device).part(self._size)
         if self._count < self._size:
             raise ValueError(f"optim.batch_size must be at most the {self._count} training samples, got {self._size}")
         self.views = table.views(config)
@@ -69,10 +71,14 @@ class TableProblem:
         return step // (self._count // self._size)
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """Batches in the order of the epoch, which depends on seed and memory. Incomplete batches are dropped."""
+        """This process's part of batches in the order of the epoch, which depends on seed and memory.
+
+        Incomplete batches are dropped.
+        """
         for step in range(first_step, last_step):
             place = step % (self._count // self._size) * self._size
-            yield self._table.batch(torch.from_numpy(self._order(step)[place : place + self._size].copy()))
+            rows = self._order(step)[place : place + self._size][self._part]
+            yield self._table.batch(torch.from_numpy(rows.copy()))
 
     def _order(self, step: int) -> NDArray[np.int64]:
         if self.memory is not None:

@@ -8,7 +8,7 @@ There are no callbacks. Logging, checkpoints, measurements and stopping are done
 their time is not counted.
 """
 
-import math
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,10 @@ from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.learner import Learner, autocast_dtype
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, Problem
+from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.step import DivergenceError, training_step
+
+log = logging.getLogger("cmacc")
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class TrainedStep:
     step
         Its number, from 0.
     batch
-        The batch, on the trainer's device.
+        This process's part of the batch, on the trainer's device.
     metrics
-        Metrics of the objective (``loss``, ``video_to_audio/loss``...), ``learning_rate``, ``seconds/<phase>``,
-        ``seconds/step`` and ``clips_per_second``; with re-encoding also ``refreshed_keys`` and ``refresh_bytes``.
+        Metrics of the objective (``loss``, ``video_to_audio/loss``...), ``gradient_norm``, ``learning_rate``,
+        ``seconds/<phase>``, ``seconds/step`` and ``clips_per_second``; with re-encoding also ``refreshed_keys`` and
+        ``refresh_bytes``. A step that was skipped has ``skipped``, and none of the objective's metrics.
     seconds
         Time from requesting the batch until the device finished the step.
     """
@@ -60,6 +64,9 @@ class Trainer:
         Device to train on. Default: the CPU.
     objective
         Objective to use instead of the one in ``config.objective``.
+    processes
+        The processes that train together, each on its own part of every batch, which the problem must give. Default:
+        those of torch.distributed, if it is initialised.
 
     Attributes
     ----------
@@ -76,6 +83,7 @@ class Trainer:
         device: torch.device | None = None,
         *,
         objective: Objective | None = None,
+        processes: Processes | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         self.problem, self.config = problem, config
@@ -87,8 +95,10 @@ class Trainer:
             autocast_dtype(config.precision, device),
             objective,
             problem.memory,
+            processes or Processes.current(device),
         )
         self.next_step = 0
+        self._skipped_in_a_row = 0
 
     def steps(self, last_step: int | None = None) -> Iterator[TrainedStep]:
         """Run the steps ``next_step <= step < last_step``. Default: until the end, ``config.optim.steps``.
@@ -96,7 +106,9 @@ class Trainer:
         Raises
         ------
         DivergenceError
-            The loss or the embeddings are no longer finite. The learner cannot be used any more.
+            A loss, gradient or embedding was not finite at more than ``max_skipped_steps`` steps in a row.
+        ValueError
+            The problem's batch is not this process's part of one.
         """
         learner, device = self.learner, self.learner.device
         last_step = self.config.optim.steps if last_step is None else last_step
@@ -108,10 +120,17 @@ class Trainer:
             rate = learning_rate(self.config.optim, step)
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)  # checkpoints of 0.2.0 have no scale
+            if len(batch.sample_ids) * learner.processes.count != self.config.optim.batch_size:
+                raise ValueError(
+                    f"Trainer: a batch of the problem must have optim.batch_size / processes "
+                    f"({self.config.optim.batch_size} / {learner.processes.count}) samples, got {len(batch.sample_ids)}"
+                )
             batch = batch.to(device)
             result = training_step(learner, batch, step, self.problem.visit(step), clock)
-            if not math.isfinite(loss := float(result.loss)):
-                raise DivergenceError(f"the loss is {loss}", step)
+            if result.not_finite is not None:
+                self._skipped(result.not_finite, batch, step)
+            else:
+                self._skipped_in_a_row = 0
             metrics = result.row() | {"learning_rate": rate}
             if learner.input_buffer is not None:
                 metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.input_buffer.byte_count}
@@ -119,7 +138,28 @@ class Trainer:
             phases = clock.seconds()
             seconds = time.perf_counter() - started
             metrics |= {f"seconds/{name}": value for name, value in phases.items()}
-            metrics |= {"seconds/step": seconds, "clips_per_second": len(batch.sample_ids) / seconds}
+            metrics |= {"seconds/step": seconds, "clips_per_second": self.config.optim.batch_size / seconds}
+            metrics |= {"skipped": 1.0} if result.not_finite is not None else {}
             self.next_step += 1
             yield TrainedStep(step, batch, metrics, seconds)
             started = time.perf_counter()
+
+    def _skipped(self, what: str, batch: Batch, step: int) -> None:
+        """Note a step at which something was not finite.
+
+        Raises
+        ------
+        DivergenceError
+            There were too many in a row.
+        """
+        self._skipped_in_a_row += 1
+        most = self.config.max_skipped_steps
+        ids = ", ".join(map(str, batch.sample_ids.tolist()))
+        if self._skipped_in_a_row <= most:
+            log.warning("skipped step %s: %s is not finite; sample ids of this process: %s", step, what, ids)
+            return
+        raise DivergenceError(
+            f"{what} is not finite (NaN or infinity), for {self._skipped_in_a_row} steps in a row (max_skipped_steps "
+            f"is {most}); the last one had the sample ids {ids}",
+            step,
+        )

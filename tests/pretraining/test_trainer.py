@@ -86,12 +86,14 @@ def test_a_diverging_run_says_so_and_not_that_points_must_be_finite(selector: st
     config = dataclasses.replace(
         CONFIG,
         dictionary=dataclasses.replace(CONFIG.dictionary, selector=selector),  # type: ignore[arg-type]
+        max_skipped_steps=1,
     )
     diverging = trainer(config)
     for _ in diverging.steps(5):
         pass
     spoil(diverging.learner.encoder)
-    with pytest.raises(DivergenceError, match=r"step 5: .*; start again with a lower optim.learning_rate"):
+    message = r"step 6: .*, for 2 steps in a row .* sample ids [\d, ]+; start again with a lower optim.learning_rate"
+    with pytest.raises(DivergenceError, match=message):
         list(diverging.steps())
 
 

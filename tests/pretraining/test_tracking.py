@@ -118,7 +118,8 @@ READERS: dict[TrackerName, Callable[[Path], Seen]] = {
 def test_a_killed_run_goes_on_in_the_same_place(
     small_config: PretrainConfig, tmp_path: Path, tracker: TrackerName
 ) -> None:
-    pytest.importorskip(tracker)
+    if tracker == "mlflow":
+        pytest.importorskip(tracker)
     config = with_tracker(small_config, tracker)
     start_run(config, tmp_path)
 

@@ -118,8 +118,6 @@ READERS: dict[TrackerName, Callable[[Path], Seen]] = {
 def test_a_killed_run_goes_on_in_the_same_place(
     small_config: PretrainConfig, tmp_path: Path, tracker: TrackerName
 ) -> None:
-    if tracker == "mlflow":
-        pytest.importorskip(tracker)
     config = with_tracker(small_config, tracker)
     start_run(config, tmp_path)
 
@@ -152,7 +150,6 @@ def test_a_killed_run_goes_on_in_the_same_place(
 def test_mlflow_uses_the_server_it_is_told_and_takes_the_names_of_all_metrics(
     small_config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mlflow")
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()
     with tracked("mlflow", alone, small_config, "alone", 0) as track:

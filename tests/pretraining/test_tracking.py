@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -204,6 +205,15 @@ def test_a_tracker_that_does_not_open_does_not_end_a_run(
     with tracked("wandb", tmp_path, small_config, "id", 0) as track:
         track({"loss": 1.0}, 0)
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["no key"]
+
+
+def test_only_the_first_process_tracks(
+    small_config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    with tracked("tensorboard", tmp_path, small_config, "id", 0) as track:
+        track({"loss": 1.0}, 0)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("tracker", ["mlflow", "wandb"])

@@ -24,6 +24,7 @@ from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance, require_one_process
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
+from cmacc.pretraining.tracking import tracked
 from cmacc.pretraining.trainer import Trainer
 
 log = logging.getLogger("cmacc")
@@ -83,7 +84,7 @@ def pretrain(
     with _log_to(run_dir / "run.log"):
         provenance = check_provenance(run_dir, config, manifest)
         # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
-        accelerator = Accelerator(log_with="tensorboard", project_dir=str(run_dir))
+        accelerator = Accelerator()
         device = accelerator.device
         problem: Problem
         if config.keeps_features:
@@ -101,15 +102,18 @@ def pretrain(
             config.optim.steps / max(1, count // config.optim.batch_size), first_step, device,
             trainer.learner.autocast_dtype or "float32",
         )  # fmt: skip
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": first_step}})
-        with _MetricsFile(run_dir / "metrics.jsonl", first_step) as metrics_file:
+        run_id = "" if provenance is None else provenance.run_id
+        with (
+            _MetricsFile(run_dir / "metrics.jsonl", first_step) as metrics_file,
+            tracked(config.tracker, run_dir, config, run_id, first_step) as track,
+        ):
             try:
                 for done in trainer.steps():
                     row = done.metrics
                     if done.step % config.health_every == 0:
                         row |= dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
                     metrics_file.write(done.step, row)
-                    accelerator.log(row, step=done.step)
+                    track(row, done.step)
                     step = done.step + 1
                     stop = should_stop()
                     if stop or step == config.optim.steps or step % config.save_every == 0:
@@ -121,7 +125,6 @@ def pretrain(
                         break
             except DivergenceError as error:
                 raise RunError(f"run {run_dir}: {error}; its last checkpoint is from before that") from error
-        accelerator.end_training()
         log.info(
             "stopped at step %s of %s; %s files did not decode",
             trainer.next_step,

@@ -1,7 +1,7 @@
 """Run folders: create them, resume them only if data and settings are unchanged, replace them as a whole.
 
-A run folder holds ``config.yaml``, ``provenance.json``, ``metrics.jsonl``, ``run.log``, ``tensorboard/`` and
-``checkpoints/``. Other commands add results (``card.json``, ``report.html`` ...). When a run is replaced, all of these
+A run folder holds ``config.yaml``, ``provenance.json``, ``metrics.jsonl``, ``run.log``, ``checkpoints/`` and the files
+of the tracker. Other commands add results (``card.json``, ``report.html`` ...). When a run is replaced, all of these
 are deleted; otherwise a report or a model card would mix two runs.
 """
 
@@ -29,6 +29,7 @@ from cmacc.pretraining.provenance import (
     read_provenance,
     write_provenance,
 )
+from cmacc.pretraining.tracking import TRACKER_FILES, check_tracker
 
 log = logging.getLogger("cmacc")
 
@@ -37,7 +38,7 @@ _TRAINED = ("metrics.jsonl", "checkpoints")
 # Which files the rows of kept features stand for.
 ROWS_FILE = "kept-rows.json"
 _OF_A_RUN = (
-    "config.yaml", PROVENANCE_FILE, ROWS_FILE, *_TRAINED, "tensorboard", "run.log", "card.json", "card.md",
+    "config.yaml", PROVENANCE_FILE, ROWS_FILE, *_TRAINED, *TRACKER_FILES, "run.log", "card.json", "card.md",
     "embeddings.safetensors", "report.html", "inspect.html",
 )  # fmt: skip
 # Settings that may change when a run is resumed, because no number depends on them.
@@ -96,12 +97,13 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
         The folder holds a run already and ``overwrite`` is not set; there are too few usable files; or this is one of
         several processes.
     ConfigError, TowerError
-        A tower cannot be opened, or needs other clips than ``data.clip`` says.
+        A tower cannot be opened, or needs other clips than ``data.clip`` says; the tracker is not installed.
     ManifestError
         The manifest cannot be read.
     """
     require_one_process()
     check_batches(config)
+    check_tracker(config)
     require_free(run_dir, overwrite=overwrite)
     config, changes = fitted_to_towers(config)
     manifest = Manifest.read(config.data.manifest)
@@ -149,7 +151,7 @@ def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
     RunError
         A setting that the run's results depend on would change.
     ConfigError
-        The run's config cannot be read, or the resulting one is invalid.
+        The run's config cannot be read, or the resulting one is invalid; the tracker is not installed.
     """
     file = run_dir / "config.yaml"
     plain = to_plain(read_config(file))
@@ -176,7 +178,7 @@ def change_on_resume(run_dir: Path, changes: Mapping[str, Any]) -> list[str]:
         outer[last] = wanted
         applied.append(f"{name}={wanted}")
     if applied:
-        config_from_plain(plain)  # whether it is valid
+        check_tracker(config_from_plain(plain))
         with written_aside(file) as aside:
             aside.write_text(yaml.safe_dump(written, sort_keys=False))
     return applied

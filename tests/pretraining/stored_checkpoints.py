@@ -5,9 +5,9 @@ format, once, and never writes over those of former ones::
 
     python tests/pretraining/stored_checkpoints.py
 
-Format 3 is from commit 4ae8737, by this script. Format 2 is from commit 126aafc, the last one that wrote it, by the same
-world and settings with the learner of that time. Everything that the state depends on is spelt out here: defaults and the
-worlds of `cmacc.ablation` may change.
+Format 3 is from commit 4ae8737, by this script. Format 2 is from commit 126aafc, the last one that wrote it, by the
+same rows and settings with the learner of that time. Everything that the state depends on is spelt out here, because
+defaults and the worlds of `cmacc.ablation` may change.
 """
 
 import json

@@ -22,7 +22,7 @@ from cmacc.pretraining import (
     start_run,
     untrained_encoder,
 )
-from cmacc.pretraining.checkpoint import checkpoint_folders
+from cmacc.pretraining.checkpoint_files import checkpoint_folders
 from cmacc.pretraining.clip_stream import ClipStream, usable_files
 
 

@@ -232,9 +232,7 @@ def write_folder(
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             clean_up(run_dir)
-        raise CheckpointError(
-            f"checkpoint {folder}: cannot be written ({error}); earlier ones are untouched"
-        ) from error
+        raise CheckpointError(f"checkpoint {folder}: cannot be written ({error}); earlier ones remain") from error
     try:
         clean_up(run_dir)  # the replaced one
         _delete_older(run_dir, keep_every)
@@ -274,10 +272,10 @@ def checked_state(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             if "files" not in state:
                 with safe_open(path, "pt"):  # checks the size too
                     pass
-            elif _digest_of_file(path) != state["files"][name]:
+            elif (found := _digest_of_file(path)) != state["files"][name]:
                 raise DamagedCheckpointError(
-                    f"checkpoint {path}: must have SHA-256 {state['files'][name]}, as when it was written, got "
-                    f"{_digest_of_file(path)} for its {path.stat().st_size} bytes"
+                    f"checkpoint {path}: must have SHA-256 {state['files'][name]}, as when it was written, got {found} "
+                    f"({path.stat().st_size} bytes)"
                 )
         except (OSError, SafetensorError) as error:
             raise DamagedCheckpointError(f"checkpoint {path}: cannot be read ({error})") from error
@@ -307,9 +305,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"checkpoint {path}: must hold an object, got {type(state).__name__}")
     digest = state.pop("digest", None)
-    if (digest is not None or state.get("format") == _FORMAT) and digest != _digest_of(state):
+    found = _digest_of(state)
+    if (digest is not None or state.get("format") == _FORMAT) and digest != found:
         raise DamagedCheckpointError(
-            f"checkpoint {path}: its content must have the SHA-256 it was written with, {digest}"
+            f"checkpoint {path}: its content must have SHA-256 {digest}, as when it was written, got {found}"
         )
     if state.get("format") not in _FORMATS:
         raise CheckpointError(

@@ -139,8 +139,8 @@ def card_of_run(run: Path) -> Card | None:
     own = open_encoder(str(run)).facts
     if card.encoder.weights != own.weights:
         raise CardError(
-            f"card {path}: must be of weights {own.weights}, {own.name} at step {own.checkpoint_step}, got results of "
-            f"weights {card.encoder.weights}, {card.encoder.name} at step {card.encoder.checkpoint_step}; evaluate "
+            f"card {path}: must be of weights {own.weights}, run {own.name} at step {own.checkpoint_step}, got results "
+            f"of weights {card.encoder.weights}, {card.encoder.name} at step {card.encoder.checkpoint_step}; evaluate "
             "the run again, or pass --without-results"
         )
     return card

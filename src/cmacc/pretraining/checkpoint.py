@@ -81,8 +81,8 @@ def save_checkpoint(
     random
         `random_states` of all processes. Default: those of this one, as rank 0.
     gathered
-        Whole tensors that stand in for those of which the learner only holds a part, such as
-        ``audio_dictionary.pool.embedding``.
+        Whole tensors that stand in for those of which the learner only holds a part, by their names in the checkpoint,
+        such as ``audio_dictionary.pool.embedding``.
 
     Returns
     -------
@@ -103,6 +103,7 @@ def save_checkpoint(
         for name, module in learner.modules().items()
         for key, value in _kept_state(module).items()
     }
+    assert (gathered or {}).keys() <= model_tensors.keys(), "a resumed run would have no place for them"
     optimizer_tensors, optimizer_rest = _split_optimizer(learner.optimizer.state_dict())
     state = {
         "processes": processes,

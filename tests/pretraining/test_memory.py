@@ -75,7 +75,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_by_bit(tmp_path: Pa
     batches_of(first, stop)
     folder = save_checkpoint(first.learner, tmp_path, stop, 0)
     second = trainer()
-    second.next_step = load_checkpoint(second.learner, folder)
+    second.next_step = load_checkpoint(second.learner, folder).step
     assert batches_of(second, 40) == batches[stop:]
     for mine, theirs in zip(second.learner.encoder.parameters(), whole.learner.encoder.parameters(), strict=True):
         assert torch.equal(mine, theirs)

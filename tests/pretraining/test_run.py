@@ -1,6 +1,8 @@
 import copy
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from cmacc.pretraining import (
     start_run,
     untrained_encoder,
 )
-from cmacc.pretraining.checkpoint import checkpoint_folders
+from cmacc.pretraining.checkpoint_files import checkpoint_folders
 from cmacc.pretraining.clip_stream import ClipStream, usable_files
 
 
@@ -100,7 +102,7 @@ def test_what_a_run_folder_holds(small_config: PretrainConfig, uninterrupted: Pa
     assert {"config.yaml", "provenance.json", "metrics.jsonl", "checkpoints", "tensorboard", "run.log"} <= {
         path.name for path in uninterrupted.iterdir()
     }
-    assert [folder.name for folder in checkpoint_folders(uninterrupted)] == ["step-00000012"]
+    assert [folder.name for folder in checkpoint_folders(uninterrupted)] == ["step-00000010", "step-00000012"]
     metrics = rows(uninterrupted)
     assert [row["step"] for row in metrics] == list(range(12))
     names = {"loss", "video_to_audio/loss", "audio_to_video/loss", "video_to_audio/top1", "learning_rate"}
@@ -111,8 +113,26 @@ def test_what_a_run_folder_holds(small_config: PretrainConfig, uninterrupted: Pa
 
 
 def test_checkpoints_to_keep_are_kept(small_config: PretrainConfig, tmp_path: Path) -> None:
-    run(dataclasses.replace(small_config, save_every=3, keep_every=6), tmp_path)
-    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step-00000006", "step-00000012"]
+    run(dataclasses.replace(small_config, save_every=2, keep_every=6), tmp_path)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [f"step-{n:08d}" for n in (6, 10, 12)]
+
+
+def test_a_run_with_a_damaged_last_checkpoint_goes_on_from_the_one_before(
+    small_config: PretrainConfig, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """With the same numbers as an uninterrupted one. If none can be read, it does not begin anew."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    last, before = (tmp_path / "run" / "checkpoints" / f"step-{step:08d}" for step in (12, 10))
+    (last / "optimizer.safetensors").write_bytes(b"")
+    assert pretrain(tmp_path / "run").finished
+    assert rows(tmp_path / "run") == rows(uninterrupted)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert re.search(r"WARNING checkpoint .*step-00000012/optimizer.safetensors: must have SHA-256", log)
+    assert [path.name for path in sorted(last.parent.iterdir())] == [f"damaged-{last.name}", before.name, last.name]
+    for folder in (last, before):
+        (folder / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints can be read"):
+        pretrain(tmp_path / "run")
 
 
 @pytest.mark.parametrize("selector", ["none", "newest", "random", "hardest"])

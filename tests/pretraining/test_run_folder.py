@@ -154,47 +154,6 @@ def test_several_processes_are_refused_before_anything_is_touched(
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_checkpoint_is_on_disk_before_the_one_before_it_is_deleted(
-    small_config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise a power cut just after may find the old one deleted and the new one empty."""
-    import shutil
-
-    events: list[str] = []
-    fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
-
-    def name_of(descriptor: int) -> str:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
-
-    def note_fsync(descriptor: int) -> None:
-        events.append(f"fsync {name_of(descriptor)}")
-        fsync(descriptor)
-
-    def note_replace(source: Path, target: Path) -> None:
-        events.append(f"rename {target}")
-        replace(source, target)
-
-    def note_rmtree(path: Path, **options: bool) -> None:
-        if path.exists():
-            events.append(f"delete {path}")
-        rmtree(path, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_replace)
-    monkeypatch.setattr(shutil, "rmtree", note_rmtree)
-    config = dataclasses.replace(_short(small_config), save_every=2)
-    start_run(config, tmp_path / "run")
-    events.clear()
-    pretrain(tmp_path / "run")
-    (rename,) = [i for i, event in enumerate(events) if event.endswith("step-00000004") and event.startswith("rename")]
-    (delete,) = [i for i, event in enumerate(events) if event.endswith("step-00000002") and event.startswith("delete")]
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
-        places = [i for i, event in enumerate(events) if event.startswith("fsync") and event.endswith(name)]
-        assert any(events.index(f"rename {tmp_path / 'run' / 'checkpoints' / 'step-00000002'}") < i for i in places)
-        assert max(i for i in places if i < delete) < rename
-    assert any(events[i].endswith("/checkpoints") for i in range(rename, delete))
-
-
 def test_a_checkpoint_of_the_version_before_is_read(run: Path) -> None:
     """Its key encoders were called twins, and handles tickets."""
     folder = last_checkpoint(run)
@@ -205,7 +164,7 @@ def test_a_checkpoint_of_the_version_before_is_read(run: Path) -> None:
     assert former.keys() != tensors.keys()
     save_file(former, folder / "model.safetensors")
     state = json.loads((folder / "state.json").read_text())
-    del state["provenance"]
+    del state["provenance"], state["files"], state["digest"]
     (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
     assert pretrain(run).finished
 

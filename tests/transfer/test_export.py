@@ -18,10 +18,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import cmacc
 from cmacc.clips import ClipSpec, Manifest, decode_clip
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
-from cmacc.pretraining import PretrainConfig, last_checkpoint, load_encoder, pretrain, start_run
-from cmacc.transfer import CmaccEncoder
+from cmacc.pretraining import (
+    CheckpointError,
+    PretrainConfig,
+    last_checkpoint,
+    load_encoder,
+    mark_best,
+    pretrain,
+    start_run,
+)
+from cmacc.transfer import CmaccEncoder, load_pair, open_encoder
 from cmacc.transfer import export as export_module
 from cmacc.transfer.export import Exported, ExportError, export_run, is_export, push, read_export
 from cmacc.transfer.onnx import EncoderGraph, largest_difference, write_graph
@@ -103,6 +112,30 @@ def test_reading_leaves_the_random_numbers_alone(exported: Exported) -> None:
     before = torch.get_rng_state()
     read_export(exported.folder)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_checkpoint_of_a_run_is_opened_and_exported_by_its_path(
+    run_dir: Path, small_config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    earlier, last = run / "checkpoints" / "step-00000010", open_encoder(str(run)).facts
+    with pytest.raises(CheckpointError, match="no checkpoint is marked as the best"):
+        open_encoder(str(run / "checkpoints" / "best"))
+    mark_best(run, 10, 0.5, "knn")
+    pair = AudioVisualEncoder(small_config.encoder)
+    load_encoder(pair, earlier)
+    monkeypatch.chdir(run)  # where checkpoints/best looks like a name on the hub
+    for number, path in enumerate((earlier, run / "checkpoints" / "best", Path("checkpoints/best"))):
+        facts = open_encoder(str(path)).facts
+        assert Path(facts.name).resolve() == earlier  # what is the best may change
+        assert (facts.checkpoint_step, last.checkpoint_step) == (10, 12)
+        assert facts.run_id == last.run_id
+        assert facts.weights != last.weights
+        assert export_run(path, tmp_path / f"export-{number}").step == 10
+        for loaded in (load_pair(path), cmacc.load(str(path))):
+            assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in pair.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"among those of its run \(step-00000010, step-00000012\), got nothing"):
+        open_encoder(str(run / "checkpoints" / "step-00000011"))
 
 
 def test_the_same_weights_give_the_same_file(run_dir: Path, exported: Exported, tmp_path: Path) -> None:
@@ -549,6 +582,9 @@ def test_weights_that_are_not_finite_are_not_exported(run_dir: Path, tmp_path: P
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     tensors["encoder.audio.last.weight"][0, 0] = float("inf")
     save_file(tensors, path)
+    state = json.loads((path.parent / "state.json").read_text())
+    del state["files"], state["digest"]  # as before format 4, or the change would be found by its checksum
+    (path.parent / "state.json").write_text(json.dumps(state | {"format": 3}))
     with pytest.raises(ExportError, match=r"audio\.last\.weight must be finite"):
         export_run(broken, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]

@@ -33,10 +33,11 @@ def download_towers(config: "EncoderConfig") -> None:
 
 def download_towers_of(run: Path) -> None:
     """Download the towers of a run; other encoders have none to download."""
-    from cmacc.pretraining import read_config
+    from cmacc.pretraining import read_config, run_of
 
-    if (run / "config.yaml").is_file():
-        download_towers(read_config(run / "config.yaml").encoder)
+    config = run_of(run) / "config.yaml"
+    if config.is_file():
+        download_towers(read_config(config).encoder)
 
 
 def cache_folder() -> Path:

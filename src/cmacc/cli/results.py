@@ -22,9 +22,10 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "evaluate",
         "Measure an encoder with the field's protocols, compared with the same encoder untrained. Writes card.json\n"
-        "and card.md. ENCODER is a run or export folder, `USER/NAME` on the Hugging Face hub, `random`, `statistics`\n"
-        "(of log-mel spectrograms), or a tower alone: `torchvision:r3d_18[=WEIGHTS]` or `timm:...` with a local file,\n"
-        "`hf:FOLDER_OR_ID` of transformers. Official data sets must be complete, unless --allow-partial is given.",
+        "and card.md. ENCODER is a run or export folder, `RUN/checkpoints/best` (or `.../step-00000100`),\n"
+        "`USER/NAME` on the Hugging Face hub, `random`, `statistics` (of log-mel spectrograms), or a tower alone:\n"
+        "`torchvision:r3d_18[=WEIGHTS]` or `timm:...` with a local file, `hf:FOLDER_OR_ID` of transformers.\n"
+        "Official data sets must be complete, unless --allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
         "         cmacc evaluate hf:openai/clip-vit-base-patch32 --task zero_shot --data videos.parquet --out cards/b\n"
@@ -119,7 +120,9 @@ def export_command(arguments: Sequence[str]) -> int:
         "model hub. With --onnx, also as ONNX graphs from frames and waveforms to embeddings, checked against torch.",
         "cmacc export runs/first --out first-export --onnx",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run folder, or RUN/checkpoints/best or .../step-00000100"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--onnx", action="store_true", help="also write video.onnx and audio.onnx (extra `export`)")
     parser.add_argument(

@@ -1,6 +1,14 @@
 """Pretraining: settings, the training engine and its step, run folders, checkpoints, provenance."""
 
-from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_encoder, trained_encoder
+from cmacc.pretraining.checkpoint import load_encoder, trained_encoder
+from cmacc.pretraining.checkpoint_files import (
+    CheckpointError,
+    best_checkpoint,
+    checkpoint_at,
+    last_checkpoint,
+    mark_best,
+    run_of,
+)
 from cmacc.pretraining.clip_stream import RunError
 from cmacc.pretraining.config import (
     BatchesConfig,
@@ -46,7 +54,9 @@ __all__ = [
     "Trainer",
     "Views",
     "autocast_dtype",
+    "best_checkpoint",
     "change_on_resume",
+    "checkpoint_at",
     "code_version",
     "config_from_plain",
     "config_hash",
@@ -54,11 +64,13 @@ __all__ = [
     "last_checkpoint",
     "learning_rate",
     "load_encoder",
+    "mark_best",
     "pretrain",
     "read_config",
     "read_provenance",
     "require_free",
     "require_one_process",
+    "run_of",
     "start_run",
     "to_plain",
     "trained_encoder",

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from cmacc.clips import Manifest
 from cmacc.clips.progress import Progress, silent
-from cmacc.pretraining.checkpoint import CheckpointError, last_checkpoint, load_checkpoint, save_checkpoint
+from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from cmacc.pretraining.checkpoint_files import whole_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
 from cmacc.pretraining.config import read_config
 from cmacc.pretraining.health import dictionaries_health
@@ -135,12 +136,11 @@ def pretrain(
 
 
 def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> int:
-    """Restore the state and the input buffer from the last checkpoint; return the next step."""
-    try:
-        folder = last_checkpoint(run_dir)
-    except CheckpointError:
+    """Restore the state and the input buffer from the newest checkpoint that can be read; return the next step."""
+    folder = whole_checkpoint(run_dir)
+    if folder is None:
         return 0
-    step = load_checkpoint(trainer.learner, folder, provenance)
+    step = load_checkpoint(trainer.learner, folder, provenance).step
     trainer.next_step = step
     learner, config, problem = trainer.learner, trainer.config, trainer.problem
     if learner.input_buffer is not None:

@@ -29,6 +29,7 @@ from cmacc.pretraining import (
     PretrainConfig,
     read_config,
     read_provenance,
+    run_of,
     to_plain,
     trained_encoder,
 )
@@ -120,14 +121,14 @@ class ExportedEncoder:
 
 
 def export_run(
-    run_dir: Path, out: Path, *, with_onnx: bool = False, overwrite: bool = False, results_markdown: str = ""
+    run: Path, out: Path, *, with_onnx: bool = False, overwrite: bool = False, results_markdown: str = ""
 ) -> Exported:
-    """Export the encoders of a run's last checkpoint to a folder, which appears complete or not at all.
+    """Export a run's encoders to a folder, which appears complete or not at all.
 
     Parameters
     ----------
-    run_dir
-        Run folder with a checkpoint.
+    run
+        Run folder, for its last checkpoint; or ``RUN/checkpoints/step-00000100`` or ``RUN/checkpoints/best``.
     out
         Folder that does not exist or is empty.
     with_onnx
@@ -151,9 +152,9 @@ def export_run(
     ConfigError, CheckpointError
         The run folder has no valid config or checkpoint.
     """
-    config = read_config(run_dir / "config.yaml")
-    provenance = read_provenance(run_dir)
-    pair, step = trained_encoder(run_dir, config)
+    config = read_config(run_of(run) / "config.yaml")
+    provenance = read_provenance(run_of(run))
+    pair, step = trained_encoder(run, config)
     pair.eval()
     encoder = CmaccEncoder.of_run(config, pair)
     with _folder_aside(out, overwrite) as aside:

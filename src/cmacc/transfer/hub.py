@@ -6,6 +6,7 @@ Fetched files are treated like any others: `read_export` checks them, and nothin
 import re
 from pathlib import Path
 
+from cmacc.pretraining import run_of
 from cmacc.transfer.export import LOADED_FILES, is_export
 from cmacc.transfer.onnx import ExportError, from_extra
 
@@ -36,7 +37,8 @@ def local_folder(name: Path | str, *, revision: str | None = None, download: boo
         is not an export; or a revision of a local folder was asked for.
     """
     folder = Path(name)
-    if isinstance(name, str) and not folder.exists() and _HUB_NAME.fullmatch(name):
+    is_here = folder.exists() or run_of(folder) != folder  # checkpoints/best is no folder
+    if isinstance(name, str) and not is_here and _HUB_NAME.fullmatch(name):
         return _fetched(name, revision, download)
     if revision is not None:
         raise ExportError(f"encoder {name}: revision must be None for a folder, got {revision!r}; only the hub has any")

@@ -12,8 +12,10 @@ from torch import nn
 from cmacc.encoders import AudioVisualEncoder, download_tower, is_tower, release
 from cmacc.pretraining import (
     PretrainConfig,
+    checkpoint_at,
     read_config,
     read_provenance,
+    run_of,
     trained_encoder,
     untrained_encoder,
 )
@@ -56,7 +58,8 @@ def open_encoder(
     Parameters
     ----------
     name
-        A run or export folder; ``user/name``, an export on the Hugging Face hub; ``random``, cmacc's untrained default
+        A run or export folder; ``RUN/checkpoints/step-00000100`` or ``RUN/checkpoints/best``, instead of the run's last
+        checkpoint; ``user/name``, an export on the Hugging Face hub; ``random``, cmacc's untrained default
         encoders; ``statistics``, of log-mel spectrograms; ``torchvision:NAME[=WEIGHTS]`` or ``timm:NAME[=WEIGHTS]``
         with a local file of weights (.safetensors, or a state dict in .pth, read with ``weights_only``; without it,
         untrained); or ``hf:FOLDER_OR_ID``, a model of transformers, for which ``untrained`` is None.
@@ -92,14 +95,17 @@ def open_encoder(
         untrained = None if has_tower else CmaccEncoder(untrained_encoder(config), exported.clip, exported.is_grey)
         trained = CmaccEncoder(exported.pair, exported.clip, exported.is_grey)
         step, data, run_id = exported.step, exported.pretraining_data, exported.run_id
-    elif folder.is_dir():
-        config = read_config(folder / "config.yaml")
+    elif run_of(folder).is_dir():
+        config = read_config(run_of(folder) / "config.yaml")
+        if run_of(folder) != folder:
+            folder = checkpoint_at(folder)
+            name = str(folder)  # another one may be the best tomorrow
         pair, step = trained_encoder(folder, config)
         trained = CmaccEncoder.of_run(config, pair)
         fresh = untrained_encoder(config)
         release(fresh)
         untrained = CmaccEncoder.of_run(config, fresh)
-        provenance = read_provenance(folder)
+        provenance = read_provenance(run_of(folder))
         data, run_id = (provenance.data, provenance.run_id) if provenance is not None else (None, "")
     else:
         raise EncoderError(
@@ -118,22 +124,22 @@ def open_encoder(
     )
 
 
-def card_of_run(run_dir: Path) -> Card | None:
-    """The results in a run folder; None if there are none.
+def card_of_run(run: Path) -> Card | None:
+    """The results in a run folder; None if there are none. ``run`` is a run folder, or a checkpoint of `open_encoder`.
 
     Raises
     ------
     CardError
-        The results are not of the run's last checkpoint, or cannot be read.
+        The results are not of the run's last checkpoint, or of the given one, or cannot be read.
     """
-    path = run_dir / "card.json"
+    path = run_of(run) / "card.json"
     if not path.exists():
         return None
     card = Card.read(path)
-    own = open_encoder(str(run_dir)).facts
+    own = open_encoder(str(run)).facts
     if card.encoder.weights != own.weights:
         raise CardError(
-            f"card {path}: must be of weights {own.weights}, run {run_dir} at step {own.checkpoint_step}, got results "
+            f"card {path}: must be of weights {own.weights}, run {own.name} at step {own.checkpoint_step}, got results "
             f"of weights {card.encoder.weights}, {card.encoder.name} at step {card.encoder.checkpoint_step}; evaluate "
             "the run again, or pass --without-results"
         )
@@ -141,7 +147,7 @@ def card_of_run(run_dir: Path) -> Card | None:
 
 
 def load_pair(folder: Path) -> AudioVisualEncoder:
-    """The trained encoders of a run or export folder, on the CPU and in evaluation mode.
+    """The trained encoders of a run, a checkpoint or an export folder, on the CPU and in evaluation mode.
 
     Raises
     ------
@@ -150,7 +156,7 @@ def load_pair(folder: Path) -> AudioVisualEncoder:
     """
     if is_export(folder):
         return read_export(folder).pair
-    pair, _ = trained_encoder(folder, read_config(folder / "config.yaml"))
+    pair, _ = trained_encoder(folder, read_config(run_of(folder) / "config.yaml"))
     return pair.eval()
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from cmacc.clips import ClipBatch, Manifest, training_loader
 from cmacc.encoders import Encoding, Modality
 from cmacc.negatives import Candidates, Keys, Selector
-from cmacc.pretraining.checkpoint import checkpoint_folders, load_checkpoint
+from cmacc.pretraining.checkpoint import load_checkpoint
+from cmacc.pretraining.checkpoint_files import checkpoint_folders, step_of
 from cmacc.pretraining.clip_stream import training_plan, usable_files
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.config import read_config
@@ -112,7 +113,7 @@ class SelectionReplay:
             raise ReplayError(f"run folder {run_dir}: must be a folder made by `cmacc pretrain`, got nothing there")
         self.run_dir = run_dir
         self.config = read_config(run_dir / "config.yaml")
-        self._folders = {int(folder.name.removeprefix("step-")): folder for folder in checkpoint_folders(run_dir)}
+        self._folders = {step_of(folder): folder for folder in checkpoint_folders(run_dir)}
         if not self._folders:
             raise ReplayError(
                 f"run {run_dir}: must hold a checkpoint in {run_dir / 'checkpoints'}, got none; train it "
@@ -193,7 +194,8 @@ class SelectionReplay:
     def trained_elsewhere(self, step: int) -> bool:
         """Whether the checkpoint is from a GPU and this replay is not on one, or vice versa."""
         with safe_open(self._folders[step] / "optimizer.safetensors", "pt") as file:
-            return ("random.cuda" in file.keys()) != (self.device.type == "cuda")  # noqa: SIM118, not a dict
+            on_gpu = any(name.startswith("random.cuda") for name in file.keys())  # noqa: SIM118, not a dict
+        return on_gpu != (self.device.type == "cuda")
 
     def start_seconds(self, sample_id: int, step: int) -> float:
         """Start of a sample's clip, within its file, in the batch of a step."""

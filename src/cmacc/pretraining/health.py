@@ -20,7 +20,7 @@ log = logging.getLogger("cmacc")
 # deviation stayed above 0.7, since the batch norm of the head centres what it projects.
 _LEAST_STD = 0.1  # cosines of about 0.99 between the samples of a batch
 _LEAST_RANK = 4.0
-_LEAST_RANK_SHARE = 1 / 3  # of the possible rank: with 8 samples, 4 would be too near to healthy ones
+_LEAST_RANK_SHARE = 1 / 4  # of the possible rank, where that is below 16
 # Recovery is well above the limit, or an encoder that stays at it would be told of again and again.
 _RECOVERED = 1.5
 
@@ -29,7 +29,7 @@ class CollapseAlarm:
     """Logs a warning when the embeddings of a modality collapse, and another one when they have recovered.
 
     Collapsed are embeddings that are all alike (`embedding_health`: ``embedding_std`` below 0.1), or that lie along few
-    directions (``effective_rank`` below 4, or below a third of the possible rank where that is less). Recovered are
+    directions (``effective_rank`` below 4, or below a quarter of the possible rank where that is less). Recovered are
     those that are at least 1.5 times above both limits.
 
     Parameters

@@ -2,7 +2,7 @@
 
 ``non-finite/step-00000041-rank-0/`` in the run folder holds
 
-* ``state.json``: the loss, the samples, and which inputs and gradients are not finite;
+* ``state.json``: the reason, the samples, and which inputs and gradients are not finite;
 * ``inputs.safetensors``: the inputs of the encoders, as augmented, by modality. To load them::
 
       inputs = safetensors.torch.load_file("runs/mine/non-finite/step-00000041-rank-0/inputs.safetensors")
@@ -32,11 +32,12 @@ def write_dump(
     step: int,
     rank: int,
     *,
-    loss: float,
+    reason: str,
     sample_ids: Sequence[int],
     inputs: Mapping[str, Tensor],
     model: nn.Module,
     paths: Sequence[str] | None = None,
+    loss: float | None = None,
 ) -> Path:
     """Write the part of a process of a step that is not finite.
 
@@ -46,8 +47,8 @@ def write_dump(
         Run folder.
     step, rank
         The step, and the number of this process.
-    loss
-        The loss of the step.
+    reason
+        What was not finite.
     sample_ids
         Sample ids of the rows of ``inputs``.
     inputs
@@ -56,6 +57,8 @@ def write_dump(
         Query encoders, with the gradients of the step, if any.
     paths
         Files of the samples, if known.
+    loss
+        The loss of the step, if there was one.
 
     Returns
     -------
@@ -73,7 +76,8 @@ def write_dump(
     state: dict[str, Any] = {
         "step": step,
         "rank": rank,
-        "loss": str(loss),  # JSON has no NaN
+        "reason": reason,
+        "loss": None if loss is None else str(loss),  # JSON has no NaN
         "sample_ids": list(sample_ids),
         "paths": None if paths is None else list(paths),
         "inputs": {modality: _described(rows, sample_ids) for modality, rows in inputs.items()},

@@ -57,10 +57,11 @@ def online_files(manifest: Manifest, config: PretrainConfig) -> OnlineFiles:
     RunError
         Fewer than two usable files are held out; or too few can be trained on (`usable_files`).
     """
-    others = manifest.ids_where(lambda record: record.split not in (None, config.data.split))
+    splits = manifest.column("split")
+    others = [i for i, split in enumerate(splits) if split not in (None, config.data.split)]
     reasons = {i: why_excluded(manifest.records[i], config) for i in others}
     usable = [i for i in others if reasons[i] is None]
-    tests = [i for i in usable if manifest.records[i].split == "test"]
+    tests = [i for i in usable if splits[i] == "test"]
     held_out = _drawn(tests if len(tests) >= 2 else usable, config.eval_files)
     if len(held_out) < 2:
         line = excluded_line({i: reason for i, reason in reasons.items() if reason is not None}, len(usable))

@@ -135,7 +135,7 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
     usable = []
     for sample_id in manifest.ids_where(lambda record: record.split in (None, config.data.split)):
         record = manifest.records[sample_id]
-        reason = _why_excluded(record, config)
+        reason = why_excluded(record, config)
         if reason is None:
             usable.append(sample_id)
         else:
@@ -157,7 +157,8 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
     return usable, excluded
 
 
-def _why_excluded(record: MediaRecord, config: PretrainConfig) -> str | None:
+def why_excluded(record: MediaRecord, config: PretrainConfig) -> str | None:
+    """Why a file is not used, see `usable_files`; None if it is."""
     if not record.has_audio:
         return "no_audio"
     if not record.has_picture:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from cmacc.clips import Manifest
 from cmacc.clips.progress import Progress, silent
+from cmacc.encoders import EncoderPair
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from cmacc.pretraining.checkpoint_files import whole_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
@@ -20,6 +21,7 @@ from cmacc.pretraining.config import read_config
 from cmacc.pretraining.health import dictionaries_health
 from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import input_buffer
+from cmacc.pretraining.online import OnlineEvaluation
 from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance, require_one_process
@@ -95,6 +97,9 @@ def pretrain(
         else:
             clips = ClipStream(manifest, config, device)
             problem, count, bad_files = clips, len(clips.plan.sample_ids), clips.bad_files
+        evaluation = (
+            OnlineEvaluation(manifest, config, device, cache=cache, progress=progress) if config.eval_every else None
+        )
         trainer = Trainer(problem, config, device)
         first_step = _resume(trainer, run_dir, provenance)
         log.info(
@@ -113,9 +118,13 @@ def pretrain(
                     row = done.metrics
                     if done.step % config.health_every == 0:
                         row |= dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
+                    step = done.step + 1
+                    if evaluation is not None and (step % config.eval_every == 0 or step == config.optim.steps):
+                        encoder = trainer.learner.encoder
+                        assert isinstance(encoder, EncoderPair)
+                        row |= evaluation.measured(encoder)
                     metrics_file.write(done.step, row)
                     track(row, done.step)
-                    step = done.step + 1
                     stop = should_stop()
                     if stop or step == config.optim.steps or step % config.save_every == 0:
                         metrics_file.flush()

@@ -19,8 +19,10 @@ from cmacc.clips import Manifest
 from cmacc.clips.storage import written_aside
 from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
+from cmacc.pretraining.dump import DUMPS_FOLDER
 from cmacc.pretraining.fitting import check_towers, fitted_to_towers
 from cmacc.pretraining.learner import default_device
+from cmacc.pretraining.online import check_online
 from cmacc.pretraining.provenance import (
     PROVENANCE_FILE,
     Provenance,
@@ -39,7 +41,7 @@ _TRAINED = ("metrics.jsonl", "checkpoints")
 ROWS_FILE = "kept-rows.json"
 _OF_A_RUN = (
     "config.yaml", PROVENANCE_FILE, ROWS_FILE, *_TRAINED, *TRACKER_FILES, "run.log", "card.json", "card.md",
-    "embeddings.safetensors", "report.html", "inspect.html",
+    "embeddings.safetensors", "report.html", "inspect.html", DUMPS_FOLDER,
 )  # fmt: skip
 # Settings that may change when a run is resumed, because no number depends on them.
 RESUMABLE = (
@@ -94,8 +96,8 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     Raises
     ------
     RunError
-        The folder holds a run already and ``overwrite`` is not set; there are too few usable files; or this is one of
-        several processes.
+        The folder holds a run already and ``overwrite`` is not set; there are too few usable files, or too few
+        are held out for ``eval_every``; or this is one of several processes.
     ConfigError, TowerError
         A tower cannot be opened, or needs other clips than ``data.clip`` says; the tracker is not installed.
     ManifestError
@@ -108,6 +110,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     config, changes = fitted_to_towers(config)
     manifest = Manifest.read(config.data.manifest)
     usable, excluded = usable_files(manifest, config)
+    check_online(manifest, config)
     check_towers(config)
     for path in (run_dir / name for name in _OF_A_RUN):
         if path.is_dir() and not path.is_symlink():

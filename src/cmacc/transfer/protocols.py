@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmacc.pretraining.features import unit_rows
+from cmacc.pretraining.neighbours import cosines, neighbour_classes, pair_ranks
 from cmacc.transfer.metrics import Metric, ProtocolError
 
 _SEED = 0
@@ -24,12 +25,9 @@ _LINEAR_ITERATIONS = 1000
 _SMALL_PRODUCT = 5e7  # multiplications
 _SVM_C = 0.01
 _SVM_ITERATIONS = 10_000
-_KNN_NEIGHBOURS = 20
-_KNN_TEMPERATURE = 0.07
 _CLASS_RECALLS = (1, 5, 10, 20, 50)
 _PAIR_RECALLS = (1, 5, 10)
 _TOP = 5
-_QUERIES_AT_ONCE = 1024  # limits the memory for cosines: 80 MB for 10,000 training files
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,12 +160,8 @@ def knn(train: Rows, test: Rows) -> list[Metric]:
     Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers" (DINO).
     """
     _check_sides(train, test)
-    votes = np.zeros((len(test.labels), int(train.labels.max()) + 1))
-    for queries, cosines in _cosines(test, train):
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :_KNN_NEIGHBOURS]
-        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / _KNN_TEMPERATURE)
-        np.add.at(votes, (queries[:, None], train.labels[nearest]), weights)
-    return [_accuracy(votes.argmax(axis=1), train.labels, test.labels)]
+    predicted = neighbour_classes(averaged(test.features), averaged(train.features), train.labels)
+    return [_accuracy(predicted, train.labels, test.labels)]
 
 
 def class_retrieval(train: Rows, test: Rows) -> list[Metric]:
@@ -189,10 +183,10 @@ def class_retrieval(train: Rows, test: Rows) -> list[Metric]:
     """
     _check_sides(train, test)
     wrong_ahead = np.zeros(len(test.labels), np.int64)
-    for queries, cosines in _cosines(test, train):
+    for queries, similarity in cosines(averaged(test.features), averaged(train.features)):
         same = train.labels == test.labels[queries, None]
-        best = np.where(same, cosines, -np.inf).max(axis=1, keepdims=True)
-        wrong_ahead[queries] = (~same & (cosines >= best)).sum(axis=1)
+        best = np.where(same, similarity, -np.inf).max(axis=1, keepdims=True)
+        wrong_ahead[queries] = (~same & (similarity >= best)).sum(axis=1)
     members = np.bincount(train.labels)[test.labels]
     return [
         Metric(f"R@{k}", (wrong_ahead < k).astype(np.float64), _drawn_by_chance(members, len(train.labels), k))
@@ -232,11 +226,7 @@ def ranks(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray
         raise ProtocolError(f"queries, gallery: must both have shape (n, width), neither of them 0, got {shapes}")
     _check_finite("queries", queries)
     _check_finite("gallery", gallery)
-    exact_queries, exact_gallery = queries.astype(np.float64), gallery.astype(np.float64)
-    scores = exact_queries @ exact_gallery.T
-    # BLAS may sum the last columns in another order, so scores of identical rows differ by rounding but must tie.
-    rounding = 1e-12 * np.linalg.norm(exact_queries, axis=1) * np.linalg.norm(exact_gallery, axis=1).max()
-    return np.asarray((scores >= (np.diagonal(scores) - rounding)[:, None]).sum(axis=1), np.int64)
+    return pair_ranks(queries, gallery)
 
 
 def scores_accuracy(
@@ -395,17 +385,6 @@ def _convergence_ignored() -> Iterator[None]:
 
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
         yield
-
-
-def _cosines(test: Rows, train: Rows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Blocks of test row numbers (b,) and their cosines with all training rows (b, n), from window-averaged features.
-
-    Cosines are rounded to 12 decimals, so that identical rows tie in whichever order BLAS sums.
-    """
-    queries, gallery = unit_rows(averaged(test.features)), unit_rows(averaged(train.features))
-    for start in range(0, len(queries), _QUERIES_AT_ONCE):
-        rows = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries)))
-        yield rows, np.round(queries[rows] @ gallery.T, 12)
 
 
 def _drawn_by_chance(members: NDArray[np.int64], total: int, k: int) -> float:

@@ -185,7 +185,7 @@ def test_a_run_that_is_stopped_or_killed_goes_on(
     how: signal.Signals, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["pretrain", "--data.manifest", str(small_world), "--out", str(tmp_path), "--optim.steps=4000"]
-    start = [sys.executable, "-m", "cmacc.cli", *arguments, *TINY_CLIP]
+    start = [sys.executable, "-m", "cmacc", *arguments, *TINY_CLIP]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("checkpoints/step-*"))) == 0:

@@ -1,4 +1,4 @@
-"""``python -m cmacc``; launchers start it so: ``torchrun -m cmacc pretrain``, ``accelerate launch -m cmacc pretrain``."""
+"""``python -m cmacc``, as launchers start it: ``torchrun -m cmacc pretrain``."""
 
 import sys
 

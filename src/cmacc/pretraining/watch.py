@@ -28,7 +28,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed import DistError, TCPStore
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]  # exported with `*`
 
 _INTERVAL_SECONDS = 3.0
 _SILENCE_SECONDS = 30.0

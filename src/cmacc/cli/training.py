@@ -42,10 +42,10 @@ def pretrain_command(arguments: Sequence[str]) -> int:
 
     parser = _pretrain_parser()
     options = parser.parse_args(list(arguments))
+    run_dir: Path = options.resume or options.out or Path("runs/pretrain")
     check_launch(options.processes)
     if options.processes > 1:
-        return _launch_processes(arguments, options.processes)
-    run_dir: Path = options.resume or options.out or Path("runs/pretrain")
+        return _launch_processes(arguments, options.processes, run_dir)
     with _stop_signals() as stop:
         stop_with_launcher()
         try:
@@ -89,7 +89,7 @@ def _prepare_run(parser: "ArgumentParser", arguments: Sequence[str], options: "N
             print(line, file=sys.stderr)
 
 
-def _launch_processes(arguments: Sequence[str], processes: int) -> int:
+def _launch_processes(arguments: Sequence[str], processes: int, run_dir: Path) -> int:
     """Start this command again in several processes, with the same arguments; the last ``--processes`` counts."""
     from cmacc.pretraining.launch import launch
 
@@ -102,7 +102,8 @@ def _launch_processes(arguments: Sequence[str], processes: int) -> int:
     if launched.code != 0:
         show_cursor()
     for line in launched.errors:
-        print_error(line if "cmacc pretrain: " in line else f"cmacc pretrain: error: {line}")
+        is_of_process = "cmacc pretrain: " in line  # else the launcher's, of a process that was killed
+        print_error(line if is_of_process else _end_of_run(line, run_dir))
     return launched.code
 
 
@@ -167,15 +168,19 @@ def _download_elsewhere(run_dir: Path, rank: int, count: int) -> None:
 
 def _end_process(text: str, run_dir: Path) -> NoReturn:
     """End this process because another one of the run is lost, whatever the main thread waits for."""
+    show_cursor()
+    print_error(_end_of_run(text, run_dir))
+    os._exit(LOST_PROCESS)
+
+
+def _end_of_run(reason: str, run_dir: Path) -> str:
     from cmacc.pretraining import CheckpointError, last_checkpoint
 
     try:
         saved = f"its last checkpoint: {last_checkpoint(run_dir)}"
     except CheckpointError:
         saved = "it has no checkpoint"
-    show_cursor()
-    print_error(f"cmacc pretrain: error: {text}; the run ends ({saved})")
-    os._exit(LOST_PROCESS)
+    return f"cmacc pretrain: error: {reason}; the run ends ({saved})"
 
 
 def _pretrain_parser() -> "ArgumentParser":
@@ -385,8 +390,8 @@ class _Stop:
         if not self.is_training or (number == signal.SIGINT and not is_first):
             raise KeyboardInterrupt
         if is_first and self.is_told:
-            again = " (Ctrl-C again to leave at once)" if number == signal.SIGINT else ""
-            print(f"\nstopping after this step{again}", file=sys.stderr)
+            how = "Ctrl-C again to leave at once" if number == signal.SIGINT else "asked by SIGTERM"
+            print(f"\nstopping after this step ({how})", file=sys.stderr)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -134,7 +134,8 @@ class _Watcher:
         if self._rank == 0:
             # The store must outlive the last look of the others. At a normal end they may still be at work, for as long
             # as they answer; after an error they have no reason to stay.
-            self._wait_for_others(_LINGER_INTERVALS * self._interval if self._has_failed else float("inf"))
+            linger = _LINGER_INTERVALS * self._interval if self._has_failed else float("inf")
+            self._wait_for(range(1, len(self._entries)), linger)
         self._closed.set()
         self._news.set()
         for thread in self._threads:
@@ -147,9 +148,8 @@ class _Watcher:
         while self._told != (end, text) and not self._store_is_gone and time.monotonic() < until:
             time.sleep(self._interval / 100)
 
-    def _wait_for_others(self, seconds: float) -> None:
+    def _wait_for(self, others: Sequence[int], seconds: float) -> None:
         until = time.monotonic() + seconds
-        others = range(1, len(self._entries))
         while time.monotonic() < until and not all(self._entries[rank].end for rank in others):
             time.sleep(self._interval / 10)
 
@@ -188,7 +188,8 @@ class _Watcher:
             if verdict is not None:
                 self._tell("judged", verdict)
                 if self._rank == 0:
-                    self._wait_for_others(_LINGER_INTERVALS * self._interval)
+                    answering = [rank for rank in range(1, len(silences)) if silences[rank] < self._limit()]
+                    self._wait_for(answering, _LINGER_INTERVALS * self._interval)
                 self._end_process(verdict)
 
     def _verdict(self, entries: list[_Entry], silences: list[float]) -> str | None:
@@ -199,13 +200,15 @@ class _Watcher:
         for rank in others:
             if entries[rank].end == "error":
                 return f"{self._names[rank]} ended with an error: {entries[rank].text}"
-        limit = self._silence / (_HURRY if self._hurries else 1)
         for rank in others:
-            if not entries[rank].end and silences[rank] >= limit:
-                return f"{self._names[rank]} has not answered for {limit:.0f} s"
+            if not entries[rank].end and silences[rank] >= self._limit():
+                return f"{self._names[rank]} has not answered for {self._limit():.0f} s"
         if self._store_is_gone and entries[0].end != "done":
             return f"{self._names[0]} is gone"
         return None
+
+    def _limit(self) -> float:
+        return self._silence / (_HURRY if self._hurries else 1)
 
 
 def _serve(count: int) -> TCPStore:

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,11 +8,13 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cmacc.cli import main, terminal
 from cmacc.clips import Manifest
+from cmacc.pretraining import RunOutcome, last_checkpoint, pretrain
 
 TINY_CLIP = [
     "--data.clip.frame_count=4", "--data.clip.frame_rate_hz=4", "--data.clip.frame_height=32",
@@ -179,13 +182,52 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("[]\n")
 
 
+def test_sigterm_saves_and_leaves_with_a_code_of_its_own(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a scheduler sends it, several times, also to the workers that decode."""
+    import cmacc.pretraining
+
+    def terminated(run_dir: Path, **options: Any) -> RunOutcome:
+        def on_step(done: int, total: int, row: dict[str, float]) -> None:
+            if done == 2:
+                for process in [os.getpid(), os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+                    os.kill(process or 0, signal.SIGTERM)
+
+        return pretrain(run_dir, **{**options, "on_step": on_step})
+
+    monkeypatch.setattr(cmacc.pretraining, "pretrain", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["pretrain", "--data.manifest", str(small_world), "--out", str(tmp_path / "run"), "--optim.steps=50"]
+    assert main([*arguments, *TINY_CLIP, "--data.workers=1"]) == 75
+    captured = capsys.readouterr()
+    assert f"stopped at step 3 of 50\nresume it with: cmacc pretrain --resume {tmp_path / 'run'}\n" in captured.out
+    assert captured.err.count("stopping after this step") == 1
+    assert last_checkpoint(tmp_path / "run").name == "step-00000003"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "says"), [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_before_the_first_step_signals_leave_at_once(
+    how: signal.Signals, code: int, says: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import cmacc.pretraining
+
+    monkeypatch.setattr(cmacc.pretraining, "start_run", lambda *_, **__: os.kill(os.getpid(), how))
+    assert main(["pretrain", "--data.manifest", "any.parquet", "--out", str(tmp_path / "run")]) == code
+    assert capsys.readouterr().err == f"cmacc pretrain: {says}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_or_killed_goes_on(
     how: signal.Signals, small_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["pretrain", "--data.manifest", str(small_world), "--out", str(tmp_path), "--optim.steps=4000"]
-    start = [sys.executable, "-m", "cmacc.cli", *arguments, *TINY_CLIP]
+    start = [sys.executable, "-m", "cmacc", *arguments, *TINY_CLIP]
     process = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("checkpoints/step-*"))) == 0:

@@ -110,7 +110,7 @@ def test_processes_that_are_ended_leave_nothing_in_the_temp_folder(films: Path, 
     (tmp_path / "temp").mkdir()
     arguments = [*scan_arguments(films, tmp_path), "--timeout-seconds", "0.001"]
     result = subprocess.run(
-        [sys.executable, "-m", "cmacc.cli", *arguments],
+        [sys.executable, "-m", "cmacc", *arguments],
         env=ENVIRONMENT | {"TMPDIR": str(tmp_path / "temp")},
         capture_output=True,
         text=True,
@@ -127,7 +127,7 @@ def test_processes_that_are_ended_leave_nothing_in_the_temp_folder(films: Path, 
 def kill_when(arguments: list[str], has_come_so_far: Callable[[], bool]) -> bool:
     """Start a command and SIGKILL it as soon as it has come so far; whether it was still running then."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cmacc.cli", *arguments],
+        [sys.executable, "-m", "cmacc", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=ENVIRONMENT,

@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_run_is_refused(small_config: PretrainConfig, ru
         pretrain(tmp_path / "other")
 
 
-@pytest.mark.parametrize("command", ["pretrain", "ablate", "demo"])
+@pytest.mark.parametrize("command", ["ablate", "demo"])
 def test_several_processes_are_refused_before_anything_is_touched(
     small_config: PretrainConfig,
     run: Path,
@@ -139,18 +139,17 @@ def test_several_processes_are_refused_before_anything_is_touched(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As `accelerate launch --num_processes 2` starts them: each would train a run of its own into one folder."""
+    """As `accelerate launch --num_processes 2` starts them: each would do the whole work in one folder."""
     plan = run / "plan.yaml"
     plan.write_text("problem: {kind: vectors}\nvariants: {a: {dictionary.selector: newest}, b: {}}\n")
     arguments = {
-        "pretrain": ["--data.manifest", str(small_config.data.manifest), "--out", str(run), "--overwrite"],
         "ablate": [str(plan), "--out", str(run / "ablation")],
         "demo": ["--out", str(run), "--overwrite"],
     }
     before = sorted(run.rglob("*"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([command, *arguments[command]]) == 2
-    assert "training must run in one process, got WORLD_SIZE=2" in capsys.readouterr().err
+    assert "this command must run in one process, got WORLD_SIZE=2" in capsys.readouterr().err
     assert sorted(run.rglob("*")) == before
 
 

@@ -18,7 +18,7 @@ from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.search import embed_command, localise_command, search_command
-from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED
+from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED, print_error
 from cmacc.cli.training import demo_command, pretrain_command
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
@@ -40,7 +40,11 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 on success, 2 for bad input, 130 for Ctrl-C."""
+    """Run a command.
+
+    The exit code is 0 on success, 2 for bad input, 130 for Ctrl-C; of ``pretrain`` also 75 after SIGTERM, and 69 if
+    another process of the run died.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -50,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="commands:\n"
         + "\n".join(f"  {name:<10} {summary}" for name, (summary, _) in _COMMANDS.items())
         + "\n\n`cmacc COMMAND --help` shows the arguments of a command, with an example.\n"
-        "With --debug, errors are shown with their traceback.",
+        "With --debug, errors are shown with their traceback.\n\n"
+        "exit codes: 0 success, 2 bad input, 130 Ctrl-C; of pretrain also 75 stopped by SIGTERM and saved, 69 another "
+        "process\nof the run died",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     overview.add_argument("--version", action="version", version=f"cmacc {version('cmacc')}")
@@ -62,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print(f"cmacc {command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print_error(f"cmacc {command}: error: {' '.join(str(error).split())}")
         return BAD_INPUT
     except KeyboardInterrupt:
         if debug:
             raise
-        print(f"cmacc {command}: interrupted", file=sys.stderr)
+        print_error(f"cmacc {command}: interrupted")
         return INTERRUPTED
     finally:
         _remove_empty_cache_of_torch()

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import threading
 import time
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
 # Called with (what, done, total) and optionally a note.
 Advance = Callable[..., None]
 
+# Exit codes. Those of pretraining in several processes, and of its pre-emption, are from sysexits.h, which schedulers
+# know: EX_UNAVAILABLE, another process is gone; EX_TEMPFAIL, to be started again.
 BAD_INPUT = 2
+LOST_PROCESS = 69
+PREEMPTED = 75
 INTERRUPTED = 130
 _MOST_NAMED = 20
 _SECONDS_BETWEEN_LINES = 10.0
@@ -127,6 +132,22 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+def print_error(line: str) -> None:
+    """Print a line to stderr; or give it to our launcher, which prints a line that all processes find once."""
+    # The name of the variable is `cmacc.pretraining.launch.ERROR_FILE`, whose import takes seconds.
+    file = os.environ.get("CMACC_ERROR_FILE")
+    if file is not None:
+        Path(file).write_text(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+def show_cursor() -> None:
+    """After the end of a process that had no time to: progress bars hide the terminal's cursor."""
+    if sys.stderr.isatty():
+        print("\x1b[?25h", file=sys.stderr, flush=True)
 
 
 def print_skipped(skipped: dict[str, str]) -> None:

@@ -67,7 +67,7 @@ def require_free(run_dir: Path, *, overwrite: bool) -> None:
 
 
 def require_one_process() -> None:
-    """Refuse to run in several processes: all of them would train the same run in the same folder.
+    """Refuse to run in several processes: all of them would do the same work in the same folder.
 
     Raises
     ------
@@ -77,13 +77,13 @@ def require_one_process() -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise RunError(
-            f"training must run in one process, got WORLD_SIZE={processes}; several are not supported yet: start it "
-            "without a launcher, or with `accelerate launch --num_processes 1`"
+            f"this command must run in one process, got WORLD_SIZE={processes}; only `cmacc pretrain` and `cmacc "
+            "verify` run in several: start it without a launcher, or with `accelerate launch --num_processes 1`"
         )
 
 
 def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False) -> list[str]:
-    """Create a run folder with the config and the provenance only.
+    """Create a run folder with the config and the provenance only. Of several processes, one calls this.
 
     The manifest is read first, and an existing run is removed only after that, so that a typo loses nothing. Settings
     of ``data.clip`` that have their defaults are set to what towers take.
@@ -97,13 +97,12 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     ------
     RunError
         The folder holds a run already and ``overwrite`` is not set; there are too few usable files, or too few
-        are held out for ``eval_every``; or this is one of several processes.
+        are held out for ``eval_every``.
     ConfigError, TowerError
         A tower cannot be opened, or needs other clips than ``data.clip`` says; the tracker is not installed.
     ManifestError
         The manifest cannot be read.
     """
-    require_one_process()
     check_batches(config)
     check_tracker(config)
     require_free(run_dir, overwrite=overwrite)

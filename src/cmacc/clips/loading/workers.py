@@ -56,6 +56,8 @@ def begin_worker(_: int) -> None:
     """Initialise a worker; the ``worker_init_fn`` of the DataLoader."""
     # Ctrl-C goes to the whole process group. Only the main process handles it, and then kills its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A forked worker inherits the handler of the command, which would ask the worker to stop after the step.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A process that sends tensors listens on a socket in a temporary folder `pymp-*`. When killed, it would leave the
     # folder behind, and it would hang if the path is too long for a socket address (108 bytes). Linux supports sockets
     # without a file, whose names begin with a zero byte.

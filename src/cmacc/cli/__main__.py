@@ -1,7 +1,0 @@
-"""``python -m cmacc.cli``."""
-
-import sys
-
-from cmacc.cli.commands import main
-
-sys.exit(main())

@@ -6,7 +6,6 @@ without model FLOPs, and lowers the utilisation. The loss, selection and augment
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +20,7 @@ _PRODUCT_SIZE_ELSEWHERE = 1024
 
 
 def model_flops_per_clip(
-    encoder: nn.Module, inputs: Mapping[Modality, Tensor], key_encoder: EncoderPair | None = None
+    encoder: nn.Module, inputs: dict[Modality, Tensor], key_encoder: EncoderPair | None = None
 ) -> float:
     """FLOPs of a training step for each clip; a multiplication and an addition are two.
 
@@ -58,7 +57,8 @@ def model_flops_per_clip(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return counter.get_total_flops() / len(next(iter(inputs.values())))
+    flops: int = counter.get_total_flops()
+    return flops / len(next(iter(inputs.values())))
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype | None = None) -> float:
@@ -124,7 +124,7 @@ class Utilisation:
     def measured(
         cls,
         encoder: nn.Module,
-        inputs: Mapping[Modality, Tensor],
+        inputs: dict[Modality, Tensor],
         key_encoder: EncoderPair | None,
         device: torch.device,
         dtype: torch.dtype | None,

@@ -1,6 +1,13 @@
 """Encoders from clips to embeddings: backbones, towers, projection heads, the encoder pair, the momentum copy."""
 
 from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.execution import (
+    CompilerError,
+    activations_kept,
+    checkpoint_activations,
+    compile_backbones,
+    require_compiler,
+)
 from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum
 from cmacc.encoders.norm import WholeBatchNorm, saved_statistics, statistics_kept
@@ -18,6 +25,7 @@ __all__ = [
     "MODALITIES",
     "AudioVisualEncoder",
     "Backbone",
+    "CompilerError",
     "Encoder",
     "EncoderConfig",
     "EncoderPair",
@@ -26,12 +34,16 @@ __all__ = [
     "TowerError",
     "TowerInput",
     "WholeBatchNorm",
+    "activations_kept",
     "check_train_mode",
+    "checkpoint_activations",
+    "compile_backbones",
     "download_tower",
     "is_tower",
     "momentum_copy",
     "open_tower",
     "release",
+    "require_compiler",
     "saved_statistics",
     "set_trained",
     "statistics_kept",

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.backbone import LAYERS_A_CONVOLUTION, Backbone
 from cmacc.encoders.norm import InputNorm
 
 AudioBackboneName = Literal["tiny", "resnet18", "resnet18_1d"]
 
 _TIME_BINS = 8
 _FREQUENCY_BINS = 5
-_MAP_LAYERS = 12  # of `TinyAudio.layers`: four convolutions, each with norm and ReLU
+_MAP_LAYERS = 4 * LAYERS_A_CONVOLUTION  # of `TinyAudio.layers`
 
 
 class TinyAudio(Backbone):
@@ -48,8 +48,10 @@ class TinyAudio(Backbone):
 
     def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_mels map_time"]:
         """Output of the convolutions before the one over the full height."""
-        responses: Tensor = self.layers[:_MAP_LAYERS](prepared[:, None])
-        return responses
+        x = prepared[:, None]
+        for first in range(0, _MAP_LAYERS, LAYERS_A_CONVOLUTION):
+            x = self.through(self.layers[first : first + LAYERS_A_CONVOLUTION], x)
+        return x
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
         """Weighted over frequency, in eight time bins."""
@@ -89,9 +91,11 @@ class ResNet18Audio(Backbone):
     def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_mels map_time"]:
         """Output of the last block, by frequency and time."""
         network = self.network
-        x: Tensor = network.maxpool(network.relu(network.bn1(network.conv1(prepared[:, None]))))
+        stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        x = self.through(stem, prepared[:, None])
         for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
-            x = layer(x)
+            for block in layer:
+                x = self.through(block, x)
         return x
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_mels map_time"]) -> Float[Tensor, "batch features"]:
@@ -129,8 +133,10 @@ class ResNet18Audio1d(Backbone):
 
     def body(self, prepared: Float[Tensor, "batch mels time"]) -> Float[Tensor, "batch channels map_time"]:
         """Output of the last block, by time."""
-        responses: Tensor = self.blocks(self.stem[1:](prepared))
-        return responses
+        x = self.through(self.stem[1:], prepared)
+        for block in self.blocks:
+            x = self.through(block, x)
+        return x
 
     def pool(self, feature_map: Float[Tensor, "batch channels map_time"]) -> Float[Tensor, "batch features"]:
         """The mean over time."""

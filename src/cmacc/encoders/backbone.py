@@ -4,11 +4,27 @@ What depends on the whole batch, the norm of the inputs, is a step of its own (`
 can be computed for a few samples at a time (see `cmacc.pretraining.gradient_cache`).
 """
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cmacc.encoders.norm import statistics_kept
+
+LAYERS_A_CONVOLUTION = 3  # of the tiny backbones: the convolution, its norm, ReLU
 
 
 class Backbone(nn.Module):
-    """A backbone in steps, so that the feature map is available before it is pooled."""
+    """A backbone in steps, so that the feature map is available before it is pooled.
+
+    Attributes
+    ----------
+    recompute
+        Whether the backward pass computes the activations inside each block again, instead of keeping them.
+    """
+
+    recompute = False
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """The inputs after a norm over the whole batch, if there is one; of the same shape."""
@@ -29,3 +45,15 @@ class Backbone(nn.Module):
     def forward(self, inputs: Tensor, prepared: bool = False) -> Tensor:
         """``(M, f)``: features before any projection, of inputs or of ``prepared`` ones."""
         return self.pool(self.body(inputs if prepared else self.prepare(inputs)))
+
+    def through(self, block: nn.Module, inputs: Tensor) -> Tensor:
+        """The output of a block of `body`; with `recompute`, only the block's inputs are kept for the backward pass."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            output: Tensor = block(inputs)
+        elif torch.compiler.is_compiling():  # a compiled second pass has no effect on statistics
+            output = checkpoint(block, inputs, use_reentrant=False)
+        else:
+            output = checkpoint(
+                block, inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), statistics_kept(block))
+            )
+        return output

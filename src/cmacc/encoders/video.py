@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmacc.encoders.backbone import Backbone
+from cmacc.encoders.backbone import LAYERS_A_CONVOLUTION, Backbone
 
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
@@ -37,8 +37,10 @@ class TinyVideo(Backbone):
         self, prepared: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
         """Output of the last convolution, by time and space."""
-        responses: Tensor = self.layers(prepared)
-        return responses
+        x = prepared
+        for first in range(0, len(self.layers), LAYERS_A_CONVOLUTION):
+            x = self.through(self.layers[first : first + LAYERS_A_CONVOLUTION], x)
+        return x
 
     def pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
@@ -64,9 +66,10 @@ class VideoResNet(Backbone):
         self, prepared: Float[Tensor, "batch 3 time height width"]
     ) -> Float[Tensor, "batch channels map_time map_height map_width"]:
         """Output of the last block, by time and space."""
-        x: Tensor = self.stem(prepared)
+        x = self.through(self.stem, prepared)
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            for block in layer.children():
+                x = self.through(block, x)
         return x
 
     def pool(

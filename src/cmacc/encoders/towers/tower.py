@@ -5,11 +5,12 @@ All towers are one of two classes. What differs from network to network is a fun
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 # How frames reach the encoders: normalised by these, as in cmacc/clips/loading/transforms.py. A test compares the two.
 PIXEL_MEAN, PIXEL_DEVIATION = 0.43, 0.22
@@ -141,6 +142,34 @@ class Tower(nn.Module):
             The network cannot take the inputs, or gives another shape than one feature of ``feature_size`` for each.
         """
         return self._features(inputs)
+
+    def checkpoint_activations(self) -> None:
+        """Have the backward pass compute the activations inside each block again, where the library can.
+
+        Raises
+        ------
+        TowerError
+            The network is not timm's or transformers', does not support it, or has batch norm in training.
+        """
+        network: Any = self.network
+        wanted = f"tower {self._name}: train.checkpoint_activations must be false"
+        kind = self._name.partition(":")[0]
+        is_supported = kind == "timm" or (kind == "hf" and getattr(network, "supports_gradient_checkpointing", False))
+        if not is_supported:
+            raise TowerError(
+                f"{wanted}; cmacc's own backbones, timm: and most of hf: can compute activations again, this cannot"
+            )
+        if any(isinstance(module, _BatchNorm) and module.training for module in network.modules()):
+            raise TowerError(f"{wanted}, because its batch norms would count the same batch twice")
+        if kind == "hf":
+            # The second is the older name, which newer versions of transformers warn about.
+            enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+            return
+        try:
+            network.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError) as error:  # timm's ways to say that a model cannot
+            raise TowerError(f"{wanted}, because timm's model does not support it") from error
 
     def _features(self, inputs: Tensor) -> Tensor:
         try:

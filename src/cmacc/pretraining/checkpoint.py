@@ -108,6 +108,7 @@ def save_checkpoint(
     state = {
         "processes": processes,
         "optimizer": optimizer_rest,
+        "scaler": learner.scaler.state_dict(),
         "provenance": None if provenance is None else dataclasses.asdict(provenance),
         "frozen": _frozen(learner.encoder),
     }
@@ -165,6 +166,8 @@ def load_checkpoint(
     for name, module in modules.items():
         _load(module, name, tensors)
     learner.optimizer.load_state_dict(optimizer_state)
+    if learner.scaler.is_enabled() and state.get("scaler"):
+        learner.scaler.load_state_dict(state["scaler"])
     if "cpu" in own_random:
         torch.set_rng_state(own_random["cpu"])
     if "cuda" in own_random:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cmacc.clips.storage import fsync_path, fsync_tree
+from cmacc.encoders import Modality
 
 DUMPS_FOLDER = "non-finite"
 _MOST_NAMES = 100
@@ -34,7 +35,7 @@ def write_dump(
     *,
     reason: str,
     sample_ids: Sequence[int],
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[Modality, Tensor],
     model: nn.Module,
     paths: Sequence[str] | None = None,
     loss: float | None = None,

@@ -14,6 +14,8 @@ from cmacc.encoders import (
     EncoderPair,
     Modality,
     WholeBatchNorm,
+    checkpoint_activations,
+    compile_backbones,
     is_tower,
     momentum_copy,
     set_trained,
@@ -38,7 +40,7 @@ class Learner:
 
     config: PretrainConfig
     processes: Processes
-    encoder: nn.Module  # an EncoderPair, or a wrapper with the same forward
+    encoder: EncoderPair
     replica: nn.Module  # the encoder; with several processes, wrapped so that gradients are exchanged
     key_encoder: EncoderPair
     views: Views
@@ -105,12 +107,18 @@ class Learner:
             raise ValueError(
                 f"optim.chunk_size must be null for an objective that needs feature maps, got {config.optim.chunk_size}"
             )
+        if config.train.checkpoint_activations:
+            checkpoint_activations(encoder)
+        replica, key_encoder = _replica(encoder, config, processes), momentum_copy(encoder)
+        if config.train.compile:
+            for pair in (encoder, key_encoder):
+                compile_backbones(pair)
         return cls(
             config=config,
             processes=processes,
             encoder=encoder,
-            replica=_replica(encoder, config, processes),
-            key_encoder=momentum_copy(encoder),
+            replica=replica,
+            key_encoder=key_encoder,
             views=views,
             dictionaries=_dictionaries(config, encoder, processes),
             input_buffer=input_buffer(config, processes),
@@ -174,6 +182,37 @@ class Learner:
         if self.memory is not None:
             modules["memory"] = self.memory
         return modules
+
+    def whole_pools(self) -> dict[str, Tensor]:
+        """The pools of all processes as one, as a single process would hold them, by their names in checkpoints.
+
+        A collective. In the ring of one process, the parts of a batch stand side by side.
+        """
+        if self.processes.count == 1:
+            return {}
+        size = self.config.optim.batch_size // self.processes.count
+        whole: dict[str, Tensor] = {}
+        for modality, dictionary in self.dictionaries.items():
+            for name, own in dictionary.pool.state_dict().items():
+                if name == "pushed":
+                    gathered = own * self.processes.count
+                else:
+                    parts = self.processes.gather(own).unflatten(0, (self.processes.count, -1, size))
+                    gathered = parts.transpose(0, 1).flatten(0, 2)
+                whole[f"{modality}_dictionary.pool.{name}"] = gathered
+        return whole
+
+    def own_part(self, name: str, whole: Tensor) -> Tensor:
+        """What this process holds of a tensor of a checkpoint: a part of the pools, and all of everything else."""
+        if self.processes.count == 1 or "_dictionary.pool." not in name:
+            return whole
+        if name.endswith(".pushed"):
+            return whole // self.processes.count
+        batch_size = self.config.optim.batch_size
+        if len(whole) != self.config.dictionary.pool_size:
+            return whole  # of another configuration, as loading it will say
+        own: Tensor = whole.unflatten(0, (-1, batch_size))[:, self.processes.part(batch_size)].flatten(0, 1)
+        return own
 
 
 def input_buffer(config: PretrainConfig, processes: Processes, first_handle: int = 0) -> InputBuffer | None:

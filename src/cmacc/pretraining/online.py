@@ -33,6 +33,8 @@ from cmacc.pretraining.randomness import seeded_generators
 
 log = logging.getLogger("cmacc")
 
+# The metric by which the best checkpoint is chosen.
+SCORE = "eval/score"
 _BATCH_SIZE = 32
 _RECALLS = (1, 5)
 
@@ -248,7 +250,7 @@ class OnlineEvaluation:
         recalls = {f"eval/{way}/R@{k}": float((ranks <= k).mean()) for way, ranks in found.items() for k in _RECALLS}
         accuracies = self._accuracies(held_out, training, features)
         counted = list(accuracies.values()) or [recalls[f"eval/{way}/R@1"] for way in found]
-        return recalls | accuracies | {"eval/score": float(np.mean(counted)), "eval/files": len(held_out)}
+        return recalls | accuracies | {SCORE: float(np.mean(counted)), "eval/files": len(held_out)}
 
     def _accuracies(
         self, held_out: NDArray[np.int64], training: NDArray[np.int64], features: dict[Modality, NDArray[np.float32]]

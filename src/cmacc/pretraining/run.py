@@ -8,27 +8,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from cmacc.clips import Manifest
 from cmacc.clips.progress import Progress, silent
-from cmacc.encoders import EncoderPair
-from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
-from cmacc.pretraining.checkpoint_files import whole_checkpoint
+from cmacc.pretraining.agreement import check_ranks
+from cmacc.pretraining.checkpoint import load_checkpoint, random_states, save_checkpoint
+from cmacc.pretraining.checkpoint_files import CheckpointError, mark_best, whole_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
-from cmacc.pretraining.config import read_config
-from cmacc.pretraining.health import dictionaries_health
+from cmacc.pretraining.config import PretrainConfig, read_config
+from cmacc.pretraining.dump import write_dump
+from cmacc.pretraining.health import CollapseAlarm, dictionaries_health, embedding_health
 from cmacc.pretraining.kept_features import keep_features
-from cmacc.pretraining.learner import input_buffer
-from cmacc.pretraining.online import OnlineEvaluation
+from cmacc.pretraining.learner import Learner, input_buffer
+from cmacc.pretraining.online import SCORE, OnlineEvaluation
 from cmacc.pretraining.problem import Problem
+from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance
-from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance, require_one_process
+from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.tracking import tracked
-from cmacc.pretraining.trainer import Trainer
+from cmacc.pretraining.trainer import TrainedStep, Trainer
+from cmacc.pretraining.utilisation import Utilisation
 
 log = logging.getLogger("cmacc")
 
@@ -60,6 +66,8 @@ def pretrain(
 ) -> RunOutcome:
     """Train the run in ``run_dir`` to its end, from its last checkpoint or from the start.
 
+    In several processes (torchrun, ``accelerate launch``, ``cmacc pretrain --processes``), all of them call it.
+
     Parameters
     ----------
     run_dir
@@ -67,7 +75,7 @@ def pretrain(
     on_step
         Called after every step with (steps done, total steps, metrics of the step).
     should_stop
-        Called after every step; if it returns true, the state is saved and `pretrain` returns.
+        Called after every step; if it returns true on any process, the state is saved and `pretrain` returns on all.
     cache
         Folder of kept features, for frozen backbones; None: they are computed at every start.
     progress
@@ -77,63 +85,75 @@ def pretrain(
     ------
     RunError
         There are too few usable files, or too many do not decode; the data or the settings have changed since the run
-        started; the loss is no longer finite; or this is one of several processes.
+        started; or the loss is no longer finite.
     ManifestError, ConfigError, CheckpointError
         A file of the run cannot be read.
     """
-    require_one_process()
     config = read_config(run_dir / "config.yaml")
     manifest = Manifest.read(config.data.manifest)
-    with _log_to(run_dir / "run.log"):
+    # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
+    # Of a machine without GPU, accelerate would take several processes for unrelated ones unless told.
+    is_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    device = Accelerator(cpu=is_of_several and not torch.cuda.is_available()).device
+    processes = Processes.current(device)
+    with _log_to(run_dir / ("run.log" if processes.is_first else f"run-rank-{processes.rank}.log")):
         provenance = check_provenance(run_dir, config, manifest)
-        # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
-        accelerator = Accelerator()
-        device = accelerator.device
         problem: Problem
         if config.keeps_features:
             table = keep_features(manifest, config, device, cache=cache, progress=progress)
-            _check_rows(run_dir, table.files)
+            if processes.is_first:
+                _check_rows(run_dir, table.files)
             problem, count, bad_files = TableProblem(table, config, device), len(table.labels), table.bad_files
         else:
             clips = ClipStream(manifest, config, device)
             problem, count, bad_files = clips, len(clips.plan.sample_ids), clips.bad_files
-        evaluation = (
-            OnlineEvaluation(manifest, config, device, cache=cache, progress=progress) if config.eval_every else None
-        )
-        trainer = Trainer(problem, config, device)
+        evaluation = _evaluation(manifest, config, processes, cache, progress) if config.eval_every else None
+        trainer = Trainer(problem, config, device, processes=processes)
         first_step = _resume(trainer, run_dir, provenance)
+        check_ranks(trainer.learner, first_step)
         log.info(
-            "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s",
+            "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s, in %s processes",
             count, config.optim.steps, config.optim.batch_size,
             config.optim.steps / max(1, count // config.optim.batch_size), first_step, device,
-            trainer.learner.autocast_dtype or "float32",
+            trainer.learner.autocast_dtype or "float32", processes.count,
         )  # fmt: skip
         run_id = "" if provenance is None else provenance.run_id
+        alarm = CollapseAlarm(min(config.optim.batch_size, config.encoder.embedding_size))
+        utilisation: Utilisation | None = None
         with (
-            _MetricsFile(run_dir / "metrics.jsonl", first_step) as metrics_file,
+            _MetricsFile(run_dir / "metrics.jsonl", first_step, is_first=processes.is_first) as metrics_file,
             tracked(config.tracker, run_dir, config, run_id, first_step) as track,
         ):
             try:
                 for done in trainer.steps():
-                    row = done.metrics
+                    row, step = done.metrics, done.step + 1
+                    if utilisation is None:
+                        utilisation = _utilisation(trainer, done)
+                    asked = torch.tensor([float(should_stop()), row["seconds/data"]])
+                    stops, waited = processes.each(asked).unbind(1)
+                    stop, row["data_share"] = bool(stops.any()), float(waited.max()) / row["seconds/step"]
+                    row |= utilisation.row(row["clips_per_second"])
                     if done.step % config.health_every == 0:
-                        row |= dictionaries_health(trainer.learner, done.batch.labels, problem.labels, done.step)
-                    step = done.step + 1
+                        row |= _health(trainer, done)
+                        alarm.check(row, done.step)
+                    is_last = stop or step == config.optim.steps
+                    evaluated: dict[str, float] = {}
                     if evaluation is not None and (step % config.eval_every == 0 or step == config.optim.steps):
-                        encoder = trainer.learner.encoder
-                        assert isinstance(encoder, EncoderPair)
-                        row |= evaluation.measured(encoder)
+                        evaluated = evaluation.measured(trainer.learner.encoder)
+                        row |= evaluated
                     metrics_file.write(done.step, row)
                     track(row, done.step)
-                    stop = should_stop()
-                    if stop or step == config.optim.steps or step % config.save_every == 0:
+                    if config.check_ranks_every and step % config.check_ranks_every == 0:
+                        check_ranks(trainer.learner, done.step)
+                    if is_last or step % config.save_every == 0 or evaluated:
                         metrics_file.flush()
-                        save_checkpoint(trainer.learner, run_dir, step, config.keep_every, provenance)
+                        _save(trainer.learner, run_dir, step, provenance, evaluated.get(SCORE))
                     if on_step is not None:
                         on_step(step, config.optim.steps, row)
                     if stop:
                         break
             except DivergenceError as error:
+                _dump(trainer, run_dir, error, manifest)
                 raise RunError(f"run {run_dir}: {error}; its last checkpoint is from before that") from error
         log.info(
             "stopped at step %s of %s; %s files did not decode",
@@ -144,24 +164,119 @@ def pretrain(
     return RunOutcome(run_dir, trainer.next_step, config.optim.steps, bad_files)
 
 
+def _evaluation(
+    manifest: Manifest, config: PretrainConfig, processes: Processes, cache: Path | None, progress: Progress
+) -> OnlineEvaluation:
+    return OnlineEvaluation(
+        manifest,
+        config,
+        processes.device,
+        rank=processes.rank,
+        count=processes.count,
+        gather=processes.gather,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def _utilisation(trainer: Trainer, done: TrainedStep) -> Utilisation:
+    learner = trainer.learner
+    inputs = learner.views.of(done.batch, trainer.problem.visit(done.step))
+    return Utilisation.measured(
+        learner.encoder,
+        {modality: rows[:2] for modality, rows in inputs.items()},
+        learner.key_encoder if learner.needs_keys else None,
+        learner.device,
+        learner.autocast_dtype,
+        learner.processes.count,
+    )
+
+
+def _health(trainer: Trainer, done: TrainedStep) -> dict[str, float]:
+    """Health of the batch's embeddings and of the dictionaries."""
+    learner = trainer.learner
+    labels = learner.processes.gather(done.batch.labels)
+    return embedding_health(done.embeddings) | dictionaries_health(learner, labels, trainer.problem.labels, done.step)
+
+
+def _save(learner: Learner, run_dir: Path, step: int, provenance: Provenance | None, score: float | None) -> None:
+    """Save a checkpoint, by the first process; with a score, it may become the best one. A collective.
+
+    Raises
+    ------
+    CheckpointError, DivergenceError
+        It was not saved; raised on all processes.
+    """
+    processes = learner.processes
+    whole_pools = learner.whole_pools()
+    random: dict[str, Tensor] = {}
+    for states in processes.objects(random_states(processes.rank)):
+        random |= states
+    failure: CheckpointError | DivergenceError | None = None
+    if processes.is_first:
+        try:
+            save_checkpoint(
+                learner, run_dir, step, learner.config.keep_every, provenance,
+                processes=processes.count, random=random, gathered=whole_pools,
+            )  # fmt: skip
+            if score is not None:
+                mark_best(run_dir, step, score, SCORE)
+        except (CheckpointError, DivergenceError) as error:
+            failure = error
+    failure = processes.objects(failure)[0]
+    if failure is not None:
+        raise failure
+
+
+def _dump(trainer: Trainer, run_dir: Path, error: DivergenceError, manifest: Manifest) -> None:
+    """Write what is needed to find out why a step was not finite."""
+    if error.batch is None:
+        return
+    learner, ids = trainer.learner, error.batch.sample_ids.tolist()
+    try:
+        folder = write_dump(
+            run_dir,
+            error.step,
+            learner.processes.rank,
+            reason=str(error),
+            sample_ids=ids,
+            inputs=learner.views.of(error.batch, trainer.problem.visit(error.step)),
+            model=learner.encoder,
+            paths=None if trainer.config.keeps_features else [str(manifest.records[i].path) for i in ids],
+        )
+    except OSError as reason:
+        log.warning("the last step is not written down for a look at it: %s", reason)
+    else:
+        log.warning("the inputs of the last step are in %s", folder)
+
+
 def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> int:
     """Restore the state and the input buffer from the newest checkpoint that can be read; return the next step."""
-    folder = whole_checkpoint(run_dir)
+    learner, config, problem, processes = trainer.learner, trainer.config, trainer.problem, trainer.learner.processes
+    # One process looks for it, since it renames damaged ones.
+    folder = processes.objects(whole_checkpoint(run_dir) if processes.is_first else None)[0]
     if folder is None:
         return 0
-    step = load_checkpoint(trainer.learner, folder, provenance).step
-    trainer.next_step = step
-    learner, config, problem = trainer.learner, trainer.config, trainer.problem
+    loaded = load_checkpoint(learner, folder, provenance, rank=processes.rank, own_part=learner.own_part)
+    if loaded.processes != processes.count:
+        log.warning(
+            "the run goes on in %s processes, before it was in %s: with the same batches and keys, but sums in another "
+            "order, so that results differ in their last digits%s",
+            processes.count,
+            loaded.processes,
+            "; and with batch norm over other parts of the batches" if config.encoder.norm == "batch" else "",
+        )
+    trainer.next_step = loaded.step
     if learner.input_buffer is not None:
-        part = learner.processes.part(config.optim.batch_size)
+        part = processes.part(config.optim.batch_size)
         size = part.stop - part.start
-        first = max(0, step - math.ceil(learner.input_buffer.capacity / size))
-        log.info("reading the batches of steps %s to %s again, to re-encode their keys", first, step - 1)
-        learner.input_buffer = input_buffer(config, learner.processes, first * size)
+        first = max(0, loaded.step - math.ceil(learner.input_buffer.capacity / size))
+        log.info("reading the batches of steps %s to %s again, to re-encode their keys", first, loaded.step - 1)
+        learner.input_buffer = input_buffer(config, processes, first * size)
         assert learner.input_buffer is not None
-        for number, batch in enumerate(problem.batches(first, step), start=first):
+        for number, batch in enumerate(problem.batches(first, loaded.step), start=first):
             learner.input_buffer.push(learner.views.kept(batch, problem.visit(number)))
-    return step
+    return loaded.step
 
 
 def _check_rows(run_dir: Path, files: str) -> None:
@@ -177,7 +292,7 @@ def _check_rows(run_dir: Path, files: str) -> None:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
@@ -193,7 +308,10 @@ def _log_to(path: Path) -> Iterator[None]:
 class _MetricsFile:
     """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, *, is_first: bool) -> None:
+        self._file: TextIO | None = None  # of the first process
+        if not is_first:
+            return
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
@@ -210,11 +328,14 @@ class _MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())

@@ -17,6 +17,7 @@ import yaml
 
 from cmacc.clips import Manifest
 from cmacc.clips.storage import written_aside
+from cmacc.encoders import require_compiler
 from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
 from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
 from cmacc.pretraining.dump import DUMPS_FOLDER
@@ -105,6 +106,8 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     """
     check_batches(config)
     check_tracker(config)
+    if config.train.compile:
+        require_compiler(default_device())
     require_free(run_dir, overwrite=overwrite)
     config, changes = fitted_to_towers(config)
     manifest = Manifest.read(config.data.manifest)

@@ -25,7 +25,9 @@ _OTHER: dict[Modality, Modality] = {"audio": "video", "video": "audio"}
 class DivergenceError(ValueError):
     """Embeddings or a loss are no longer finite; the message names the step and the remedy."""
 
-    def __init__(self, what: str, step: int) -> None:
+    def __init__(self, what: str, step: int, batch: Batch | None = None) -> None:
+        self.step = step
+        self.batch = batch  # this process's part of the last batch
         super().__init__(f"step {step}: {what}; start again with a lower optim.learning_rate or precision=fp32")
 
 
@@ -37,6 +39,8 @@ class StepResult:
     ----------
     metrics
         Metrics of the objective and ``gradient_norm``, as scalars; NaN if there was nothing to measure.
+    embeddings
+        ``(M, d)``: query embeddings of the whole batch by modality.
     refreshed
         Number of re-encoded keys.
     not_finite
@@ -45,6 +49,7 @@ class StepResult:
     """
 
     metrics: dict[str, Tensor]
+    embeddings: dict[Modality, Tensor]
     refreshed: int = 0
     not_finite: str | None = None
 
@@ -84,6 +89,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("gather"):
         sample_ids = processes.gather(batch.sample_ids)
         queries = gather_encodings(processes, encoded.queries)
+    embeddings = {modality: encoding.embedding.detach() for modality, encoding in queries.items()}
 
     # Selection only needs the queries. On a GPU it runs on its own stream, in parallel with the key encoders.
     selecting = _behind_the_rest(learner)
@@ -93,7 +99,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     handles = keep_inputs(learner, batch, visit)
     if _is_selection_due(learner, step) and not _all_finite(queries):
         restore_statistics()
-        return StepResult({}, not_finite="an embedding")
+        return StepResult({}, embeddings, not_finite="an embedding")
     with torch.cuda.stream(selecting), clock.phase("select"):
         chosen = select_negatives(learner, encoded.queries, batch.sample_ids, step)
     if selecting is not None:
@@ -120,7 +126,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         if not all(finite):
             learner.scaler.update()  # with fp16, the loss was scaled too much
             restore_statistics()
-            return StepResult({}, refreshed, list(sound)[finite.index(False)])
+            return StepResult({}, embeddings, refreshed, list(sound)[finite.index(False)])
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         processes.average(learner.statistics_of_parts())
@@ -140,7 +146,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                     handles=handles,
                 )
             )
-    return StepResult(outcome.metrics | {"gradient_norm": gradient_norm}, refreshed)
+    return StepResult(outcome.metrics | {"gradient_norm": gradient_norm}, embeddings, refreshed)
 
 
 def select_negatives(

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from cmacc.encoders import Modality
 from cmacc.objectives import Objective
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.config import PretrainConfig
@@ -41,6 +43,8 @@ class TrainedStep:
         Metrics of the objective (``loss``, ``video_to_audio/loss``...), ``gradient_norm``, ``learning_rate``,
         ``seconds/<phase>``, ``seconds/step`` and ``clips_per_second``; with re-encoding also ``refreshed_keys`` and
         ``refresh_bytes``. A step that was skipped has ``skipped``, and none of the objective's metrics.
+    embeddings
+        ``(M, d)``: query embeddings of the whole batch by modality.
     seconds
         Time from requesting the batch until the device finished the step.
     """
@@ -48,6 +52,7 @@ class TrainedStep:
     step: int
     batch: Batch
     metrics: dict[str, float]
+    embeddings: dict[Modality, Tensor]
     seconds: float
 
 
@@ -141,7 +146,7 @@ class Trainer:
             metrics |= {"seconds/step": seconds, "clips_per_second": self.config.optim.batch_size / seconds}
             metrics |= {"skipped": 1.0} if result.not_finite is not None else {}
             self.next_step += 1
-            yield TrainedStep(step, batch, metrics, seconds)
+            yield TrainedStep(step, batch, metrics, result.embeddings, seconds)
             started = time.perf_counter()
 
     def _skipped(self, what: str, batch: Batch, step: int) -> None:
@@ -162,4 +167,5 @@ class Trainer:
             f"{what} is not finite (NaN or infinity), for {self._skipped_in_a_row} steps in a row (max_skipped_steps "
             f"is {most}); the last one had the sample ids {ids}",
             step,
+            batch,
         )

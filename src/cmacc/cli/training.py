@@ -118,8 +118,14 @@ def _process_group() -> Iterator[tuple[int, int]]:
 
     # Without `cpu`, accelerate takes the processes of a machine without GPU for unrelated ones.
     state = PartialState(cpu=not torch.cuda.is_available())
-    yield state.process_index, state.num_processes
-    state.destroy_process_group()  # not after an error, when the others may be gone
+    try:
+        yield state.process_index, state.num_processes
+    except BaseException:
+        # Python's exit with a group of gloo aborts the process, in about one of eight. NCCL might wait for the others.
+        if torch.distributed.get_backend() == "gloo":
+            state.destroy_process_group()
+        raise
+    state.destroy_process_group()
 
 
 class _FirstFailedError(ValueError):

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -157,7 +157,9 @@ def _in_first(rank: int, count: int, prepare: Callable[[], None]) -> None:
         prepare()
     except BaseException as error:
         reason = str(error) or type(error).__name__
-        broadcast_object_list([(reason, BAD_INPUT if isinstance(error, ValueError | OSError) else LOST_PROCESS)])
+        code = BAD_INPUT if isinstance(error, ValueError | OSError) else LOST_PROCESS
+        with suppress(RuntimeError):  # the others may have been interrupted too
+            broadcast_object_list([(reason, code)])
         raise
     broadcast_object_list(failure)
 

@@ -169,7 +169,7 @@ def test_what_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_input_is_one_line_of_two_processes(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 0 finds it; the other waits for the run folder, and must not wait longer. YAML may give the number too."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))

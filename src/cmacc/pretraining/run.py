@@ -21,7 +21,7 @@ from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import input_buffer
 from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.provenance import Provenance
-from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance, require_one_process
+from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.trainer import Trainer
@@ -73,11 +73,10 @@ def pretrain(
     ------
     RunError
         There are too few usable files, or too many do not decode; the data or the settings have changed since the run
-        started; the loss is no longer finite; or this is one of several processes.
+        started; or the loss is no longer finite.
     ManifestError, ConfigError, CheckpointError
         A file of the run cannot be read.
     """
-    require_one_process()
     config = read_config(run_dir / "config.yaml")
     manifest = Manifest.read(config.data.manifest)
     with _log_to(run_dir / "run.log"):

@@ -169,7 +169,7 @@ def test_what_cannot_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_input_is_one_line_of_two_processes(
-    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Rank 0 finds it; the other waits for the run folder, and must not wait longer. YAML may give the number too."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
@@ -183,3 +183,24 @@ def test_bad_input_is_one_line_of_two_processes(
     [line] = err.splitlines()
     assert line.startswith("cmacc pretrain: error: manifest none.parquet: no such file")
     assert not run_dir.exists()
+
+
+def test_ctrl_c_while_the_others_wait_for_the_first_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All leave with 130: the first's broken connection to one that left before it is no reason to show."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    script = """
+        import os, signal, sys, time
+        import cmacc.pretraining
+        from cmacc.cli import main
+        def start_run(*_, **__):
+            time.sleep(0.5)  # until the others wait in gloo
+            os.kill(os.getppid(), signal.SIGINT)
+            time.sleep(60)
+        cmacc.pretraining.start_run = start_run
+        sys.exit(main())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), "pretrain", "--data.manifest", "any.parquet"]
+    launched = launch([*command, "--out", str(tmp_path / "run")], 2, stopped=(130, 75), lost=(69,))
+    assert launched == Launched(130, ("cmacc pretrain: interrupted",))

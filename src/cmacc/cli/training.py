@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -118,8 +118,14 @@ def _process_group() -> Iterator[tuple[int, int]]:
 
     # Without `cpu`, accelerate takes the processes of a machine without GPU for unrelated ones.
     state = PartialState(cpu=not torch.cuda.is_available())
-    yield state.process_index, state.num_processes
-    state.destroy_process_group()  # not after an error, when the others may be gone
+    try:
+        yield state.process_index, state.num_processes
+    except BaseException:
+        # Python's exit with a group of gloo aborts the process, in about one of eight. NCCL might wait for the others.
+        if torch.distributed.get_backend() == "gloo":
+            state.destroy_process_group()
+        raise
+    state.destroy_process_group()
 
 
 class _FirstFailedError(ValueError):
@@ -151,7 +157,9 @@ def _in_first(rank: int, count: int, prepare: Callable[[], None]) -> None:
         prepare()
     except BaseException as error:
         reason = str(error) or type(error).__name__
-        broadcast_object_list([(reason, BAD_INPUT if isinstance(error, ValueError | OSError) else LOST_PROCESS)])
+        code = BAD_INPUT if isinstance(error, ValueError | OSError) else LOST_PROCESS
+        with suppress(RuntimeError):  # the others may have been interrupted too
+            broadcast_object_list([(reason, code)])
         raise
     broadcast_object_list(failure)
 

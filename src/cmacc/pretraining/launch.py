@@ -159,7 +159,7 @@ class _Child:
                 print(f"[rank {self.rank}] {line.rstrip()}", file=sys.stderr, flush=True)
 
     def kill(self) -> None:
-        """Kill the process and what it has started, and show what it has written."""
+        """Kill the process, if it has not ended, and what it has started; and show what it has written."""
         with suppress(ProcessLookupError):  # all have ended
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -213,6 +213,7 @@ def _supervise(
                 code = child.process.returncode
                 if code is not None and child.rank not in ended:
                     ended[child.rank] = code
+                    child.kill()  # its workers have copies of its connections, whose end the others wait for
                     if code != 0 and code not in stopped and failed_at is None:
                         failed_at = time.monotonic()
         waited = 0.0 if failed_at is None else time.monotonic() - failed_at

@@ -10,17 +10,18 @@ done; ``loaded``, the step of the checkpoint that a resumed run loads.
 import json
 import os
 import random
+import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
-from stored_checkpoints import trainer
-
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from cmacc.pretraining.checkpoint_files import whole_checkpoint
 
 _KILLS = 20
+# By its path: pytest, which looks for doctests here, does not import it as this program would.
+trainer = runpy.run_path(str(Path(__file__).with_name("stored_checkpoints.py")))["trainer"]
 
 
 def _save_for_ever(run_dir: Path, step: int, report: int) -> None:

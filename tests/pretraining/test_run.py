@@ -26,6 +26,7 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.checkpoint_files import checkpoint_folders
 from cmacc.pretraining.clip_stream import ClipStream, usable_files
+from cmacc.pretraining.clock import is_timing
 
 
 def run(config: PretrainConfig, run_dir: Path) -> Path:
@@ -42,7 +43,7 @@ def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 def rows(run_dir: Path) -> list[dict[str, float]]:
     """Metrics without what a clock says."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if "second" not in k} for row in lines]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in lines]
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,12 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.clip_views import ClipViews
 from cmacc.pretraining.cmacc_encoder import CmaccBackbones
+from cmacc.pretraining.encoding import _seeded_dropout
 from cmacc.pretraining.fitting import fitted_to_towers
 from cmacc.pretraining.kept_features import keep_features
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.run_folder import ROWS_FILE
-from cmacc.pretraining.step import _seeded_dropout
 from cmacc.transfer import ExportError, export_run, open_encoder, read_export
 
 VIDEO = "timm:test_efficientnet"

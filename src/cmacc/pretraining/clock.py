@@ -7,6 +7,11 @@ from contextlib import contextmanager
 import torch
 
 
+def is_timing(metric: str) -> bool:
+    """Whether a metric of a step is about time, so that it differs between two runs that are otherwise the same."""
+    return metric.startswith("seconds/") or metric in ("clips_per_second", "data_share", "flop_utilisation")
+
+
 class PhaseClock:
     """Seconds per named phase. On a GPU they are measured with events, so that phases do not synchronise.
 

@@ -96,8 +96,8 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("keys"):
         own_keys = encode_keys(learner, inputs) if learner.needs_keys else {}
 
-    handles = keep_inputs(learner, batch, visit)
     if _is_selection_due(learner, step) and not _all_finite(queries):
+        keep_inputs(learner, batch, visit)
         restore_statistics()
         return StepResult({}, embeddings, not_finite="an embedding")
     with torch.cuda.stream(selecting), clock.phase("select"):
@@ -107,6 +107,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
 
     with clock.phase("refresh"):
         refreshed = refresh_keys(learner, chosen, step)
+        handles = keep_inputs(learner, batch, visit)  # after that, because it takes the place of the oldest inputs
 
     with clock.phase("loss"):
         keys = gather_encodings(processes, own_keys)

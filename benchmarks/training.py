@@ -40,7 +40,15 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cmacc.clips import ClipBatch, ClipSpec
-from cmacc.encoders import MODALITIES, CompilerError, EncoderConfig, momentum_copy, require_compiler, unwrapped
+from cmacc.encoders import (
+    MODALITIES,
+    CompilerError,
+    EncoderConfig,
+    checkpoint_activations,
+    momentum_copy,
+    require_compiler,
+    unwrapped,
+)
 from cmacc.objectives import ObjectiveInputs
 from cmacc.pretraining import BatchesConfig, DictionaryConfig, OptimConfig, PretrainConfig, SampleMemory
 from cmacc.pretraining.clip_views import ClipViews
@@ -48,7 +56,7 @@ from cmacc.pretraining.learner import Learner, autocast_dtype, default_device, u
 from cmacc.pretraining.utilisation import model_flops_per_clip, peak_flops_per_second
 
 PARTS = ("memory", "choosing", "ways", "processes")
-BYTES_A_SCORE = 14  # that the loss keeps for its backward pass, of every score of one direction
+BYTES_A_SCORE = 9  # that the loss keeps for its backward pass, of every score of one direction
 ENGINE = ("none", "newest", "active", "active, fresh")
 _SMALL_R3D = dataclasses.replace(
     SCALES["small"],
@@ -258,16 +266,14 @@ def memory(base: PretrainConfig, device: torch.device) -> dict[str, Any]:
 
     batch = made_up_batch(config, 0, device)
     inputs = learner.views.of(batch, 0)
-    activations = _Saved([*encoder.parameters(), *encoder.buffers(), *inputs.values()])
-    with learner.autocast(), activations:
-        queries = learner.encoder(**inputs)
+    kept = activation_bytes(learner, inputs)
+    queries = learner.encoder(**inputs)
     negatives = learner.negatives(first_step_of(config))
     held = [keys.embedding for keys in negatives.values()] + [e.embedding for e in queries.values()]
     scores = _Saved(held)
     with scores:
         learner.objective(ObjectiveInputs(queries, {}, negatives, batch.sample_ids))
-    activations_per_clip = activations.byte_count / config.optim.batch_size
-
+    size = config.optim.batch_size
     sizes = {modality: getattr(encoder, modality).penultimate_size for modality in MODALITIES}
     weights = sum(parameter.numel() for parameter in encoder.parameters())
     statistics_bytes = _bytes(encoder.buffers())
@@ -281,15 +287,27 @@ def memory(base: PretrainConfig, device: torch.device) -> dict[str, Any]:
         "input buffer": learner.input_buffer.byte_count,
         "scores": scores.byte_count,
     }
+    checkpoint_activations(encoder)
+    recomputed = activation_bytes(learner, inputs)
     formula = formulas(config, weights, statistics_bytes, sizes)
     return {
-        "settings": {"M": config.optim.batch_size, "K": config.dictionary.size, "N": config.dictionary.pool_size,
+        "settings": {"M": size, "K": config.dictionary.size, "N": config.dictionary.pool_size,
                      "d": config.encoder.embedding_size, "weights": weights},
         "components": {name: {"formula": formula[name], "measured": measured[name]} for name in formula},
-        "activations_per_clip": activations_per_clip,
-        "sum": sum(measured.values()) + activations.byte_count,
+        "activations_per_clip": {"all kept": kept / size, "checkpoint_activations": recomputed / size},
+        "sum": sum(measured.values()) + kept,
         "grown": grown,
     }  # fmt: skip
+
+
+def activation_bytes(learner: Learner, inputs: dict[Any, Tensor]) -> int:
+    """Bytes that the query encoders keep of these inputs for the backward pass."""
+    encoder = learner.encoder
+    saved = _Saved([*encoder.parameters(), *encoder.buffers(), *inputs.values()])
+    with learner.autocast(), saved:
+        encodings = encoder(**inputs)
+    del encodings
+    return saved.byte_count
 
 
 def formulas(config: PretrainConfig, weights: int, buffers: int, sizes: dict[Any, int]) -> dict[str, float]:

@@ -69,7 +69,7 @@ _WIDE_TINY = dataclasses.replace(SCALES["small"], dictionary=SCALES["paper"].dic
 # By scale: rounds, samples of the memory for active batches, settings by the name of the encoders.
 CASES: dict[str, tuple[int, int, dict[str, PretrainConfig]]] = {
     "smoke": (1, 64, {"tiny": SCALES["tiny"]}),
-    "cpu": (5, 2048, {"tiny": SCALES["small"], "r3d_18": _SMALL_R3D}),
+    "cpu": (4, 2048, {"tiny": SCALES["small"], "r3d_18": _SMALL_R3D}),
     "gpu": (10, 8192, {"tiny": _WIDE_TINY, "r3d_18": SCALES["paper"]}),
 }
 

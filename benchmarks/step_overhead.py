@@ -30,7 +30,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cmacc.clips import ClipBatch, ClipSpec
-from cmacc.encoders import EncoderConfig
+from cmacc.encoders import EncoderConfig, checkpoint_activations, compile_backbones, unwrapped
 from cmacc.negatives import ActiveDictionary, Keys
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from cmacc.pretraining.clip_views import ClipViews
@@ -51,23 +51,31 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(scale: str, variant: dict[str, Any]) -> PretrainConfig:
-    """The paper's sizes, those of a run on two cores, or as little as can be."""
-    if scale == "paper":
-        return PretrainConfig(
-            data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
-            encoder=EncoderConfig(video="r3d_18", audio="resnet18", embedding_size=512),
-            dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_device="accelerator", **variant),
-            objective=ObjectiveConfig(batch_keys="online"),  # with which no key encoder is asked without a dictionary
-            optim=OptimConfig(batch_size=128),
-        )
-    tiny = scale == "tiny"
-    return PretrainConfig(
-        data=DataConfig(clip=ClipSpec(4, 4.0, 32, 32, 1.0) if tiny else ClipSpec(16, 16.0, 64, 64, 2.0)),
-        dictionary=DictionaryConfig(size=32 if tiny else 256, pool_size=128 if tiny else 1024, **variant),
-        objective=ObjectiveConfig(batch_keys="online"),
-        optim=OptimConfig(batch_size=8 if tiny else 32),
-    )
+SCALES = {
+    "tiny": PretrainConfig(
+        data=DataConfig(clip=ClipSpec(4, 4.0, 32, 32, 1.0)),
+        dictionary=DictionaryConfig(size=32, pool_size=128),
+        optim=OptimConfig(batch_size=8),
+    ),
+    "small": PretrainConfig(
+        data=DataConfig(clip=ClipSpec(16, 16.0, 64, 64, 2.0)),
+        dictionary=DictionaryConfig(size=256, pool_size=1024),
+        optim=OptimConfig(batch_size=32),
+    ),
+    "paper": PretrainConfig(
+        data=DataConfig(clip=ClipSpec(16, 16.0, 112, 112, 2.0)),
+        encoder=EncoderConfig(video="r3d_18", audio="resnet18", embedding_size=512),
+        dictionary=DictionaryConfig(size=3840, pool_size=38_400, refresh_device="accelerator"),
+        optim=OptimConfig(batch_size=128),
+    ),
+}  # fmt: skip
+
+
+def config_of(base: PretrainConfig, variant: dict[str, Any]) -> PretrainConfig:
+    """The settings with another dictionary."""
+    dictionary = dataclasses.replace(base.dictionary, **variant)
+    # With online keys of the batch, no key encoder is asked without a dictionary.
+    return dataclasses.replace(base, dictionary=dictionary, objective=ObjectiveConfig(batch_keys="online"))
 
 
 def made_up_batch(config: PretrainConfig, step: int, device: torch.device) -> ClipBatch:
@@ -114,34 +122,48 @@ def _made_up_keys(dictionary: ActiveDictionary, count: int, step: int, generator
     )
 
 
+def learner_of(config: PretrainConfig, device: torch.device) -> Learner:
+    """A learner with full pools, on clips."""
+    learner = Learner.build(
+        untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype(config.precision, device)
+    )
+    if config.train.checkpoint_activations:
+        checkpoint_activations(unwrapped(learner.encoder))
+    if config.train.compile:
+        for pair in (unwrapped(learner.encoder), learner.key_encoder):
+            compile_backbones(pair)
+    full(learner, first_step_of(config))
+    return learner
+
+
+def first_step_of(config: PretrainConfig) -> int:
+    """The first step after pool and dictionary are full."""
+    return (config.dictionary.pool_size + config.dictionary.size) // config.optim.batch_size
+
+
+def timed_step(learner: Learner, batch: ClipBatch, step: int) -> dict[str, float]:
+    """One step; its seconds by phase, and of the whole as ``step``."""
+    clock, whole = PhaseClock(learner.device), PhaseClock(learner.device)
+    with whole.phase("step"):
+        training_step(learner, batch, step, 0, clock)
+    return clock.seconds() | whole.seconds()
+
+
 def measure(
     scale: str, device: torch.device, rounds: int, names: list[str], compiled: bool = False
 ) -> dict[str, dict[str, float]]:
     """Median seconds of every phase and of the whole step, variant by variant."""
-    learners = {}
-    for name in names:
-        config = config_of(scale, VARIANTS[name])
-        learners[name] = Learner.build(
-            untrained_encoder(config),
-            ClipViews(config, device),
-            config,
-            device,
-            autocast_dtype(config.precision, device),
-        )
-        if compiled:
-            learners[name].encoder = torch.compile(learners[name].encoder)  # type: ignore[assignment]
-        first_step = (config.dictionary.pool_size + config.dictionary.size) // config.optim.batch_size
-        full(learners[name], first_step)
+    base = SCALES[scale]
+    base = dataclasses.replace(base, train=dataclasses.replace(base.train, compile=compiled))
+    learners = {name: learner_of(config_of(base, VARIANTS[name]), device) for name in names}
+    first_step = first_step_of(base)
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     # Whole cycles of what happens only every few steps, after one to warm up.
     for step in range(first_step, first_step + rounds + 1):
         for name, learner in learners.items():
-            batch = made_up_batch(learner.config, step, device)
-            clock, whole = PhaseClock(device), PhaseClock(device)
-            with whole.phase("step"):
-                training_step(learner, batch, step, 0, clock)
+            taken = timed_step(learner, made_up_batch(learner.config, step, device), step)
             if step > first_step:
-                seconds[name].append(clock.seconds() | whole.seconds())
+                seconds[name].append(taken)
     return {name: _typical(rows, learners[name].config) for name, rows in seconds.items()}
 
 
@@ -157,10 +179,10 @@ def _typical(rows: list[dict[str, float]], config: PretrainConfig) -> dict[str, 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=["tiny", "small", "paper"], default="small")
+    parser.add_argument("--scale", choices=list(SCALES), default="small")
     parser.add_argument("--rounds", type=int, default=20, help="steps of each variant")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--compile", action="store_true", help="the query encoders by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="the backbones by torch.compile")
     parser.add_argument("--out", type=Path, help="write the JSON here as well as to stdout's end")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

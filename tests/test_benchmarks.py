@@ -97,11 +97,19 @@ def test_every_candidate_chooses_and_is_compared(capsys: pytest.CaptureFixture[s
 def test_every_part_of_the_gpu_script_runs_and_leaves_its_result(tmp_path: Path) -> None:
     main = runpy.run_path(str(BENCHMARKS / "gpu.py"))["main"]
     reports = main(["--smoke", "--device", "cpu", "--budget-minutes", "30", "--out", str(tmp_path)])
-    for part in ("checks", "selection", "throughput", "data"):
+    for part in ("checks", "verify", "training", "selection", "throughput", "evidence", "data"):
         assert json.loads((tmp_path / f"gpu-{part}.json").read_text()) == reports[part]
         assert "failed" not in reports[part], reports[part]
     assert reports["checks"]["result"]["seeds with the CPU's picks, of 10"] == 10
     assert reports["throughput"]["result"]["steps"][0]["utilisation"] > 0
+    assert set(reports["evidence"]["result"]["minus newest"]) == {"none", "active", "active, fresh"}
+    trained = reports["training"]["result"]
+    assert trained["targets"]["best utilisation, at least 0.4"] > 0
+    for name, row in trained["choosing"]["tiny"]["rows"].items():
+        assert row["of peer"] == pytest.approx(1.0) or name != "peer"
+        assert row["clips_per_second"] > 0
+    for name, found in trained["memory"]["components"].items():
+        assert found["measured"] == pytest.approx(found["formula"], rel=0.2 if name == "scores" else 1e-3), name
 
 
 def test_a_part_of_the_gpu_script_that_takes_too_long_is_said_to(tmp_path: Path) -> None:

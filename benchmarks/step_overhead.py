@@ -30,7 +30,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cmacc.clips import ClipBatch, ClipSpec
-from cmacc.encoders import EncoderConfig, checkpoint_activations, compile_backbones, unwrapped
+from cmacc.encoders import EncoderConfig
 from cmacc.negatives import ActiveDictionary, Keys
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
 from cmacc.pretraining.clip_views import ClipViews
@@ -127,11 +127,6 @@ def learner_of(config: PretrainConfig, device: torch.device) -> Learner:
     learner = Learner.build(
         untrained_encoder(config), ClipViews(config, device), config, device, autocast_dtype(config.precision, device)
     )
-    if config.train.checkpoint_activations:
-        checkpoint_activations(unwrapped(learner.encoder))
-    if config.train.compile:
-        for pair in (unwrapped(learner.encoder), learner.key_encoder):
-            compile_backbones(pair)
     full(learner, first_step_of(config))
     return learner
 

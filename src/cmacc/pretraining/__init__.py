@@ -27,6 +27,7 @@ from cmacc.pretraining.learner import autocast_dtype, default_device, untrained_
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, Problem, Views
+from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance, code_version, config_hash, read_provenance
 from cmacc.pretraining.run import RunOutcome, pretrain
 from cmacc.pretraining.run_folder import change_on_resume, require_free, require_one_process, start_run
@@ -45,6 +46,7 @@ __all__ = [
     "OptimConfig",
     "PretrainConfig",
     "Problem",
+    "Processes",
     "Provenance",
     "RunError",
     "RunOutcome",

@@ -16,10 +16,11 @@ from pathlib import Path
 from cmacc.cli.ablation import ablate_command
 from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
+from cmacc.cli.demo import demo_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.search import embed_command, localise_command, search_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED, print_error
-from cmacc.cli.training import demo_command, pretrain_command
+from cmacc.cli.training import pretrain_command
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "scan": ("examine folders of videos and write a manifest", scan_command),

@@ -29,7 +29,7 @@ from cmacc.pretraining.online import SCORE, OnlineEvaluation
 from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance
-from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance
+from cmacc.pretraining.run_folder import RANK_LOGS, ROWS_FILE, check_provenance
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.tracking import tracked
@@ -96,7 +96,7 @@ def pretrain(
     is_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
     device = Accelerator(cpu=is_of_several and not torch.cuda.is_available()).device
     processes = Processes.current(device)
-    with _log_to(run_dir / ("run.log" if processes.is_first else f"run-rank-{processes.rank}.log")):
+    with _log_to(run_dir / ("run.log" if processes.is_first else RANK_LOGS.replace("*", str(processes.rank)))):
         provenance = check_provenance(run_dir, config, manifest)
         problem: Problem
         if config.keeps_features:

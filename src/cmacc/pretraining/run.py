@@ -124,6 +124,10 @@ def pretrain(
             _MetricsFile(run_dir / "metrics.jsonl", first_step, is_first=processes.is_first) as metrics_file,
             tracked(config.tracker, run_dir, config, run_id, first_step) as track,
         ):
+            score = metrics_file.last_row.get(SCORE)
+            if score is not None and metrics_file.last_row["step"] == first_step - 1:
+                # It was killed between the saving of this checkpoint and its mark, or it is marked already.
+                mark_best(run_dir, first_step, score, SCORE)
             try:
                 for done in trainer.steps():
                     row, step = done.metrics, done.step + 1
@@ -306,19 +310,26 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 class _MetricsFile:
-    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed."""
+    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed.
+
+    Only the first process reads and writes it. ``last_row`` is the last one that is kept.
+    """
 
     def __init__(self, path: Path, first_step: int, *, is_first: bool) -> None:
-        self._file: TextIO | None = None  # of the first process
+        self.last_row: dict[str, float] = {}
+        self._file: TextIO | None = None
         if not is_first:
             return
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    kept += [line] if json.loads(line)["step"] < first_step else []
+                    row = json.loads(line)
                 except json.JSONDecodeError:
                     break  # a line that was truncated by a kill
+                if row["step"] < first_step:
+                    kept.append(line)
+                    self.last_row = row
         aside = path.with_name(f".{path.name}")
         aside.write_text("".join(f"{line}\n" for line in kept))
         os.replace(aside, path)

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -296,7 +296,7 @@ def _check_rows(run_dir: Path, files: str) -> None:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, delay=True)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
@@ -306,7 +306,15 @@ def _log_to(path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is silent on a full disk, of which the metrics tell, instead of printing tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _MetricsFile:
@@ -317,6 +325,7 @@ class _MetricsFile:
 
     def __init__(self, path: Path, first_step: int, *, is_first: bool) -> None:
         self.last_row: dict[str, float] = {}
+        self._path = path
         self._file: TextIO | None = None
         if not is_first:
             return
@@ -330,23 +339,38 @@ class _MetricsFile:
                 if row["step"] < first_step:
                     kept.append(line)
                     self.last_row = row
-        aside = path.with_name(f".{path.name}")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(aside, path)
-        self._file = path.open("a")
+        with self._named():
+            aside = path.with_name(f".{path.name}")
+            aside.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(aside, path)
+            self._file = path.open("a")
 
     def __enter__(self) -> "_MetricsFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # After an error, that is the one to tell: closing tries again to write what could not be written.
+            with suppress(OSError) if kind else self._named():
+                self._file.close()
 
     def write(self, step: int, row: dict[str, float]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            with self._named():
+                self._file.write(json.dumps({"step": step, **row}) + "\n")
 
     def flush(self) -> None:
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._named():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"run {self._path.parent}: {self._path.name} cannot be written ({error}); its checkpoints remain: "
+                "resume it when there is space"
+            ) from error

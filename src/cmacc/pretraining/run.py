@@ -303,6 +303,9 @@ def _log_to(path: Path) -> Iterator[None]:
     log.setLevel(logging.INFO)
     try:
         yield
+    except (ValueError, OSError) as error:
+        log.error("the run ends: %s", error)
+        raise
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

@@ -154,7 +154,9 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint {folder}: must be of run {provenance.run_id}, got one of run {saved_by}")
     _check_frozen(learner.encoder, state, folder)
     tensors = {name: own_part(name, whole) for name, whole in read_tensors(folder / _MODEL).items()}
-    saved = read_tensors(folder / _OPTIMIZER)
+    # Copies: the optimizer would keep these tensors, which lie in the file, and its space would stay in use when it is
+    # deleted.
+    saved = {name: value.clone() for name, value in read_tensors(folder / _OPTIMIZER).items()}
     random = {name: saved.pop(name) for name in list(saved) if name.startswith("random.")}
     optimizer_state = _join_optimizer(saved, state.get("optimizer"), folder)
     # Nothing is changed until everything fits.

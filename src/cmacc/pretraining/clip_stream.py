@@ -198,6 +198,7 @@ def training_plan(manifest: Manifest, sample_ids: Sequence[int], config: Pretrai
 def note_bad_file(bad_files: dict[str, str], path: str, reason: str) -> None:
     """Record a skipped file, and log it the first time."""
     if path not in bad_files:
+        reason = reason.removeprefix(f"{path}: ")  # the decoder's begin with it
         log.warning("skipped: %s: %s", path, reason)
         bad_files[path] = reason
 

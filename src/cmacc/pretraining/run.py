@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -29,7 +29,7 @@ from cmacc.pretraining.online import SCORE, OnlineEvaluation
 from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance
-from cmacc.pretraining.run_folder import ROWS_FILE, check_provenance
+from cmacc.pretraining.run_folder import RANK_LOGS, ROWS_FILE, check_provenance
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.tracking import tracked
@@ -96,7 +96,7 @@ def pretrain(
     is_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
     device = Accelerator(cpu=is_of_several and not torch.cuda.is_available()).device
     processes = Processes.current(device)
-    with _log_to(run_dir / ("run.log" if processes.is_first else f"run-rank-{processes.rank}.log")):
+    with _log_to(run_dir / ("run.log" if processes.is_first else RANK_LOGS.replace("*", str(processes.rank)))):
         provenance = check_provenance(run_dir, config, manifest)
         problem: Problem
         if config.keeps_features:
@@ -124,6 +124,10 @@ def pretrain(
             _MetricsFile(run_dir / "metrics.jsonl", first_step, is_first=processes.is_first) as metrics_file,
             tracked(config.tracker, run_dir, config, run_id, first_step) as track,
         ):
+            score = metrics_file.last_row.get(SCORE)
+            if score is not None and metrics_file.last_row["step"] == first_step - 1:
+                # It was killed between the saving of this checkpoint and its mark, or it is marked already.
+                mark_best(run_dir, first_step, score, SCORE)
             try:
                 for done in trainer.steps():
                     row, step = done.metrics, done.step + 1
@@ -292,50 +296,84 @@ def _check_rows(run_dir: Path, files: str) -> None:
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, delay=True)
+    handler = _LogFile(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     try:
         yield
+    except (ValueError, OSError) as error:
+        log.error("the run ends: %s", error)
+        raise
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is silent on a full disk, of which the metrics tell, instead of printing tracebacks."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class _MetricsFile:
-    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed."""
+    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed.
+
+    Only the first process reads and writes it. ``last_row`` is the last one that is kept.
+    """
 
     def __init__(self, path: Path, first_step: int, *, is_first: bool) -> None:
-        self._file: TextIO | None = None  # of the first process
+        self.last_row: dict[str, float] = {}
+        self._path = path
+        self._file: TextIO | None = None
         if not is_first:
             return
         kept = []
         if path.exists():
             for line in path.read_text().splitlines():
                 try:
-                    kept += [line] if json.loads(line)["step"] < first_step else []
+                    row = json.loads(line)
                 except json.JSONDecodeError:
                     break  # a line that was truncated by a kill
-        aside = path.with_name(f".{path.name}")
-        aside.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(aside, path)
-        self._file = path.open("a")
+                if row["step"] < first_step:
+                    kept.append(line)
+                    self.last_row = row
+        with self._named():
+            aside = path.with_name(f".{path.name}")
+            aside.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(aside, path)
+            self._file = path.open("a")
 
     def __enter__(self) -> "_MetricsFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # After an error, that is the one to tell: closing tries again to write what could not be written.
+            with suppress(OSError) if kind else self._named():
+                self._file.close()
 
     def write(self, step: int, row: dict[str, float]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            with self._named():
+                self._file.write(json.dumps({"step": step, **row}) + "\n")
 
     def flush(self) -> None:
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._named():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"run {self._path.parent}: {self._path.name} cannot be written ({error}); its checkpoints remain: "
+                "resume it when there is space"
+            ) from error

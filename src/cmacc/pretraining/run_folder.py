@@ -38,6 +38,8 @@ log = logging.getLogger("cmacc")
 
 # Files of training; and all files of a run, including those of the commands that measure or show it.
 _TRAINED = ("metrics.jsonl", "checkpoints")
+# The logs of all processes but the first, whose log is `run.log`.
+RANK_LOGS = "run-rank-*.log"
 # Which files the rows of kept features stand for.
 ROWS_FILE = "kept-rows.json"
 _OF_A_RUN = (
@@ -114,7 +116,7 @@ def start_run(config: PretrainConfig, run_dir: Path, *, overwrite: bool = False)
     usable, excluded = usable_files(manifest, config)
     check_online(manifest, config)
     check_towers(config)
-    for path in (run_dir / name for name in _OF_A_RUN):
+    for path in (*(run_dir / name for name in _OF_A_RUN), *run_dir.glob(RANK_LOGS)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

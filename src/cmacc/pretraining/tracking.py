@@ -19,6 +19,7 @@ them.
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,11 +138,25 @@ class _Guarded:
 
 def _open_tensorboard(run_dir: Path, config: PretrainConfig, run_id: str, first_step: int) -> _Opened:
     tracker = TensorBoardTracker("tensorboard", str(run_dir), purge_step=first_step)
+    print_error = threading.excepthook
+
+    def print_others_error(error: threading.ExceptHookArgs) -> None:
+        # TensorBoard's thread hands its error to the next call of the tracker, and Python prints a traceback as well.
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            print_error(error)
+
+    def close() -> None:
+        try:
+            tracker.finish()
+        finally:
+            threading.excepthook = print_error
+
+    threading.excepthook = print_others_error
     tracker.start()
     # As text: with `add_hparams`, TensorBoard shows each start of a run as another run.
     settings = "".join(f"    {name}: {value}\n" for name, value in _flat(to_plain(config)).items())
     tracker.log({"settings": settings}, step=first_step)
-    return _Opened(lambda row, step: tracker.log(row, step=step), tracker.finish)
+    return _Opened(lambda row, step: tracker.log(row, step=step), close)
 
 
 def _open_mlflow(run_dir: Path, config: PretrainConfig, run_id: str, first_step: int) -> _Opened:

@@ -32,6 +32,7 @@ ROUNDING = 1e-9
 STEPS = 6  # epochs have four: the last two are of active batches
 _STOP, _STEPS_TO_RESUME = 5, 8  # within the same epoch
 _CHUNK_SIZE = 3
+_FP16_SCALE = 2.0**4
 # Found: 2e-6, and 1e-3 where rounding brought the input of one ReLU to the other side of zero.
 _COMPILED_TOLERANCE = 1e-2
 # Ten times and twice the largest of 24 measured: tiny and r3d_18, with group and batch norm, several seeds. A wrong
@@ -217,6 +218,11 @@ def interrupted(subject: Subject, scenario: str) -> list[Line]:
     """Stop after a checkpoint and go on with a new trainer, as a run that is resumed: the same as without."""
     config, device = subject.scenarios[scenario], subject.device
     went_on = trainer_of(config, device, torch.float32)
+    scaler = went_on.learner.scaler
+    if (
+        scaler.is_enabled()
+    ):  # fp16: from the usual scale, it would take more steps than there are to the first finite one
+        scaler.load_state_dict(scaler.state_dict() | {"scale": _FP16_SCALE})
     trace(went_on, _STOP)
     gpus = [device] if device.type == "cuda" else []
     with TemporaryDirectory(prefix="cmacc-verify-") as folder, torch.random.fork_rng(gpus):

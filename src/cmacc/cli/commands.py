@@ -19,13 +19,14 @@ from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.demo import demo_command
 from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
 from cmacc.cli.search import embed_command, localise_command, search_command
-from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED, print_error
 from cmacc.cli.training import pretrain_command
+from cmacc.cli.verify import verify_command
 
 _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "scan": ("examine folders of videos and write a manifest", scan_command),
     "pack": ("transcode a manifest's files into shards that are fast to read", pack_command),
     "pretrain": ("train encoders on a manifest", pretrain_command),
+    "verify": ("check that training is right on this machine", verify_command),
     "evaluate": ("measure an encoder and write a result card; compare cards", evaluate_command),
     "report": ("write a run's report as an HTML page", report_command),
     "inspect": ("show which negatives a run chose, beside random ones", inspect_command),

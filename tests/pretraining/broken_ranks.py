@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cmacc.pretraining import processes, verify_ranks
+from cmacc.pretraining import processes
+from cmacc.pretraining.verify import ranks
 
 
 def worker(*arguments: Any) -> None:
@@ -15,4 +16,4 @@ def worker(*arguments: Any) -> None:
 
     processes._Gather.backward = staticmethod(backward)  # type: ignore[method-assign]
     torch.set_num_threads(1)
-    verify_ranks.worker(*arguments)
+    ranks.worker(*arguments)

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -153,14 +152,14 @@ def test_mlflow_uses_the_server_it_is_told_and_takes_the_names_of_all_metrics(
 ) -> None:
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()
-    with tracked("mlflow", alone, small_config, "alone", 0) as track:
+    with tracked(alone, with_tracker(small_config, "mlflow"), "alone", 0) as track:
         track({"eval/video_to_audio/R@10": 0.25}, 7)
     assert seen_by_mlflow(alone)[0] == {"eval/video_to_audio/R_at_10": {7: 0.25}}
     assert "MLFLOW_TRACKING_URI" not in os.environ  # or the next run of the process would write to this one's file
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{alone / 'mlflow.db'}")
     shared.mkdir()
     for loss in (1.0, 2.0):  # the second time it goes on in the same MLflow run
-        with tracked("mlflow", shared, small_config, "shared", 0) as track:
+        with tracked(shared, with_tracker(small_config, "mlflow"), "shared", 0) as track:
             track({"loss": loss}, 0)
     assert not list(shared.iterdir())
     from mlflow.tracking import MlflowClient
@@ -202,16 +201,13 @@ def test_a_tracker_that_does_not_open_does_not_end_a_run(
         raise PermissionError("no key")
 
     monkeypatch.setitem(tracking._OPEN, "wandb", refuse)
-    with tracked("wandb", tmp_path, small_config, "id", 0) as track:
+    with tracked(tmp_path, with_tracker(small_config, "wandb"), "id", 0) as track:
         track({"loss": 1.0}, 0)
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["no key"]
 
 
-def test_only_the_first_process_tracks(
-    small_config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "PartialState", lambda: SimpleNamespace(is_main_process=False))
-    with tracked("tensorboard", tmp_path, small_config, "id", 0) as track:
+def test_only_the_first_process_tracks(small_config: PretrainConfig, tmp_path: Path) -> None:
+    with tracked(tmp_path, with_tracker(small_config, "tensorboard"), "id", 0, is_first=False) as track:
         track({"loss": 1.0}, 0)
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from cmacc.cli import main
-from cmacc.encoders import Encoding, Modality
+from cmacc.encoders import Backbone, Encoding, Modality
 from cmacc.negatives import kmeans_plusplus, selectors
 from cmacc.pretraining import (
     ObjectiveConfig,
@@ -21,14 +21,14 @@ from cmacc.pretraining import (
     Trainer,
     config_from_plain,
     step,
-    verify_choice,
-    verify_lines,
-    verify_loader,
-    verify_ranks,
 )
-from cmacc.pretraining import verify as certificate_module
+from cmacc.pretraining.verify import certificate as certificate_module
+from cmacc.pretraining.verify import choice as choice_module
 from cmacc.pretraining.verify import cut, subject_of, title, verify
-from cmacc.pretraining.verify_lines import Line, Subject, compare, trace, trainer_of
+from cmacc.pretraining.verify import lines as lines_module
+from cmacc.pretraining.verify import loader as loader_module
+from cmacc.pretraining.verify import ranks as ranks_module
+from cmacc.pretraining.verify.lines import Line, Subject, compare, trace, trainer_of
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def _without_momentum(trainer: Trainer) -> None:
 
 def _without_inputs(trainer: Trainer) -> None:
     assert trainer.learner.input_buffer is not None
-    trainer.learner.input_buffer = verify_lines.trainer_of(trainer.config, CPU, torch.float32).learner.input_buffer
+    trainer.learner.input_buffer = lines_module.trainer_of(trainer.config, CPU, torch.float32).learner.input_buffer
 
 
 def _without_order(trainer: Trainer) -> None:
@@ -89,15 +89,15 @@ def _without_order(trainer: Trainer) -> None:
 def test_a_resumed_run_that_lost_something_fails(
     scenario: str, forget: Callable[[Trainer], None], subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resume = verify_lines._resume
+    resume = lines_module.resume
 
     def forgetful(trainer: Trainer, *arguments: Any) -> int:
         first = resume(trainer, *arguments)
         forget(trainer)
         return first
 
-    monkeypatch.setattr(verify_lines, "_resume", forgetful)
-    (line,) = verify_lines.interrupted(subject, scenario)
+    monkeypatch.setattr(lines_module, "resume", forgetful)
+    (line,) = lines_module.interrupted(subject, scenario)
     assert line.passed is False
     assert line.note
 
@@ -109,9 +109,9 @@ def test_several_processes_that_lose_a_factor_of_the_gradient_fail(
     monkeypatch.syspath_prepend(Path(__file__).parent)  # spawned processes get the path
     import broken_ranks  # type: ignore[import-not-found]
 
-    monkeypatch.setattr(verify_ranks, "worker", broken_ranks.worker)
+    monkeypatch.setattr(ranks_module, "worker", broken_ranks.worker)
     subject.__dict__["scenarios"] = {"no dictionary": subject.scenarios["no dictionary"]}
-    (line,) = verify_ranks.over_processes(subject, 2)
+    (line,) = ranks_module.over_processes(subject, 2)
     assert line.passed is False
     assert "gradient norms differ by 5.0e-01" in line.note
 
@@ -140,32 +140,38 @@ def test_traces_of_one_process_differ_when_the_step_is_broken(
     """What the lines over processes compare, without processes."""
     wanted = trace(trainer_of(subject.config, CPU))
     break_it(monkeypatch)
-    line = compare("broken", "", trace(trainer_of(subject.config, CPU)), wanted, verify_lines.ROUNDING)
+    line = compare("broken", "", trace(trainer_of(subject.config, CPU)), wanted, lines_module.ROUNDING)
     assert line.passed is False
     assert note in line.note
 
 
-def test_statistics_of_a_chunk_fail(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_depends_on_the_parts_of_a_batch_is_skipped(subject: Subject) -> None:
     config = replace(subject.config, encoder=replace(subject.config.encoder, norm="batch"))
     by_batch = replace(subject, config=config)
-    for lines in (verify_lines.chunks(by_batch), verify_ranks.over_processes(by_batch, 2)):
+    for lines in (lines_module.chunks(by_batch), ranks_module.over_processes(by_batch, 2)):
         assert all("batch norm in the backbones (encoder.norm batch)" in line.result for line in lines)
         assert all(line.passed is None for line in lines)
-    monkeypatch.setattr(Subject, "depends_on_parts", lambda self, whole: None)
-    (line,) = verify_lines.chunks(by_batch)
+
+
+def test_an_input_norm_over_chunks_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Backbone, inputs: Tensor, prepared: bool = False) -> Tensor:
+        return self.pool(self.body(self.prepare(inputs)))
+
+    monkeypatch.setattr(Backbone, "forward", forward)
+    (line,) = lines_module.chunks(subject)
     assert line.passed is False
 
 
 def test_a_compiler_that_computes_something_else_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "sh")
     monkeypatch.setattr(nn.Module, "compile", lambda module: None)
-    (line,) = verify_lines.compiled(subject)
+    (line,) = lines_module.compiled(subject)
     assert line.difference == 0
     assert line.passed
     monkeypatch.setattr(
         nn.Module, "compile", lambda module: module.register_forward_hook(lambda *call: 1.05 * call[-1])
     )
-    (line,) = verify_lines.compiled(subject)
+    (line,) = lines_module.compiled(subject)
     assert line.passed is False
 
 
@@ -177,14 +183,14 @@ def test_noise_in_bf16_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) 
         return result + result.std() * torch.randn_like(result) if torch.is_autocast_enabled("cpu") else result
 
     monkeypatch.setattr(nn.Conv3d, "forward", noisy)
-    gradients, loss = verify_lines.bf16_is_near(subject)
+    gradients, loss = lines_module.bf16_is_near(subject)
     assert gradients.passed is False
     assert "video.layers" in gradients.note
     assert loss.passed is False
 
 
 def test_a_gradient_that_is_not_a_number_fails(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = verify_lines._backbones
+    measured = lines_module._backbones
 
     def spoilt(trainer: Trainer) -> tuple[list[Tensor], dict[str, Tensor]]:
         features, gradients = measured(trainer)
@@ -192,8 +198,8 @@ def test_a_gradient_that_is_not_a_number_fails(subject: Subject, monkeypatch: py
             gradients["video.layers.3.weight"][0] = torch.nan
         return features, gradients
 
-    monkeypatch.setattr(verify_lines, "_backbones", spoilt)
-    gradients, loss = verify_lines.bf16_is_near(subject)
+    monkeypatch.setattr(lines_module, "_backbones", spoilt)
+    gradients, loss = lines_module.bf16_is_near(subject)
     assert gradients.result == "FAILED: video.layers.3.weight"
     assert loss.passed
 
@@ -218,7 +224,7 @@ def _drawn_wrongly(power: float) -> Callable[..., Tensor]:
 
 @pytest.fixture
 def few_draws(users_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_choice, "_DRAWS", 1000)
+    monkeypatch.setattr(choice_module, "_DRAWS", 1000)
 
 
 @pytest.mark.usefixtures("few_draws")
@@ -226,9 +232,9 @@ def few_draws(users_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_draws_by_another_power_of_the_distance_fail(
     power: int, subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_choice, "kmeans_plusplus", _drawn_wrongly(power))
+    monkeypatch.setattr(choice_module, "kmeans_plusplus", _drawn_wrongly(power))
     monkeypatch.setattr(selectors, "kmeans_plusplus", _drawn_wrongly(power))
-    for measure in (verify_choice.drawn_by_k_means, verify_choice.drawn_by_the_dictionary):
+    for measure in (choice_module.drawn_by_k_means, choice_module.drawn_by_the_dictionary):
         (line,) = measure(subject)
         assert line.difference is not None
         assert line.passed is False
@@ -241,12 +247,12 @@ def test_other_gradients_or_forbidden_samples_in_the_choice_fail(
     factors = selectors.gradient_factors
     with monkeypatch.context() as patch:
         patch.setattr(selectors, "gradient_factors", lambda *given: factors(*given[:3], "feature"))
-        (line,) = verify_choice.drawn_by_the_dictionary(subject)
+        (line,) = choice_module.drawn_by_the_dictionary(subject)
         assert line.passed is False
     monkeypatch.setattr(
         selectors, "kmeans_plusplus", lambda *given, eligible, **options: kmeans_plusplus(*given, **options)
     )
-    (line,) = verify_choice.drawn_by_the_dictionary(subject)
+    (line,) = choice_module.drawn_by_the_dictionary(subject)
     assert "which is impossible" in line.note
 
 
@@ -266,14 +272,14 @@ def test_a_loader_that_gives_other_clips_fails(
     subject: Subject,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    load = verify_loader.training_loader
+    load = loader_module.training_loader
     monkeypatch.setattr(
-        verify_loader, "training_loader", lambda *given, **options: load(*given, **options | broken(options))
+        loader_module, "training_loader", lambda *given, **options: load(*given, **options | broken(options))
     )
-    lines = verify_loader.loader_order(subject)
+    lines = loader_module.loader_order(subject)
     assert [line.name for line in lines if line.passed is False] == [failing]
-    monkeypatch.setattr(verify_loader, "_can_write_videos", lambda: False)
-    assert {line.result for line in verify_loader.loader_order(subject)} == {"skipped: PyAV is not installed"}
+    monkeypatch.setattr(loader_module, "_can_write_videos", lambda: False)
+    assert {line.result for line in loader_module.loader_order(subject)} == {"skipped: PyAV is not installed"}
 
 
 def test_a_line_that_raises_has_failed_and_the_rest_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,9 +334,9 @@ def test_the_papers_loss_has_something_to_compare(subject: Subject) -> None:
     """Without negatives in the batch, there is no loss at first."""
     objective = ObjectiveConfig(in_batch=False, batch_keys="momentum", decoupled=False)
     paper = replace(subject, config=replace(subject.config, objective=objective))
-    (line,) = verify_lines.chunks(paper)
+    (line,) = lines_module.chunks(paper)
     assert line.passed
-    assert all(line.passed for line in verify_lines.bf16_is_near(paper))
+    assert all(line.passed for line in lines_module.bf16_is_near(paper))
 
 
 def test_the_command_prints_a_table_or_json_and_its_exit_code_says_the_result(

@@ -15,7 +15,7 @@ from cmacc.cli.terminal import command_parser, progress_bars
 
 if TYPE_CHECKING:
     from cmacc.pretraining import PretrainConfig
-    from cmacc.pretraining.verify_lines import Line
+    from cmacc.pretraining.verify.lines import Line
 
 FAILED = 1
 

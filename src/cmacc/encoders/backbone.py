@@ -1,7 +1,7 @@
 """The interface of backbones: from inputs to a feature map, and from the map to one feature.
 
 What depends on the whole batch, the norm of the inputs, is a step of its own (`Backbone.prepare`). Everything after it
-can be computed for a few samples at a time (see `cmacc.pretraining.gradient_cache`).
+can be computed for a few samples at a time (see `cmacc.pretraining.encoding`).
 """
 
 from contextlib import nullcontext

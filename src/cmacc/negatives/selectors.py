@@ -83,10 +83,10 @@ class HardestSelector:
     def select(self, candidates: Candidates, count: int, generator: torch.Generator | None) -> Int[Tensor, " count"]:
         """The ``count`` keys with the largest norms, largest first."""
         norms = gradient_factors(candidates.keys, candidates.queries, self.temperature, self.gradient).squared_norms()
-        norms = torch.where(candidates.eligible, norms, -1)
+        norms = candidates.shards.table(torch.where(candidates.eligible, norms, -1))
         if not bool(norms.isfinite().all()):  # topk treats NaN as the largest value
             raise ValueError("HardestSelector: keys and queries must be finite, got NaN or infinity")
-        return candidates.shards.table(norms).topk(count).indices
+        return norms.topk(count).indices
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Check that all processes hold the same: their weights are never broadcast, so a difference would stay, and grow."""
+"""Check that all processes hold the same: after the start no weight is sent, so a difference would stay, and grow."""
 
 import hashlib
 

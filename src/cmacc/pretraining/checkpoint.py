@@ -109,6 +109,7 @@ def save_checkpoint(
         "processes": processes,
         "optimizer": optimizer_rest,
         "scaler": learner.scaler.state_dict(),
+        "skipped_in_a_row": learner.skipped_in_a_row,
         "provenance": None if provenance is None else dataclasses.asdict(provenance),
         "frozen": _frozen(learner.encoder),
     }
@@ -170,6 +171,7 @@ def load_checkpoint(
     learner.optimizer.load_state_dict(optimizer_state)
     if learner.scaler.is_enabled() and state.get("scaler"):
         learner.scaler.load_state_dict(state["scaler"])
+    learner.skipped_in_a_row = state.get("skipped_in_a_row", 0)
     if "cpu" in own_random:
         torch.set_rng_state(own_random["cpu"])
     if "cuda" in own_random:

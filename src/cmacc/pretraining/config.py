@@ -233,8 +233,8 @@ class OptimConfig:
         M, clips per step, over all processes.
     chunk_size
         Clips that a process encodes at a time; None: its whole part of the batch. The loss is over the whole batch all
-        the same, by gradient caching (Gao et al., 2021), for one more forward pass. Exact unless the backbones have
-        batch norm, whose statistics are then those of a chunk.
+        the same, by gradient caching (Gao et al., 2021), for one more forward pass. Exact with ``encoder.norm: group``,
+        which it needs; a tower's own batch norm sees a chunk.
     steps
         Number of training steps.
     learning_rate
@@ -394,6 +394,13 @@ class PretrainConfig:
             "batches.group_size",
             f"at most optim.batch_size ({self.optim.batch_size})",
             self.batches.group_size,
+        )
+        own = [m for m in MODALITIES if not is_tower(getattr(self.encoder, m))]
+        _require(
+            self.optim.chunk_size is None or not own or self.encoder.norm == "group",
+            "optim.chunk_size",
+            f"null with encoder.norm={self.encoder.norm}, whose statistics would be those of a chunk",
+            self.optim.chunk_size,
         )
         if self.dictionary.selector != "none":
             _require(

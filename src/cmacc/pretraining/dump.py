@@ -38,7 +38,6 @@ def write_dump(
     inputs: Mapping[Modality, Tensor],
     model: nn.Module,
     paths: Sequence[str] | None = None,
-    loss: float | None = None,
 ) -> Path:
     """Write the part of a process of a step that is not finite.
 
@@ -58,8 +57,6 @@ def write_dump(
         Query encoders, with the gradients of the step, if any.
     paths
         Files of the samples, if known.
-    loss
-        The loss of the step, if there was one.
 
     Returns
     -------
@@ -78,7 +75,6 @@ def write_dump(
         "step": step,
         "rank": rank,
         "reason": reason,
-        "loss": None if loss is None else str(loss),  # JSON has no NaN
         "sample_ids": list(sample_ids),
         "paths": None if paths is None else list(paths),
         "inputs": {modality: _described(rows, sample_ids) for modality, rows in inputs.items()},

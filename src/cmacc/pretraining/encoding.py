@@ -113,7 +113,8 @@ class _InChunks:
         learner = self._learner
         for modality, features in self._features.items():
             leaf, gradient = self._leaves[modality], features.grad
-            assert gradient is not None
+            if gradient is None:  # the loss does not depend on this modality
+                continue
             if leaf.requires_grad or any(p.requires_grad for p in self._encoder(modality).backbone.parameters()):
                 for chunk, part in zip(
                     self._chunks(modality, leaf), gradient.split(learner.rows_at_a_time), strict=True

@@ -1,7 +1,10 @@
 """The state that a step changes: query encoders, key encoders, dictionaries, the objective, the optimizer."""
 
+import inspect
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +31,11 @@ from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.problem import Views
 from cmacc.pretraining.processes import Processes
 
+_NEW_NAME = "forward_sync_buffers"
+_SYNCS_BUFFERS = (
+    _NEW_NAME if _NEW_NAME in inspect.signature(DistributedDataParallel).parameters else "broadcast_buffers"
+)
+
 
 @dataclass
 class Learner:
@@ -53,6 +61,7 @@ class Learner:
     autocast_dtype: torch.dtype | None
     device: torch.device
     selection_stream: torch.cuda.Stream | None
+    skipped_in_a_row: int = 0  # steps
 
     @classmethod
     def build(
@@ -64,7 +73,6 @@ class Learner:
         autocast_dtype: torch.dtype | None,
         objective: Objective | None = None,
         memory: SampleMemory | None = None,
-        processes: Processes | None = None,
     ) -> "Learner":
         """A learner at step 0, for encoders and inputs of any kind.
 
@@ -84,8 +92,6 @@ class Learner:
             Objective. Default: the one in ``config.objective``.
         memory
             Embeddings for active batches; None if batches are random.
-        processes
-            The processes that train together. Default: this one alone.
 
         Raises
         ------
@@ -93,7 +99,7 @@ class Learner:
             The batch or the pools cannot be divided among the processes, or the objective needs feature maps, which
             there are none of in chunks.
         """
-        processes = processes or Processes(device=device)
+        processes = Processes.current(device)
         _check_divisible(config, processes)
         encoder = encoder.to(device)
         contrast = config.objective
@@ -109,7 +115,9 @@ class Learner:
             )
         if config.train.checkpoint_activations:
             checkpoint_activations(encoder)
-        replica, key_encoder = _replica(encoder, config, processes), momentum_copy(encoder)
+        # Towers and objectives of others may have weights that no loss depends on.
+        finds_unused = config.trains_tower or not isinstance(objective, BidirectionalContrast)
+        replica, key_encoder = _replica(encoder, config, processes, finds_unused), momentum_copy(encoder)
         if config.train.compile:
             for pair in (encoder, key_encoder):
                 compile_backbones(pair)
@@ -164,7 +172,7 @@ class Learner:
 
     def statistics_of_parts(self) -> list[Tensor]:
         """Running statistics of norms that only see this process's part of a batch."""
-        norms = (norm for norm in self.encoder.modules() if isinstance(norm, _BatchNorm))
+        norms = (norm for norm in self.encoder.modules() if isinstance(norm, _BatchNorm) and norm.training)
         return [
             buffer
             for norm in norms
@@ -225,7 +233,9 @@ def input_buffer(config: PretrainConfig, processes: Processes, first_handle: int
         return None
     stays = config.dictionary.size if config.dictionary.refresh_policy == "dictionary" else 0
     store = processes.device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
-    return InputBuffer(-(-(config.dictionary.pool_size + stays) // processes.count), store, first_handle)
+    # Whole batches, so that the oldest input does not depend on the number of processes.
+    batches = math.ceil((config.dictionary.pool_size + stays) / config.optim.batch_size)
+    return InputBuffer(batches * config.optim.batch_size // processes.count, store, first_handle)
 
 
 def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality] = MODALITIES) -> AudioVisualEncoder:
@@ -286,17 +296,17 @@ def _in_chunks(config: PretrainConfig, processes: Processes) -> bool:
     return size is not None and size < config.optim.batch_size // processes.count
 
 
-def _replica(encoder: EncoderPair, config: PretrainConfig, processes: Processes) -> nn.Module:
+def _replica(encoder: EncoderPair, config: PretrainConfig, processes: Processes, finds_unused: bool) -> nn.Module:
     """The encoder, wrapped so that a backward pass exchanges its gradients with the other processes."""
     if processes.count == 1 or _in_chunks(config, processes):
         return encoder
-    return DistributedDataParallel(
-        encoder,
-        device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        # Networks of others may have weights that no output depends on.
-        find_unused_parameters=config.trains_tower,
-        gradient_as_bucket_view=True,
-    )
+    options: dict[str, Any] = {
+        "device_ids": [processes.device] if processes.device.type == "cuda" else None,
+        "find_unused_parameters": finds_unused,
+        "gradient_as_bucket_view": True,
+        _SYNCS_BUFFERS: False,  # they are equal, and a difference should be found
+    }
+    return DistributedDataParallel(encoder, **options)
 
 
 def _dictionaries(

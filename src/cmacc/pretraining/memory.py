@@ -17,6 +17,7 @@ from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders import Encoding, Modality
 from cmacc.negatives import active_batches
 from cmacc.pretraining.config import BatchesConfig
+from cmacc.pretraining.processes import Processes
 
 
 class SampleMemory(nn.Module):
@@ -34,6 +35,8 @@ class SampleMemory(nn.Module):
         M.
     seed
         Seed of the orders.
+    processes
+        The processes that train together, which all have the order of the first one. Default: this one alone.
     """
 
     video: Tensor
@@ -42,8 +45,17 @@ class SampleMemory(nn.Module):
     order: Tensor
     epoch: Tensor
 
-    def __init__(self, count: int, size: int, config: BatchesConfig, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        config: BatchesConfig,
+        batch_size: int,
+        seed: int,
+        processes: Processes | None = None,
+    ) -> None:
         super().__init__()
+        self._processes = processes or Processes()
         self._config, self._batch_size, self._seed = config, batch_size, seed
         self.register_buffer("video", torch.zeros(count, size, dtype=torch.float16))
         self.register_buffer("audio", torch.zeros(count, size, dtype=torch.float16))
@@ -65,7 +77,8 @@ class SampleMemory(nn.Module):
         ``batches.start_epoch`` are random.
         """
         if int(self.epoch) != epoch:
-            self.order.copy_(self._planned(epoch))
+            # Another kind of processor may differ in the last bit of a product, and then in the order.
+            self.order.copy_(self._processes.of_first(self._planned(epoch)))
             self.epoch.fill_(epoch)
         order: NDArray[np.int64] = self.order.numpy()
         return order

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool
 from torch import Tensor
 
 _CPU = torch.device("cpu")
@@ -86,6 +87,19 @@ class Processes:
         """``(R, *shape)``, on the CPU: the values of all processes, of one shape and type."""
         return _all_gather(value.to(self.device)[None], self).cpu()
 
+    def all(self, flags: Bool[Tensor, " flags"]) -> list[bool]:
+        """Which flags hold on all processes."""
+        found: list[bool] = (flags if self.group is None else self.each(flags).all(0)).tolist()
+        return found
+
+    def of_first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, on the device of this one's."""
+        if self.group is None:
+            return tensor
+        shared = tensor.to(self.device)
+        dist.broadcast(shared, 0, group=self.group)
+        return shared.to(tensor.device)
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any process."""
         return flag if self.group is None else bool(self.each(torch.tensor(flag)).any())
@@ -134,8 +148,6 @@ def _all_gather(rows: Tensor, processes: Processes) -> Tensor:
     if processes.group is None:
         return rows
     rows = rows.detach().contiguous()
-    # As bytes, because gloo and NCCL do not exchange bools.
-    sent = rows.view(torch.uint8) if rows.dtype == torch.bool else rows
-    gathered = sent.new_empty(processes.count * len(rows), *rows.shape[1:])
-    dist.all_gather_into_tensor(gathered, sent, group=processes.group)
-    return gathered.view(rows.dtype)
+    gathered = rows.new_empty(processes.count * len(rows), *rows.shape[1:])
+    dist.all_gather_into_tensor(gathered, rows, group=processes.group)
+    return gathered

@@ -41,7 +41,7 @@ def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) 
     """Re-encode the newest ``count`` keys of a dictionary with the current key encoder.
 
     The augmented view is the one of the key's first encoding. The process that encoded a key first does it again, and
-    all get the result. A key whose input is no longer kept is not changed.
+    all get the result. A key whose input is no longer kept is not changed, nor one whose new encoding is not finite.
 
     Returns
     -------
@@ -67,7 +67,8 @@ def refresh_newest(learner: Learner, modality: Modality, count: int, step: int) 
         rows = [getattr(fresh, name).reshape(len(handles), -1) for name in names]
         table[own] = torch.cat([torch.ones_like(rows[0][:, :1]), *rows], dim=1).to(table)
     processes.sum(table)
-    is_fresh = table[:, 0] > 0
+    # One that is not finite, as fp16 can give, would spoil every loss for as long as it is in the dictionary.
+    is_fresh = (table[:, 0] > 0) & table.isfinite().all(1)
     for old, new in zip(columns, table[:, 1:].split([column.shape[1] for column in columns], dim=1), strict=True):
         old[is_fresh] = new[is_fresh]
     held.steps[is_fresh] = step

@@ -4,21 +4,21 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TypeVar, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cmacc.clips import Manifest
 from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining.agreement import check_ranks
 from cmacc.pretraining.checkpoint import load_checkpoint, random_states, save_checkpoint
-from cmacc.pretraining.checkpoint_files import CheckpointError, mark_best, whole_checkpoint
+from cmacc.pretraining.checkpoint_files import mark_best, whole_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
 from cmacc.pretraining.config import PretrainConfig, read_config
 from cmacc.pretraining.dump import write_dump
@@ -30,6 +30,7 @@ from cmacc.pretraining.problem import Problem
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance
 from cmacc.pretraining.run_folder import RANK_LOGS, ROWS_FILE, check_provenance
+from cmacc.pretraining.run_log import MetricsFile, log_to
 from cmacc.pretraining.step import DivergenceError
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.tracking import tracked
@@ -39,6 +40,7 @@ from cmacc.pretraining.utilisation import Utilisation
 log = logging.getLogger("cmacc")
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -91,25 +93,30 @@ def pretrain(
     """
     config = read_config(run_dir / "config.yaml")
     manifest = Manifest.read(config.data.manifest)
-    # We set the precision (`autocast_dtype`), because accelerate's setting cannot change within one Python process.
     # Of a machine without GPU, accelerate would take several processes for unrelated ones unless told.
     is_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
-    device = Accelerator(cpu=is_of_several and not torch.cuda.is_available()).device
+    device = PartialState(cpu=is_of_several and not torch.cuda.is_available()).device
     processes = Processes.current(device)
-    with _log_to(run_dir / ("run.log" if processes.is_first else RANK_LOGS.replace("*", str(processes.rank)))):
+    with log_to(run_dir / ("run.log" if processes.is_first else RANK_LOGS.replace("*", str(processes.rank)))):
         provenance = check_provenance(run_dir, config, manifest)
+        if config.data.shuffle_pairs and processes.count > 1:
+            raise RunError(
+                f"data.shuffle_pairs must be false in {processes.count} processes, because each would shuffle its own "
+                "part of a batch, got true; run this control in one process"
+            )
         problem: Problem
         if config.keeps_features:
             table = keep_features(manifest, config, device, cache=cache, progress=progress)
-            if processes.is_first:
-                _check_rows(run_dir, table.files)
+            _by_first(processes, lambda: _check_rows(run_dir, table.files))
+            if len(set(processes.objects(table.files))) > 1:
+                raise RunError(f"run {run_dir}: the same files must decode on all processes, got others; try again")
             problem, count, bad_files = TableProblem(table, config, device), len(table.labels), table.bad_files
         else:
             clips = ClipStream(manifest, config, device)
             problem, count, bad_files = clips, len(clips.plan.sample_ids), clips.bad_files
         evaluation = _evaluation(manifest, config, processes, cache, progress) if config.eval_every else None
-        trainer = Trainer(problem, config, device, processes=processes)
-        first_step = _resume(trainer, run_dir, provenance)
+        trainer = Trainer(problem, config, device)
+        first_step = resume(trainer, run_dir, provenance)
         check_ranks(trainer.learner, first_step)
         log.info(
             "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s, in %s processes",
@@ -121,8 +128,8 @@ def pretrain(
         alarm = CollapseAlarm(min(config.optim.batch_size, config.encoder.embedding_size))
         utilisation: Utilisation | None = None
         with (
-            _MetricsFile(run_dir / "metrics.jsonl", first_step, is_first=processes.is_first) as metrics_file,
-            tracked(config.tracker, run_dir, config, run_id, first_step) as track,
+            MetricsFile(run_dir / "metrics.jsonl", first_step, is_first=processes.is_first) as metrics_file,
+            tracked(run_dir, config, run_id, first_step, is_first=processes.is_first) as track,
         ):
             score = metrics_file.last_row.get(SCORE)
             if score is not None and metrics_file.last_row["step"] == first_step - 1:
@@ -158,7 +165,7 @@ def pretrain(
                         break
             except DivergenceError as error:
                 _dump(trainer, run_dir, error, manifest)
-                raise RunError(f"run {run_dir}: {error}; its last checkpoint is from before that") from error
+                raise RunError(f"run {run_dir}: {error}") from error
         log.info(
             "stopped at step %s of %s; %s files did not decode",
             trainer.next_step,
@@ -208,7 +215,7 @@ def _save(learner: Learner, run_dir: Path, step: int, provenance: Provenance | N
 
     Raises
     ------
-    CheckpointError, DivergenceError
+    CheckpointError, DivergenceError, RunError
         It was not saved; raised on all processes.
     """
     processes = learner.processes
@@ -216,20 +223,33 @@ def _save(learner: Learner, run_dir: Path, step: int, provenance: Provenance | N
     random: dict[str, Tensor] = {}
     for states in processes.objects(random_states(processes.rank)):
         random |= states
-    failure: CheckpointError | DivergenceError | None = None
+
+    def save() -> None:
+        save_checkpoint(
+            learner, run_dir, step, learner.config.keep_every, provenance,
+            processes=processes.count, random=random, gathered=whole_pools,
+        )  # fmt: skip
+        if score is not None:
+            mark_best(run_dir, step, score, SCORE)
+
+    _by_first(processes, save)
+
+
+def _by_first(processes: Processes, work: Callable[[], _Result]) -> _Result:
+    """What the first process's work returns, on all processes; what it raises, all raise (the others a `RunError`)."""
+    outcome: tuple[_Result | None, str | None] = (None, None)
+    failure: Exception | None = None
     if processes.is_first:
         try:
-            save_checkpoint(
-                learner, run_dir, step, learner.config.keep_every, provenance,
-                processes=processes.count, random=random, gathered=whole_pools,
-            )  # fmt: skip
-            if score is not None:
-                mark_best(run_dir, step, score, SCORE)
-        except (CheckpointError, DivergenceError) as error:
-            failure = error
-    failure = processes.objects(failure)[0]
+            outcome = (work(), None)
+        except (ValueError, OSError) as error:
+            outcome, failure = (None, str(error)), error
+    result, reason = processes.objects(outcome)[0]
     if failure is not None:
         raise failure
+    if reason is not None:
+        raise RunError(reason)
+    return cast(_Result, result)
 
 
 def _dump(trainer: Trainer, run_dir: Path, error: DivergenceError, manifest: Manifest) -> None:
@@ -248,17 +268,17 @@ def _dump(trainer: Trainer, run_dir: Path, error: DivergenceError, manifest: Man
             model=learner.encoder,
             paths=None if trainer.config.keeps_features else [str(manifest.records[i].path) for i in ids],
         )
-    except OSError as reason:
+    except (OSError, SafetensorError) as reason:
         log.warning("the last step is not written down for a look at it: %s", reason)
     else:
         log.warning("the inputs of the last step are in %s", folder)
 
 
-def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> int:
+def resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> int:
     """Restore the state and the input buffer from the newest checkpoint that can be read; return the next step."""
     learner, config, problem, processes = trainer.learner, trainer.config, trainer.problem, trainer.learner.processes
     # One process looks for it, since it renames damaged ones.
-    folder = processes.objects(whole_checkpoint(run_dir) if processes.is_first else None)[0]
+    folder = _by_first(processes, lambda: whole_checkpoint(run_dir))
     if folder is None:
         return 0
     loaded = load_checkpoint(learner, folder, provenance, rank=processes.rank, own_part=learner.own_part)
@@ -266,10 +286,10 @@ def _resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> i
         log.warning(
             "the run goes on in %s processes, before it was in %s: with the same batches and keys, but sums in another "
             "order, so that results differ in their last digits%s",
-            processes.count,
-            loaded.processes,
-            "; and with batch norm over other parts of the batches" if config.encoder.norm == "batch" else "",
-        )
+            processes.count, loaded.processes,
+            "; batch norm and dropout of the backbones, if any, are over other parts of the batches"
+            if config.encoder.norm == "batch" or config.trains_tower else "",
+        )  # fmt: skip
     trainer.next_step = loaded.step
     if learner.input_buffer is not None:
         part = processes.part(config.optim.batch_size)
@@ -292,88 +312,3 @@ def _check_rows(run_dir: Path, files: str) -> None:
         raise RunError(
             f"run {run_dir}: the same files must decode as when it began, got others; restore them, or start a new run"
         )
-
-
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = _LogFile(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    level = log.level
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        log.error("the run ends: %s", error)
-        raise
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        with suppress(OSError):
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log that is silent on a full disk, of which the metrics tell, instead of printing tracebacks."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
-
-
-class _MetricsFile:
-    """``metrics.jsonl``: one JSON object per step. Rows from ``first_step`` on, from a killed run, are removed.
-
-    Only the first process reads and writes it. ``last_row`` is the last one that is kept.
-    """
-
-    def __init__(self, path: Path, first_step: int, *, is_first: bool) -> None:
-        self.last_row: dict[str, float] = {}
-        self._path = path
-        self._file: TextIO | None = None
-        if not is_first:
-            return
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # a line that was truncated by a kill
-                if row["step"] < first_step:
-                    kept.append(line)
-                    self.last_row = row
-        with self._named():
-            aside = path.with_name(f".{path.name}")
-            aside.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(aside, path)
-            self._file = path.open("a")
-
-    def __enter__(self) -> "_MetricsFile":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._file is not None:
-            # After an error, that is the one to tell: closing tries again to write what could not be written.
-            with suppress(OSError) if kind else self._named():
-                self._file.close()
-
-    def write(self, step: int, row: dict[str, float]) -> None:
-        if self._file is not None:
-            with self._named():
-                self._file.write(json.dumps({"step": step, **row}) + "\n")
-
-    def flush(self) -> None:
-        if self._file is not None:
-            with self._named():
-                self._file.flush()
-                os.fsync(self._file.fileno())
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"run {self._path.parent}: {self._path.name} cannot be written ({error}); its checkpoints remain: "
-                "resume it when there is space"
-            ) from error

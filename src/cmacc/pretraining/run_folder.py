@@ -46,10 +46,11 @@ _OF_A_RUN = (
     "config.yaml", PROVENANCE_FILE, ROWS_FILE, *_TRAINED, *TRACKER_FILES, "run.log", "card.json", "card.md",
     "embeddings.safetensors", "report.html", "inspect.html", DUMPS_FOLDER,
 )  # fmt: skip
-# Settings that may change when a run is resumed, because no number depends on them.
+# Settings that may change when a run is resumed, because no number depends on them, but for rounding.
 RESUMABLE = (
     "data.manifest", "data.workers", "data.start_method", "data.max_bad_fraction", "save_every", "keep_every",
-    "health_every", "eval_every", "eval_files", "check_ranks_every", "tracker",
+    "health_every", "eval_every", "check_ranks_every", "tracker", "max_skipped_steps", "optim.chunk_size",
+    "train.checkpoint_activations", "train.compile",
 )  # fmt: skip
 
 

@@ -41,15 +41,18 @@ class StepResult:
         Metrics of the objective and ``gradient_norm``, as scalars; NaN if there was nothing to measure.
     embeddings
         ``(M, d)``: query embeddings of the whole batch by modality.
+    sample_ids
+        ``(M,)``: its sample ids.
     refreshed
         Number of re-encoded keys.
     not_finite
-        What was not finite (NaN or infinity), if anything. Then the step changed neither weights nor pools, and there
-        are no metrics.
+        What was not finite (NaN or infinity), if anything. Then the step changed neither weights nor pools, though it
+        may have chosen keys for the dictionaries, and there are no metrics.
     """
 
     metrics: dict[str, Tensor]
     embeddings: dict[Modality, Tensor]
+    sample_ids: Tensor
     refreshed: int = 0
     not_finite: str | None = None
 
@@ -96,14 +99,15 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("keys"):
         own_keys = encode_keys(learner, inputs) if learner.needs_keys else {}
 
-    if _is_selection_due(learner, step) and not _all_finite(queries):
-        keep_inputs(learner, batch, visit)
-        restore_statistics()
-        return StepResult({}, embeddings, not_finite="an embedding")
     with torch.cuda.stream(selecting), clock.phase("select"):
-        chosen = select_negatives(learner, encoded.queries, batch.sample_ids, step)
+        is_sound = not _is_selection_due(learner, step) or _all_finite(queries)
+        chosen = select_negatives(learner, encoded.queries, batch.sample_ids, step) if is_sound else {}
     if selecting is not None:
         torch.cuda.current_stream(learner.device).wait_stream(selecting)
+    if not is_sound:
+        keep_inputs(learner, batch, visit)
+        restore_statistics()
+        return StepResult({}, embeddings, sample_ids, not_finite="an embedding")
 
     with clock.phase("refresh"):
         refreshed = refresh_keys(learner, chosen, step)
@@ -121,13 +125,14 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
         sound = {"the loss": outcome.loss.isfinite(), "a gradient": gradient_norm.isfinite()}
         if keys:
             sound["a key"] = torch.stack([of_batch.embedding.isfinite().all() for of_batch in keys.values()]).all()
-        finite = torch.stack(list(sound.values())).tolist()
+        # On all processes alike, or their weights would differ from now on.
+        finite = processes.all(torch.stack(list(sound.values())))
 
     with clock.phase("update"):
         if not all(finite):
             learner.scaler.update()  # with fp16, the loss was scaled too much
             restore_statistics()
-            return StepResult({}, embeddings, refreshed, list(sound)[finite.index(False)])
+            return StepResult({}, embeddings, sample_ids, refreshed, list(sound)[finite.index(False)])
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         processes.average(learner.statistics_of_parts())
@@ -147,7 +152,7 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
                     handles=handles,
                 )
             )
-    return StepResult(outcome.metrics | {"gradient_norm": gradient_norm}, embeddings, refreshed)
+    return StepResult(outcome.metrics | {"gradient_norm": gradient_norm}, embeddings, sample_ids, refreshed)
 
 
 def select_negatives(

@@ -51,12 +51,13 @@ class TableProblem:
     def __init__(self, table: Table, config: PretrainConfig, device: torch.device) -> None:
         self._table, self._config = table, config
         self._count, self._size = len(table.labels), config.optim.batch_size
-        self._part = Processes.current(device).part(self._size)
+        processes = Processes.current(device)
+        self._part = processes.part(self._size)
         if self._count < self._size:
             raise ValueError(f"optim.batch_size must be at most the {self._count} training samples, got {self._size}")
         self.views = table.views(config)
         self.memory = (
-            SampleMemory(self._count, config.encoder.embedding_size, config.batches, self._size, config.seed)
+            SampleMemory(self._count, config.encoder.embedding_size, config.batches, self._size, config.seed, processes)
             if config.batches.selector == "active"
             else None
         )

@@ -27,7 +27,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
 from cmacc.pretraining.config import ConfigError, PretrainConfig, TrackerName, to_plain
@@ -64,23 +63,25 @@ def check_tracker(config: PretrainConfig) -> None:
 
 
 @contextmanager
-def tracked(tracker: TrackerName, run_dir: Path, config: PretrainConfig, run_id: str, first_step: int) -> Iterator[Log]:
+def tracked(
+    run_dir: Path, config: PretrainConfig, run_id: str, first_step: int, *, is_first: bool = True
+) -> Iterator[Log]:
     """Open a tracker for the duration of a run.
 
     If the tracker fails (its server is gone, a disk is full), this is logged once, and it is not used any more.
 
     Parameters
     ----------
-    tracker
-        Name of the tracker.
     run_dir
         Run folder.
     config
-        Settings, which are shown beside the metrics.
+        Settings, which name the tracker and are shown beside the metrics.
     run_id
         Id of the run (`Provenance.run_id`), by which a resumed run is recognised.
     first_step
         Step at which this part of the run starts.
+    is_first
+        Whether this is the first of the run's processes, which tracks.
 
     Yields
     ------
@@ -88,7 +89,8 @@ def tracked(tracker: TrackerName, run_dir: Path, config: PretrainConfig, run_id:
         Takes the metrics of a step, by name, and the number of the step. On all processes but the first it does
         nothing.
     """
-    if tracker == "none" or not PartialState().is_main_process:
+    tracker = config.tracker
+    if tracker == "none" or not is_first:
         yield lambda row, step: None
         return
     guarded = _Guarded(tracker)

@@ -23,8 +23,7 @@ from cmacc.pretraining.config import PretrainConfig
 from cmacc.pretraining.learner import Learner, autocast_dtype
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, Problem
-from cmacc.pretraining.processes import Processes
-from cmacc.pretraining.step import DivergenceError, training_step
+from cmacc.pretraining.step import DivergenceError, StepResult, training_step
 
 log = logging.getLogger("cmacc")
 
@@ -57,7 +56,7 @@ class TrainedStep:
 
 
 class Trainer:
-    """Trains encoders on a problem.
+    """Trains encoders on a problem, together with the other processes of torch.distributed, if it is initialised.
 
     Parameters
     ----------
@@ -69,9 +68,6 @@ class Trainer:
         Device to train on. Default: the CPU.
     objective
         Objective to use instead of the one in ``config.objective``.
-    processes
-        The processes that train together, each on its own part of every batch, which the problem must give. Default:
-        those of torch.distributed, if it is initialised.
 
     Attributes
     ----------
@@ -88,7 +84,6 @@ class Trainer:
         device: torch.device | None = None,
         *,
         objective: Objective | None = None,
-        processes: Processes | None = None,
     ) -> None:
         device = device or torch.device("cpu")
         self.problem, self.config = problem, config
@@ -100,10 +95,8 @@ class Trainer:
             autocast_dtype(config.precision, device),
             objective,
             problem.memory,
-            processes or Processes.current(device),
         )
         self.next_step = 0
-        self._skipped_in_a_row = 0
 
     def steps(self, last_step: int | None = None) -> Iterator[TrainedStep]:
         """Run the steps ``next_step <= step < last_step``. Default: until the end, ``config.optim.steps``.
@@ -133,9 +126,9 @@ class Trainer:
             batch = batch.to(device)
             result = training_step(learner, batch, step, self.problem.visit(step), clock)
             if result.not_finite is not None:
-                self._skipped(result.not_finite, batch, step)
+                self._skipped(result, batch, step)
             else:
-                self._skipped_in_a_row = 0
+                learner.skipped_in_a_row = 0
             metrics = result.row() | {"learning_rate": rate}
             if learner.input_buffer is not None:
                 metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.input_buffer.byte_count}
@@ -149,7 +142,7 @@ class Trainer:
             yield TrainedStep(step, batch, metrics, result.embeddings, seconds)
             started = time.perf_counter()
 
-    def _skipped(self, what: str, batch: Batch, step: int) -> None:
+    def _skipped(self, result: StepResult, batch: Batch, step: int) -> None:
         """Note a step at which something was not finite.
 
         Raises
@@ -157,15 +150,18 @@ class Trainer:
         DivergenceError
             There were too many in a row.
         """
-        self._skipped_in_a_row += 1
-        most = self.config.max_skipped_steps
-        ids = ", ".join(map(str, batch.sample_ids.tolist()))
-        if self._skipped_in_a_row <= most:
-            log.warning("skipped step %s: %s is not finite; sample ids of this process: %s", step, what, ids)
+        self.learner.skipped_in_a_row += 1
+        count, most = self.learner.skipped_in_a_row, self.config.max_skipped_steps
+        # Of the whole batch, so that all processes say the same.
+        finite = torch.stack([rows.isfinite().all(1) for rows in result.embeddings.values()]).all(0)
+        spoilt = result.sample_ids[~finite].tolist()
+        where = f"in the embeddings of samples {', '.join(map(str, spoilt))}" if spoilt else "with finite embeddings"
+        if count <= most:
+            log.warning("skipped step %s: %s is not finite, %s", step, result.not_finite, where)
             return
         raise DivergenceError(
-            f"{what} is not finite (NaN or infinity), for {self._skipped_in_a_row} steps in a row (max_skipped_steps "
-            f"is {most}); the last one had the sample ids {ids}",
+            f"{result.not_finite} is not finite (NaN or infinity), for {count} steps in a row (max_skipped_steps is "
+            f"{most}), at the last one {where}",
             step,
             batch,
         )

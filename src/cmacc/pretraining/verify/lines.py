@@ -1,9 +1,6 @@
 """The lines of the certificate that train in one process (see `verify`)."""
 
 import math
-import os
-import shutil
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,13 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from cmacc.clips import ClipBatch
-from cmacc.encoders import MODALITIES, EncoderPair
+from cmacc.encoders import MODALITIES, CompilerError, compile_backbones, require_compiler
 from cmacc.encoders.norm import InputNorm
 from cmacc.pretraining.checkpoint import save_checkpoint
 from cmacc.pretraining.config import PrecisionName, PretrainConfig
 from cmacc.pretraining.learner import untrained_encoder
 from cmacc.pretraining.random_clips import RandomClips
-from cmacc.pretraining.run import _resume
+from cmacc.pretraining.run import resume
 from cmacc.pretraining.table import TableProblem
 from cmacc.pretraining.trainer import Trainer
 
@@ -219,9 +216,8 @@ def interrupted(subject: Subject, scenario: str) -> list[Line]:
     config, device = subject.scenarios[scenario], subject.device
     went_on = trainer_of(config, device, torch.float32)
     scaler = went_on.learner.scaler
-    if (
-        scaler.is_enabled()
-    ):  # fp16: from the usual scale, it would take more steps than there are to the first finite one
+    # With fp16, from the usual scale, it would take more steps than there are to the first one that is finite.
+    if scaler.is_enabled():
         scaler.load_state_dict(scaler.state_dict() | {"scale": _FP16_SCALE})
     trace(went_on, _STOP)
     gpus = [device] if device.type == "cuda" else []
@@ -229,7 +225,7 @@ def interrupted(subject: Subject, scenario: str) -> list[Line]:
         save_checkpoint(went_on.learner, Path(folder), _STOP, 0)
         torch.rand(7)  # a new process has another random state
         resumed = trainer_of(config, device, torch.float32)
-        _resume(resumed, Path(folder), None)
+        resume(resumed, Path(folder), None)
         found = trace(resumed, _STEPS_TO_RESUME)
     return [
         compare(
@@ -265,14 +261,12 @@ def chunks(subject: Subject) -> list[Line]:
 def compiled(subject: Subject) -> list[Line]:
     """Compiled backbones against eager ones."""
     name = "compiled = eager"
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if subject.device.type == "cpu" and shutil.which(compiler) is None:
-        return [Line.skipped(name, f"no C++ compiler {compiler}; name one in CXX")]
+    try:
+        require_compiler(subject.device)
+    except CompilerError as error:
+        return [Line.skipped(name, str(error))]
     eager, by_compiler = (_first_trainer(subject, "fp32") for _ in range(2))
-    encoder = by_compiler.learner.encoder
-    assert isinstance(encoder, EncoderPair)
-    for part in (encoder.video, encoder.audio):  # `compile_backbones`, once it is merged
-        part.backbone.compile()
+    compile_backbones(by_compiler.learner.encoder)
     found, wanted = (
         {"features": torch.cat(features), "gradients": torch.cat([part.flatten() for part in gradients.values()])}
         for features, gradients in map(_backbones, (by_compiler, eager))

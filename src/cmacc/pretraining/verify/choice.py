@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cmacc.negatives import ActiveDictionary, Keys, kmeans_plusplus
 from cmacc.negatives.gradients import GradientName
-from cmacc.pretraining.verify_lines import Line, Subject
+from cmacc.pretraining.verify.lines import Line, Subject
 
 # Chance that a line fails though all is right. Seeds are fixed: it is about the seeds that were chosen once.
 SIGNIFICANCE = 1e-4

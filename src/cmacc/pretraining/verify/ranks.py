@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from cmacc.encoders import WholeBatchNorm
 from cmacc.encoders.towers.trust import is_trusting_code, trusting_code
 from cmacc.pretraining.config import PretrainConfig
-from cmacc.pretraining.verify_lines import ROUNDING, Line, Subject, Trace, compare, trace, trainer_of
+from cmacc.pretraining.verify.lines import ROUNDING, Line, Subject, Trace, compare, trace, trainer_of
 
 # After it, processes that wait for one that died or hangs give up.
 _PATIENCE = timedelta(minutes=10)

@@ -21,10 +21,10 @@ from cmacc.clips.progress import Progress, silent
 from cmacc.encoders import EncoderConfig
 from cmacc.pretraining.config import DataConfig, DictionaryConfig, PretrainConfig
 from cmacc.pretraining.learner import default_device
-from cmacc.pretraining.verify_choice import drawn_by_k_means, drawn_by_the_dictionary
-from cmacc.pretraining.verify_lines import Line, Subject, bf16_is_near, chunks, compiled, interrupted
-from cmacc.pretraining.verify_loader import loader_order
-from cmacc.pretraining.verify_ranks import over_processes
+from cmacc.pretraining.verify.choice import drawn_by_k_means, drawn_by_the_dictionary
+from cmacc.pretraining.verify.lines import Line, Subject, bf16_is_near, chunks, compiled, interrupted
+from cmacc.pretraining.verify.loader import loader_order
+from cmacc.pretraining.verify.ranks import over_processes
 
 _DEFAULTS = PretrainConfig(
     data=DataConfig(

@@ -8,7 +8,7 @@ import torch
 
 from cmacc.clips import Manifest, TrainingPlan, list_folders, scan, training_loader
 from cmacc.pretraining.clip_stream import training_plan
-from cmacc.pretraining.verify_lines import Line, Subject, Trace, compare
+from cmacc.pretraining.verify.lines import Line, Subject, Trace, compare
 
 _STEPS = 3
 _WORKERS = (1, 2)

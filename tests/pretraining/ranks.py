@@ -26,8 +26,10 @@ from cmacc.pretraining import (
     ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
+    RunError,
     Trainer,
 )
+from cmacc.pretraining.agreement import check_ranks
 from cmacc.pretraining.random_clips import RandomClips
 from cmacc.pretraining.table import TableProblem
 
@@ -100,15 +102,30 @@ def outcome(trainer: Trainer, steps: int = STEPS) -> dict[str, Any]:
     """Everything that must not depend on the number of processes."""
     metrics = [done.metrics for done in trainer.steps(steps)]
     learner = trainer.learner
+    check_ranks(learner, steps)
     sums = {name: _sum(module) for name, module in (("encoder", learner.encoder), ("keys", learner.key_encoder))}
     return {
         "losses": [row.get("loss", 0.0) for row in metrics],
         "gradient norms": [row["gradient_norm"] for row in metrics],
         "refreshed": [row.get("refreshed_keys", 0.0) for row in metrics],
         **{f"weights, {name}": value for name, value in sums.items()},
+        "pools": _pools(trainer),
         "picks": {m: d.negatives().sample_ids.tolist() for m, d in learner.dictionaries.items()},
         "plan": learner.memory.order.tolist() if learner.memory is not None else [],
     }
+
+
+def _pools(trainer: Trainer) -> dict[str, list[float]]:
+    """What a checkpoint would hold of the pools, and this process would get back."""
+    learner = trainer.learner
+    whole = learner.whole_pools()
+    pools: dict[str, list[float]] = {}
+    for modality, dictionary in learner.dictionaries.items():
+        for name, own in dictionary.pool.state_dict().items():
+            full = f"{modality}_dictionary.pool.{name}"
+            assert torch.equal(learner.own_part(full, whole.get(full, own)), own)
+            pools[full] = whole.get(full, own).double().flatten().tolist()
+    return pools
 
 
 def _sum(module: nn.Module) -> list[float]:
@@ -140,6 +157,38 @@ def a_clip_that_is_not_finite() -> dict[str, Any]:
     return {"skipped": skipped, "weights": _sum(trainer.learner.key_encoder), "last": done.metrics["loss"]}
 
 
+def a_loss_that_is_not_finite_on_one() -> list[float]:
+    """A fault of one process, such as of its memory: all skip the step."""
+
+    class OnceSpoilt(BidirectionalContrast):
+        steps = 0
+
+        def forward(self, inputs: ObjectiveInputs) -> ObjectiveResult:
+            self.steps += 1
+            is_last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
+            result = super().forward(inputs)
+            spoilt = torch.nan if is_last and self.steps == 3 else 1.0
+            return ObjectiveResult(result.loss * spoilt, result.metrics)
+
+    trainer = trainer_of(PLAIN, objective=OnceSpoilt(in_batch=True, batch_keys="online"))
+    skipped = [done.metrics.get("skipped", 0.0) for done in trainer.steps(STEPS)]
+    check_ranks(trainer.learner, STEPS)
+    return skipped
+
+
+def a_weight_that_differs() -> str:
+    """Of several processes, that of the last one is another."""
+    trainer = trainer_of(CONFIGS["active"])
+    check_ranks(trainer.learner, 0)
+    with torch.no_grad():
+        next(trainer.learner.key_encoder.parameters()).add_(float(dist.get_rank() == dist.get_world_size() - 1))
+    try:
+        check_ranks(trainer.learner, 0)
+    except RunError as error:
+        return str(error)
+    return "all the same"
+
+
 def too_many_that_are_not_finite() -> str:
     trainer = trainer_of(dataclasses.replace(PLAIN, max_skipped_steps=1))
     with torch.no_grad():
@@ -160,6 +209,7 @@ def outcomes(processes: int = 1) -> dict[str, Any]:
     assert isinstance(own.learner.objective, nn.Module)
     found["an objective with weights"]["weights, objective"] = _sum(own.learner.objective)
     found["not finite"] = a_clip_that_is_not_finite()
+    found["not finite on one"] = a_loss_that_is_not_finite_on_one()
     found["never finite"] = too_many_that_are_not_finite()
     return found
 
@@ -190,7 +240,7 @@ def main(rank: int, processes: int, store: str, out: str) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
-    found = outcomes(processes) | {"refusals": refusals()}
+    found = outcomes(processes) | {"refusals": refusals(), "a weight that differs": a_weight_that_differs()}
     found |= {f"of parts, {name}": outcome(trainer_of(config)) for name, config in OF_PARTS.items()}
     Path(out).write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec, seeds
-from cmacc.encoders import Encoder, EncoderConfig, EncoderPair, Modality
-from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, Processes, Trainer
+from cmacc.encoders import Encoder, EncoderConfig, EncoderPair, Encoding, Modality
+from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig, Processes, Trainer, refresh
 from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
 from cmacc.pretraining.encoding import encode_keys, encode_queries
 from cmacc.pretraining.learner import Learner
@@ -159,6 +159,26 @@ def test_half_precision_scales_the_loss_and_resumes_with_its_scale(tmp_path: Pat
     for name in ("loss", "gradient_norm"):
         assert losses[0][name] == pytest.approx(losses[1][name], rel=0.02)
         assert losses[0][name] != losses[1][name]
+
+
+def test_a_key_that_is_encoded_again_and_not_finite_leaves_the_old_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would spoil every loss for as long as it is in the dictionary."""
+    plain, spoilt = refresh._encode, 0
+
+    def encode(learner: Learner, modality: Modality, handles: Tensor) -> Encoding:
+        nonlocal spoilt
+        encoding = plain(learner, modality, handles)
+        encoding.penultimate[0, 0] = torch.inf
+        spoilt += 1
+        return encoding
+
+    monkeypatch.setattr(refresh, "_encode", encode)
+    config = dataclasses.replace(CLIPS, max_skipped_steps=0)
+    trainer = Trainer(TableProblem(RandomClips(40, config, CPU), config, CPU), config)
+    assert len(list(trainer.steps(6))) == 6
+    assert spoilt > 0
+    for dictionary in trainer.learner.dictionaries.values():
+        assert all(bool(value.isfinite().all()) for value in dictionary.negatives().fields())
 
 
 def test_processes_alone_exchange_nothing() -> None:

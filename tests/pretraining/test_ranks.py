@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).with_name("ranks.py")
-# Of losses and gradients after 5 steps of Adam, which divides small gradients by their size and rounding with them.
+# Of losses and gradients after 5 steps of Adam, which divides small gradients by their size and rounding with them; of
+# a list, relative to its largest number.
 RELATIVE = 1e-9
+_NAMES = runpy.run_path(str(SCRIPT))
+FEWER = _NAMES["CONFIGS"].keys() - set(_NAMES["OF_FOUR"])  # that four processes leave out
 
 
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(runpy.run_path(str(SCRIPT))["outcomes"]()))
+    found: dict[str, Any] = json.loads(json.dumps(_NAMES["outcomes"]()))
     return found
 
 
@@ -45,9 +48,8 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_several_processes_train_as_one(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     for rank, found in enumerate(ranks):
-        assert len(alone) >= len(found) - 2
         for name, wanted in alone.items():
-            if name not in found and len(ranks) == 4:
+            if len(ranks) == 4 and name in FEWER:
                 continue
             _same(found[name], wanted, f"rank {rank} of {len(ranks)}: {name}")
 
@@ -57,8 +59,10 @@ def _same(found: Any, wanted: Any, what: str) -> None:
         assert found.keys() == wanted.keys(), what
         for name in wanted:
             _same(found[name], wanted[name], f"{what}, {name}")
-    elif isinstance(wanted, float) or (isinstance(wanted, list) and wanted and isinstance(wanted[0], float)):
-        assert found == pytest.approx(wanted, rel=RELATIVE, abs=1e-12), what
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=RELATIVE), what
+    elif isinstance(wanted, list) and wanted and isinstance(wanted[0], float):
+        assert found == pytest.approx(wanted, rel=RELATIVE, abs=RELATIVE * max(map(abs, wanted))), what
     else:
         assert found == wanted, what
 
@@ -71,6 +75,11 @@ def test_with_batch_norm_by_parts_all_hold_the_same_though_not_what_one_would(
         assert found[name]["weights, keys"] == ranks[0][name]["weights, keys"]
         assert found[name]["picks"] == ranks[0][name]["picks"]
     assert ranks[0][name]["losses"][0] != pytest.approx(alone["active"]["losses"][0], rel=1e-3)
+
+
+def test_a_weight_that_differs_is_found_by_all(ranks: list[dict[str, Any]]) -> None:
+    wanted = f"step 0: key_encoder must be the same on all processes, but differs on rank {len(ranks) - 1} from rank 0"
+    assert all(found["a weight that differs"].startswith(wanted) for found in ranks)
 
 
 def test_what_cannot_be_divided_is_refused(ranks: list[dict[str, Any]]) -> None:
@@ -89,4 +98,5 @@ def test_what_is_compared_is_worth_comparing(alone: dict[str, Any]) -> None:
     assert alone["active"]["refreshed"][-1] > 0
     assert len(set(alone["active"]["picks"]["video"])) == 24
     assert alone["not finite"]["skipped"] == [0, 0, 1, 0, 0]
+    assert alone["not finite on one"] == [0, 0, 1, 0, 0]
     assert "is not finite (NaN or infinity), for 2 steps in a row (max_skipped_steps is 1)" in alone["never finite"]

@@ -92,7 +92,7 @@ def test_a_diverging_run_says_so_and_not_that_points_must_be_finite(selector: st
     for _ in diverging.steps(5):
         pass
     spoil(diverging.learner.encoder)
-    message = r"step 6: .*, for 2 steps in a row .* sample ids [\d, ]+; start again with a lower optim.learning_rate"
+    message = r"step 6: .*, for 2 steps in a row .* in the embeddings of samples [\d, ]+; start again with a lower"
     with pytest.raises(DivergenceError, match=message):
         list(diverging.steps())
 

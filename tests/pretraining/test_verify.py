@@ -349,7 +349,7 @@ def test_the_command_prints_a_table_or_json_and_its_exit_code_says_the_result(
         given.append((config, processes))
         return lines
 
-    monkeypatch.setattr(certificate_module, "verify", fake)
+    monkeypatch.setattr("cmacc.pretraining.verify.verify", fake)
     assert main(["verify"]) == 0
     table = capsys.readouterr().out
     for text in ("this [and] that", "1e-12", "ok", "skipped: no compiler", "2.5", "batches of 8"):

@@ -432,7 +432,12 @@ def _pretrain_with_progress(
             if stop.is_asked:  # there is no step yet to stop after
                 raise KeyboardInterrupt
 
-        return pretrain(run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features)
+        try:
+            return pretrain(run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features)
+        except BaseException:
+            # No step is under way any more. A launcher that ends what is left after a process died need not wait.
+            stop.is_training = False
+            raise
 
 
 def _no_progress(*_: object) -> None:

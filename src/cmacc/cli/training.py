@@ -433,7 +433,9 @@ def _pretrain_with_progress(
                 raise KeyboardInterrupt
 
         try:
-            return pretrain(run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features)
+            return pretrain(
+                run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features
+            )
         except BaseException:
             # No step is under way any more. A launcher that ends what is left after a process died need not wait.
             stop.is_training = False

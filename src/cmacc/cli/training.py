@@ -437,8 +437,9 @@ def _pretrain_with_progress(
                 run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features
             )
         except BaseException:
-            # No step is under way any more. A launcher that ends what is left after a process died need not wait.
-            stop.is_training = False
+            # No step is under way any more: a SIGTERM is from a launcher, which ends what is left when a process dies,
+            # while the watch finds out which one did.
+            stop.is_told = False
             raise
 
 

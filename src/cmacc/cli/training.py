@@ -294,7 +294,15 @@ def pretrain_with_progress(run_dir: Path, stop: _Stop, cache: Path | None = None
             if stop.is_asked:  # there is no step yet to stop after
                 raise KeyboardInterrupt
 
-        return pretrain(run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features)
+        try:
+            return pretrain(
+                run_dir, on_step=on_step, should_stop=lambda: stop.is_asked, cache=cache, progress=on_features
+            )
+        except BaseException:
+            # No step is under way any more: a SIGTERM is from a launcher, which ends what is left when a process dies,
+            # while the watch finds out which one did.
+            stop.is_told = False
+            raise
 
 
 def _no_progress(*_: object) -> None:

@@ -46,7 +46,7 @@ _AT_ONCE = 16
 
 def train(folder: Path, seed: int, steps: int, count: int) -> None:
     """The run of ``cmacc demo``, which has 960 clips and 500 steps."""
-    from cmacc.cli.training import _demo_config
+    from cmacc.cli.demo import _demo_config
 
     world = WorldConfig(clip_count=count, class_count=8, nuisance=0.3, frame_size=64, seed=seed)
     write_world(world, folder / "world", workers=1)

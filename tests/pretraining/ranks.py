@@ -59,9 +59,7 @@ CONFIGS = {
     "no dictionary": PLAIN,
     "active": _with(dictionary=_dictionary()),
     "active, dictionary refreshed": _with(dictionary=_dictionary(refresh="dictionary", refresh_every=2)),
-    "newest": _with(dictionary=_dictionary(selector="newest")),
     "random": _with(dictionary=_dictionary(selector="random", refresh="none")),
-    "hardest": _with(dictionary=_dictionary(selector="hardest", allow_repeats=True)),
     "the paper's loss": _with(
         dictionary=_dictionary(refresh="none"),
         objective=ObjectiveConfig(in_batch=False, batch_keys="momentum", decoupled=False),
@@ -70,7 +68,7 @@ CONFIGS = {
     "sync": _with(dictionary=_dictionary(), encoder=dataclasses.replace(PLAIN.encoder, norm="sync")),
     "active batches": _with(batches=BatchesConfig(selector="active", group_size=4)),
 }
-OF_FOUR = ("active", "active, dictionary refreshed", "in chunks", "active batches")
+OF_FOUR = ("active, dictionary refreshed", "active batches")
 # Results of these depend on the number of processes; they must still be the same on all.
 OF_PARTS = {"batch": _with(dictionary=_dictionary(), encoder=dataclasses.replace(PLAIN.encoder, norm="batch"))}
 

@@ -5,8 +5,9 @@ from typing import NoReturn
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
+from cmacc.encoders import Modality
 from cmacc.pretraining import dump
 from cmacc.pretraining.dump import write_dump
 
@@ -25,7 +26,7 @@ def test_a_dump_says_what_is_not_finite_and_keeps_the_inputs(tmp_path: Path) -> 
     audio = torch.randn(3, 5, dtype=torch.bfloat16)
     audio[1, 2] = float("inf")
     folder = write_dump(
-        tmp_path, 41, 1, reason="a gradient", loss=float("nan"), sample_ids=[7, 8, 9], paths=["a", "b", "c"],
+        tmp_path, 41, 1, reason="a gradient", sample_ids=[7, 8, 9], paths=["a", "b", "c"],
         inputs={"video": video, "audio": audio}, model=model,
     )  # fmt: skip
     assert folder == tmp_path / "non-finite" / "step-00000041-rank-1"
@@ -34,8 +35,8 @@ def test_a_dump_says_what_is_not_finite_and_keeps_the_inputs(tmp_path: Path) -> 
     assert torch.equal(kept["video"], video)
     assert torch.equal(kept["audio"], audio)
     state = json.loads((folder / "state.json").read_text(), parse_constant=no_constant)
-    assert {key: state[key] for key in ("step", "rank", "reason", "loss", "sample_ids", "paths")} == {
-        "step": 41, "rank": 1, "reason": "a gradient", "loss": "nan", "sample_ids": [7, 8, 9], "paths": ["a", "b", "c"],
+    assert {key: state[key] for key in ("step", "rank", "reason", "sample_ids", "paths")} == {
+        "step": 41, "rank": 1, "reason": "a gradient", "sample_ids": [7, 8, 9], "paths": ["a", "b", "c"],
     }  # fmt: skip
     assert state["inputs"] == {
         "video": {"shape": [3, 4, 2], "dtype": "float32", "not_finite_samples": []},
@@ -48,23 +49,25 @@ def test_a_dump_says_what_is_not_finite_and_keeps_the_inputs(tmp_path: Path) -> 
 
 
 def test_a_dump_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def written(loss: float | None = None) -> Path:
-        inputs = {"video": torch.zeros(1, 2)}
-        return write_dump(
-            tmp_path, 0, 0, reason="the loss", loss=loss, sample_ids=[3], inputs=inputs, model=nn.Linear(1, 1)
-        )
+    def written(reason: str = "the loss") -> Path:
+        inputs: dict[Modality, Tensor] = {"video": torch.zeros(1, 2)}
+        return write_dump(tmp_path, 0, 0, reason=reason, sample_ids=[3], inputs=inputs, model=nn.Linear(1, 1))
+
+    def found() -> str:
+        state: dict[str, str] = json.loads((folder / "state.json").read_text())
+        return state["reason"]
 
     folder = written()
-    assert json.loads((folder / "state.json").read_text())["loss"] is None
+    assert found() == "the loss"
 
     def full(*_: object) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dump, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        written(loss=1.0)
+        written("a gradient")
     assert [path.name for path in (tmp_path / "non-finite").iterdir()] == [folder.name]
-    assert json.loads((folder / "state.json").read_text())["loss"] is None  # the older one
+    assert found() == "the loss"  # the older one
     monkeypatch.undo()
-    assert written(loss=2.0) == folder
-    assert json.loads((folder / "state.json").read_text())["loss"] == "2.0"
+    assert written("an embedding") == folder
+    assert found() == "an embedding"

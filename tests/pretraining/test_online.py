@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cmacc.clips import Manifest, MediaRecord
 from cmacc.pretraining import PretrainConfig, RunError, TrainConfig, pretrain, start_run, untrained_encoder
+from cmacc.pretraining.clock import is_timing
 from cmacc.pretraining.features import embed, unit_rows
 from cmacc.pretraining.kept_features import heads_of
 from cmacc.pretraining.online import OnlineEvaluation, check_online, online_files

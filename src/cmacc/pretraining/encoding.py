@@ -46,12 +46,11 @@ def encode_queries(learner: Learner, inputs: dict[Modality, Tensor], step: int) 
 @torch.no_grad()
 def encode_keys(learner: Learner, inputs: dict[Modality, Tensor]) -> dict[Modality, Encoding]:
     """Encode with the key encoders, in chunks: what they make of a clip does not depend on the others."""
-    encodings: dict[Modality, Encoding] = {}
-    for modality, rows in inputs.items():
+    parts: list[dict[Modality, Encoding]] = []
+    for rows in zip(*(each.split(learner.rows_at_a_time) for each in inputs.values()), strict=True):
         with learner.autocast():
-            parts = [learner.key_encoder(**{modality: part})[modality] for part in rows.split(learner.rows_at_a_time)]
-        encodings[modality] = Encoding.cat(parts)
-    return encodings
+            parts.append(learner.key_encoder(**dict(zip(inputs, rows, strict=True))))
+    return {modality: Encoding.cat([part[modality] for part in parts]) for modality in inputs}
 
 
 def gather_encodings(processes: Processes, encodings: dict[Modality, Encoding]) -> dict[Modality, Encoding]:

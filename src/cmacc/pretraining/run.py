@@ -119,10 +119,11 @@ def pretrain(
         first_step = resume(trainer, run_dir, provenance)
         check_ranks(trainer.learner, first_step)
         log.info(
-            "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s, in %s processes",
+            "%s files, %s steps of %s clips (%.1f epochs), from step %s, on %s, %s%s",
             count, config.optim.steps, config.optim.batch_size,
             config.optim.steps / max(1, count // config.optim.batch_size), first_step, device,
-            trainer.learner.autocast_dtype or "float32", processes.count,
+            trainer.learner.autocast_dtype or "float32",
+            f", in {processes.count} processes" if processes.count > 1 else "",
         )  # fmt: skip
         run_id = "" if provenance is None else provenance.run_id
         alarm = CollapseAlarm(min(config.optim.batch_size, config.encoder.embedding_size))

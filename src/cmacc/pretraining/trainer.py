@@ -131,7 +131,8 @@ class Trainer:
                 learner.skipped_in_a_row = 0
             metrics = result.row() | {"learning_rate": rate}
             if learner.input_buffer is not None:
-                metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": learner.input_buffer.byte_count}
+                held_bytes = learner.input_buffer.byte_count * learner.processes.count
+                metrics |= {"refreshed_keys": result.refreshed, "refresh_bytes": held_bytes}
             # Synchronises with a GPU. Otherwise `seconds` would only measure how long it takes to queue the work.
             phases = clock.seconds()
             seconds = time.perf_counter() - started

@@ -231,7 +231,7 @@ def kill_rank_1(launcher: psutil.Process) -> None:
 
 @dataclass(frozen=True)
 class Elastic:
-    """A run of 2 processes, one of which is killed, then 4 that are stopped, and 1, with too many bad files at first."""
+    """A run of 2 processes, one of which is killed, then of 4 that are stopped, then of 1 with too many bad files."""
 
     alone: Path  # the same run in one process
     run_dir: Path

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmacc.encoders import EncoderPair, Modality, activations_kept, unwrapped
 
-_MEASURED_SECONDS = 0.3
+_MEASURED_SECONDS = 0.1
 _PRODUCT_SIZE = {"cuda": 8192}
 _PRODUCT_SIZE_ELSEWHERE = 1024
 
@@ -62,7 +62,7 @@ def model_flops_per_clip(
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype | None = None) -> float:
-    """FLOPs per second that a large matrix product reaches on this device: measured in 0.3 s, not the data sheet's.
+    """FLOPs per second that a large matrix product reaches on this device: measured in 0.1 s, not the data sheet's.
 
     Measured, it is what the machine really gives: other processes, power limits and, on a CPU, the number of threads
     are in it. Convolutions of float32 on a GPU may use TF32 units, which products do not, and then exceed it.

@@ -401,9 +401,8 @@ def one_of_the_processes(scale: str) -> None:
     rounds, _, cases = CASES[scale]
     base = config_of(cases["tiny"], VARIANTS["none"])
     learner = Learner.build(
-        untrained_encoder(base), ClipViews(base, device), base, device, autocast_dtype(base.precision, device),
-        processes=together,
-    )  # fmt: skip
+        untrained_encoder(base), ClipViews(base, device), base, device, autocast_dtype(base.precision, device)
+    )
     part = together.part(base.optim.batch_size)
 
     def step_of(batch: ClipBatch, step: int) -> None:

@@ -119,6 +119,7 @@ def test_every_part_of_the_gpu_script_runs_and_leaves_its_result(
     found = {name: line["result"] for name, line in reports["verify"]["result"].items()}
     assert found == {"first": "ok", "second": "skipped: no compiler"}
     trained = reports["training"]["result"]
+    assert set(trained["processes"]["clips_per_second"]) == {"1", "2"}
     assert trained["targets"]["best utilisation, at least 0.4"] > 0
     for name, row in trained["choosing"]["tiny"]["rows"].items():
         assert row["of peer"] == pytest.approx(1.0) or name != "peer"

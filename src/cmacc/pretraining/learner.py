@@ -151,7 +151,7 @@ class Learner:
     @property
     def rows_at_a_time(self) -> int:
         """Clips that this process encodes at a time."""
-        part = self.config.optim.batch_size // self.processes.count
+        part = self.processes.part_size(self.config.optim.batch_size)
         return min(part, self.config.optim.chunk_size or part)
 
     @property
@@ -198,7 +198,7 @@ class Learner:
         """
         if self.processes.count == 1:
             return {}
-        size = self.config.optim.batch_size // self.processes.count
+        size = self.processes.part_size(self.config.optim.batch_size)
         whole: dict[str, Tensor] = {}
         for modality, dictionary in self.dictionaries.items():
             for name, own in dictionary.pool.state_dict().items():
@@ -235,7 +235,7 @@ def input_buffer(config: PretrainConfig, processes: Processes, first_handle: int
     store = processes.device if config.dictionary.refresh_device == "accelerator" else torch.device("cpu")
     # Whole batches, so that the oldest input does not depend on the number of processes.
     batches = math.ceil((config.dictionary.pool_size + stays) / config.optim.batch_size)
-    return InputBuffer(batches * config.optim.batch_size // processes.count, store, first_handle)
+    return InputBuffer(batches * processes.part_size(config.optim.batch_size), store, first_handle)
 
 
 def untrained_encoder(config: PretrainConfig, *, weights_of: Collection[Modality] = MODALITIES) -> AudioVisualEncoder:
@@ -293,7 +293,7 @@ def _check_divisible(config: PretrainConfig, processes: Processes) -> None:
 
 def _in_chunks(config: PretrainConfig, processes: Processes) -> bool:
     size = config.optim.chunk_size
-    return size is not None and size < config.optim.batch_size // processes.count
+    return size is not None and size < processes.part_size(config.optim.batch_size)
 
 
 def _replica(encoder: EncoderPair, config: PretrainConfig, processes: Processes, finds_unused: bool) -> nn.Module:

@@ -51,7 +51,7 @@ def online_files(manifest: Manifest, config: PretrainConfig) -> OnlineFiles:
     """Draw at most ``eval_files`` held-out files, and as many training files with labels.
 
     Held out are the files of split ``test``; if those are fewer than two, all files of other splits than
-    ``data.split``. Files that would not be trained on either, such as silent ones, are left out. There are no training
+    ``data.split``. Files that would not be trained on either, such as silent ones, are excluded. There are no training
     files unless they are of two classes, one of which a held-out file has too.
 
     Raises
@@ -117,7 +117,7 @@ class OnlineEvaluation:
     files
         Files of the evaluation.
     bad_files
-        ``{path: reason}`` of files of this process that did not decode. They are left out of the measurement.
+        ``{path: reason}`` of files of this process that did not decode. They are not measured.
 
     Raises
     ------

@@ -25,7 +25,7 @@ _CPU = torch.device("cpu")
 class Processes:
     """The processes that train together; without a group, this one alone.
 
-    All methods are collectives, except `part`: all processes must call them, in the same order.
+    All methods are collectives, except `part` and `part_size`: all processes must call them, in the same order.
 
     Attributes
     ----------
@@ -68,10 +68,20 @@ class Processes:
         ValueError
             The batch cannot be divided.
         """
+        size = self.part_size(batch_size)
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def part_size(self, batch_size: int) -> int:
+        """M / R: the number of rows of a batch that each process encodes.
+
+        Raises
+        ------
+        ValueError
+            The batch cannot be divided.
+        """
         if batch_size % self.count:
             raise ValueError(f"optim.batch_size must be a multiple of the {self.count} processes, got {batch_size}")
-        size = batch_size // self.count
-        return slice(self.rank * size, (self.rank + 1) * size)
+        return batch_size // self.count
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all processes, in the order of rank; as many on each process.

@@ -88,9 +88,9 @@ def keep_inputs(learner: Learner, batch: Batch, visit: int) -> Int[Tensor, " bat
     if learner.input_buffer is None:
         return None
     own = learner.input_buffer.push(learner.views.kept(batch, visit))
-    part = learner.processes.part(learner.config.optim.batch_size)
-    size = part.stop - part.start
-    handles: Tensor = own // size * learner.config.optim.batch_size + part.start + own % size
+    batch_size = learner.config.optim.batch_size
+    part, size = learner.processes.part(batch_size), learner.processes.part_size(batch_size)
+    handles: Tensor = own // size * batch_size + part.start + own % size
     return handles
 
 
@@ -98,8 +98,8 @@ def _own_handles(handles: Int[Tensor, " keys"], learner: Learner) -> tuple[Tenso
     """Which keys' inputs this process keeps, and their handles in its input buffer."""
     assert learner.input_buffer is not None
     batch_size = learner.config.optim.batch_size
-    part = learner.processes.part(batch_size)
-    row, size = handles % batch_size, part.stop - part.start
+    part, size = learner.processes.part(batch_size), learner.processes.part_size(batch_size)
+    row = handles % batch_size
     own = handles // batch_size * size + row - part.start
     kept = (handles >= 0) & (row >= part.start) & (row < part.stop) & learner.input_buffer.has(own)
     return kept, own[kept]

@@ -293,8 +293,7 @@ def resume(trainer: Trainer, run_dir: Path, provenance: Provenance | None) -> in
         )  # fmt: skip
     trainer.next_step = loaded.step
     if learner.input_buffer is not None:
-        part = processes.part(config.optim.batch_size)
-        size = part.stop - part.start
+        size = processes.part_size(config.optim.batch_size)
         first = max(0, loaded.step - math.ceil(learner.input_buffer.capacity / size))
         log.info("reading the batches of steps %s to %s again, to re-encode their keys", first, loaded.step - 1)
         learner.input_buffer = input_buffer(config, processes, first * size)

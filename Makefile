@@ -17,8 +17,8 @@ setup: $(DEV)
 # A small pretrained network for tests, without the libraries that its package would bring.
 MODELS := openwakeword==0.5.1
 
-$(CORE): EXTRAS := [search]
-$(DEV): EXTRAS := [cluster,export,mlflow,mteb,search,towers,wandb,dev]
+$(CORE): EXTRAS := [app,search]
+$(DEV): EXTRAS := [app,cluster,docs,export,mlflow,mteb,search,towers,wandb,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
 $(CORE) $(DEV): pyproject.toml constraints.txt

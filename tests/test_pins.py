@@ -2,13 +2,11 @@
 
 import re
 import runpy
-import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 LINES = (ROOT / "constraints.txt").read_text().splitlines()
@@ -28,15 +26,3 @@ def test_a_dependency_has_a_lower_bound_and_a_pin_above_it(text: str) -> None:
     assert any(part.operator == ">=" for part in requirement.specifier), f"{text} states no lower bound"
     pin = PINS[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(pin), f"{text} excludes its pin {pin}"
-
-
-@pytest.mark.parametrize("text", [text for extra in CHECK["COMING"].values() for text in extra])
-def test_a_coming_package_is_pinned_to_the_major_that_its_extra_is_to_be_written_for(text: str) -> None:
-    requirement = Requirement(text)
-    [bound] = requirement.specifier
-    assert Version(PINS[canonicalize_name(requirement.name)]).major == Version(bound.version).major
-
-
-def test_extras_are_not_declared_before_they_are_used() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert not extras.keys() & CHECK["COMING"].keys()

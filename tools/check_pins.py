@@ -1,9 +1,7 @@
-"""Whether ``constraints.txt`` resolves with every extra, those that are to come included: ``make pins``.
+"""Whether ``constraints.txt`` resolves with every extra: ``make pins``.
 
-A resolver that cannot take the pinned version of a package that nobody pins falls back to an old release of it without
-a word: with pillow 13, which gradio 6 excludes, it took gradio 3. So the coming extras are pinned before they are used,
-with the majors that they will be written for, and this asks uv for a dry run on every supported Python. It needs the
-package index; what can be checked without it is in tests/test_pins.py.
+It asks uv for a dry run on every supported Python, which needs the package index. What can be checked without it is in
+tests/test_pins.py.
 """
 
 import subprocess
@@ -14,20 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
-# Extras that later versions add, by name.
-COMING = {
-    "app": ["gradio>=6"],
-}
 
 
 def requirements() -> list[str]:
-    """All that cmacc and its extras, present and coming, ask for."""
+    """All that cmacc and its extras ask for."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    present = [
-        *project["dependencies"],
-        *(name for extra in project["optional-dependencies"].values() for name in extra),
-    ]
-    return sorted({*present, *(name for extra in COMING.values() for name in extra)})
+    extras = project["optional-dependencies"].values()
+    return sorted({*project["dependencies"], *(name for extra in extras for name in extra)})
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# 3.11.5: pymdown-extensions, of the documentation, refuses older ones.
+PYTHONS = ("3.11.5", "3.12", "3.13", "3.14")
 
 
 def requirements() -> list[str]:

@@ -19,7 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "standing": GROUND | {"pretraining", "transfer"},
     "search": GROUND | {"pretraining", "transfer"},
     "viewer": GROUND | {"pretraining", "transfer", "ablation", "search"},
-    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "search", "viewer"},
+    "app": GROUND | {"pretraining", "transfer", "search", "viewer"},
+    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "search", "viewer", "app"},
     "__init__": GROUND | {"pretraining", "transfer"},  # for the lazy `load`
     "__main__": {"cli"},
 }

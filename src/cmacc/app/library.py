@@ -41,7 +41,7 @@ class Library:
             The file is gone, or lies outside of the roots.
         """
         source = self._sources[name]
-        path = Path(source.path if isinstance(source, PackedSample) else source)
+        path = Path(source.shard if isinstance(source, PackedSample) else source)
         real = path.resolve()
         if not any(real.is_relative_to(root) for root in self._roots):
             raise MediaError(f"{path.name}: must lie in the indexed folder, got a link to a file outside of it")

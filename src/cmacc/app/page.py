@@ -12,4 +12,5 @@ def make_page(opened: Opened) -> gr.Blocks:
         if opened.index is not None:
             with gr.Tab("Search"):
                 search_tab(opened, opened.index)
-    return page
+    blocks: gr.Blocks = page
+    return blocks

@@ -20,7 +20,7 @@ def make_app(opened: Opened, *, uploads: Path, token: str | None = None) -> Fast
     app.include_router(media_routes(opened))
     page = make_page(opened)
     page.queue(default_concurrency_limit=2)
-    return gr.mount_gradio_app(
+    served: FastAPI = gr.mount_gradio_app(
         app,
         page,
         path="/",
@@ -31,6 +31,7 @@ def make_app(opened: Opened, *, uploads: Path, token: str | None = None) -> Fast
         pwa=False,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
+    return served
 
 
 def serve(opened: Opened, *, host: str = "127.0.0.1", port: int = 7860, token: str | None = None) -> None:

@@ -34,16 +34,16 @@ def box(left: int, top: int, width: int, *lines: str, fill: str = _BOTH, dashed:
     ]
     for number, line in enumerate(lines):
         style = 'font-size="14" font-weight="bold"' if number == 0 else 'font-size="13"'
-        parts.append(f'<text x="{left + width / 2:g}" y="{top + 21 + 18 * number}" {style} fill="#1d2329">{line}</text>')
+        parts.append(
+            f'<text x="{left + width / 2:g}" y="{top + 21 + 18 * number}" {style} fill="#1d2329">{line}</text>'
+        )
     return "".join(parts) + "\n"
 
 
 def arrow(*points: tuple[int, int], dashed: bool = False) -> str:
     path = " ".join(f"{x},{y}" for x, y in points)
     dash = ' stroke-dasharray="5 4"' if dashed else ""
-    return (
-        f'<polyline points="{path}" fill="none" stroke="#56616d" stroke-width="1.4"{dash} marker-end="url(#tip)"/>\n'
-    )
+    return f'<polyline points="{path}" fill="none" stroke="#56616d" stroke-width="1.4"{dash} marker-end="url(#tip)"/>\n'
 
 
 def note(x: int, y: int, text: str, anchor: str = "start") -> str:

@@ -1,6 +1,6 @@
 """Draws docs/batch.svg: one batch, from the file to the loss, in the bands of the package's folders.
 
-``python docs/draw_batch.py``. Plain SVG text, so that the picture is small, can be searched, and differs legibly in git.
+``python docs/draw_batch.py``. Plain SVG text, so that the picture is small and a change of it can be read in git.
 """
 
 from pathlib import Path
@@ -90,8 +90,8 @@ def picture() -> str:
         *(arrow((440, 424), (440, 494), dashed=True), arrow((560, 424), (560, 494), dashed=True)),
         box(
             110, 496, 780, "loss, over τ",
-            "video finds its audio: q_v · [ own k_a | the other audio keys of the batch (M − 1) | audio dictionary (K) ]",
-            "audio finds its video: q_a · [ own k_v | the other video keys of the batch (M − 1) | video dictionary (K) ]",
+            "video finds its audio: q_v · [ own k_a | other audio keys of the batch (M − 1) | audio dictionary (K) ]",
+            "audio finds its video: q_a · [ own k_v | other video keys of the batch (M − 1) | video dictionary (K) ]",
         ),
         # Update.
         arrow((500, 566), (500, 612)),

@@ -1,6 +1,6 @@
 """Links from pages to files of the repository outside of ``docs/``, which GitHub follows and the site does not have.
 
-``[step.py](../src/cmacc/pretraining/step.py)`` becomes the plain name of the file. A path that is not there is an error.
+``[step.py](../src/cmacc/pretraining/step.py)`` becomes the name of the file; a path that is not there is an error.
 """
 
 import re

@@ -144,6 +144,14 @@ def test_the_picture_of_a_batch_is_the_script_s() -> None:
     assert (ROOT / "docs" / "batch.svg").read_text() == picture()
 
 
+def test_the_file_tree_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "code.md").read_text()
+    named = set(re.findall(r"\b(\w+\.py)\b", page[page.index("## The file tree") :]))
+    assert len(named) > 100
+    folders = ("src", "tools", "benchmarks")
+    assert not named - {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+
+
 def test_links_between_pages_also_work_on_github() -> None:
     """Relative links of the Markdown files themselves, to files that are there."""
     bad: list[str] = []

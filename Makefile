@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
-.PHONY: setup demo test lint pins evidence clean
+.PHONY: setup demo test lint docs pins evidence clean
 
 setup: $(DEV)
 
@@ -42,13 +42,19 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+# The documentation site, into site/; `python3 -m http.server --directory site` shows it. The variable silences the
+# theme's advertisement.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Whether constraints.txt resolves, with the extras that are to come, on every Python. Needs the package index.
 pins: setup
 	$(BIN)/python tools/check_pins.py
 
-# The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two cores.
+# The tables of docs/evidence.md and docs/evidence-details.md, from the plans in recipes/ablations: about an hour on two
+# cores.
 evidence: setup
 	benchmarks/evidence.sh
 
 clean:
-	rm -rf .venv demo-out evidence-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo-out evidence-out site .mypy_cache .ruff_cache .pytest_cache .hypothesis

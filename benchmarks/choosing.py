@@ -1,4 +1,4 @@
-"""What a clip is told apart from, and by which loss: the candidates of docs/evidence.md, side by side.
+"""What a clip is told apart from, and by which loss: the candidates of docs/evidence-details.md, side by side.
 
 Problems: ``vectors`` (the controlled problem, in regimes) and ``rendered`` (clips of the synthetic world, several
 windows each, drawn straight into memory, without a codec). Every run is one process with one thread; a GPU serves all.

@@ -21,7 +21,7 @@ from cmacc.encoders import AudioVisualEncoder, EncoderConfig
 
 PEAK_TFLOP_PER_SECOND = 989.0
 UTILISATION = 0.4
-# Clips per second that one core decodes from packed shards (docs/data.md).
+# Clips per second that one core decodes from packed shards (docs/data-speed.md).
 PACKED_CLIPS_PER_CORE_SECOND = 188
 
 

@@ -436,7 +436,7 @@ def esc10(real: Path, folder: Path) -> dict[str, Any]:
 
 
 def table(out: Path) -> None:
-    """The results of ``learn`` and ``scratch`` as Markdown, for docs/towers.md."""
+    """The results of ``learn`` and ``scratch`` as Markdown, for docs/towers-measured.md."""
     results = json.loads(out.read_text())
     metrics = ("R@1", "R@10", "median_rank")
 

@@ -4,7 +4,7 @@ The clips are made up and already in memory. Variants take turns, forwards in on
 that what disturbs the machine disturbs all. Printed are medians over the rounds; a ratio to the reference is the median
 of each round's ratio.
 
-* ``memory``: bytes of every component: by formula (docs/scale.md), as tensors, and the growth of the process.
+* ``memory``: bytes of every component: by formula (docs/memory-speed.md), as tensors, and the growth of the process.
 * ``choosing``: no dictionary, the plain queue, active ones, and active batches, beside two peers written out below: a
   plain loop with symmetric InfoNCE within the batch, and the same with momentum keys, which every dictionary needs.
 * ``ways``: the plain queue's step in float32, bf16, compiled, with activations computed again, and in chunks.
@@ -311,7 +311,7 @@ def activation_bytes(learner: Learner, inputs: dict[Any, Tensor]) -> int:
 
 
 def formulas(config: PretrainConfig, weights: int, buffers: int, sizes: dict[Any, int]) -> dict[str, float]:
-    """Bytes of every component of one process without others: docs/scale.md has them with R processes.
+    """Bytes of every component of one process without others: docs/memory-speed.md has them with R processes.
 
     Parameters
     ----------

@@ -1,15 +1,15 @@
 """Use active batch selection in your own training loop: one function, no trainer, no dictionary.
 
-The data are those of the controlled problem in docs/evidence.md: pairs of vectors from 200 classes that share a latent
-cause. Two small encoders learn to match them. The samples of a batch are each other's negatives. From the second epoch
-on, `active_batches` groups samples that were hard to distinguish at their last visit. The loop only has to store both
-embeddings of every sample, marked (1), and to request the batches of the next epoch, marked (2).
+The data are those of the controlled problem in docs/evidence-details.md: pairs of vectors from 200 classes that share a
+latent cause. Two small encoders learn to match them. The samples of a batch are each other's negatives. From the second
+epoch on, `active_batches` groups samples that were hard to distinguish at their last visit. The loop only has to store
+both embeddings of every sample, marked (1), and to request the batches of the next epoch, marked (2).
 
 The script prints R@1 on held-out pairs, with random and with active batches: mean, minimum and maximum over five seeds,
 each with its own data.
 
 Run it with ``python examples/05_active_batches.py``; it takes less than a minute on one core. Whether active batches
-help depends on the data: see the table in docs/evidence.md.
+help depends on the data: see the table in docs/evidence-details.md.
 """
 
 import numpy as np

@@ -45,8 +45,8 @@ def test_the_recipe_from_training_to_report(manifest: str, tmp_path: Path, capsy
 def test_an_own_tower_runs_where_it_is_trusted(
     manifest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The module of docs/towers.md."""
-    [code] = re.findall(r"```python\n(from torch.*?)```", (ROOT / "docs" / "towers.md").read_text(), re.DOTALL)
+    """The module of docs/towers-more.md."""
+    [code] = re.findall(r"```python\n(from torch.*?)```", (ROOT / "docs" / "towers-more.md").read_text(), re.DOTALL)
     (tmp_path / "my_towers.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_towers", raising=False)

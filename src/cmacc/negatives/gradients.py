@@ -21,6 +21,7 @@ from torch import Tensor
 from cmacc.negatives.queue import Keys
 
 GradientName = Literal["last_layer", "key", "feature"]
+"""What the gradient embeddings are taken with respect to; ``feature``: no gradient, the features themselves."""
 
 
 @dataclass(frozen=True)

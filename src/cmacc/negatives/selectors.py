@@ -13,7 +13,9 @@ from cmacc.negatives.seeding import kmeans_plusplus
 from cmacc.negatives.shards import Shards
 
 SelectorName = Literal["newest", "random", "hardest", "active"]
+"""Which keys of the pool are chosen; see `ActiveDictionary`."""
 InitialCenters = Literal["none", "dictionary"]
+"""Whether the keys that stay in the dictionary count as centers already chosen."""
 
 
 @dataclass(frozen=True)

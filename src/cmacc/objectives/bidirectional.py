@@ -9,6 +9,7 @@ from cmacc.objectives.crossmodal import CrossModalContrast, DirectionLoss
 from cmacc.objectives.objective import Encoded, Negatives, ObjectiveInputs, ObjectiveResult
 
 BatchKeys = Literal["online", "momentum", "both"]
+"""Which encoder the positive and the keys of the batch come from; see `BidirectionalContrast`."""
 _DIRECTIONS = (("video", "audio"), ("audio", "video"))
 
 

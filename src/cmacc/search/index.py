@@ -123,12 +123,12 @@ class Index:
 
     Examples
     --------
-    ::
-
-        index = Index.open("videos.index")
-        answer = index.search("bark.wav", into="video", top=5)
-        for moment in answer.moments:
-            print(moment.path, moment.start_seconds, moment.end_seconds, moment.percentile)
+    ```python
+    index = Index.open("videos.index")
+    answer = index.search("bark.wav", into="video", top=5)
+    for moment in answer.moments:
+        print(moment.path, moment.start_seconds, moment.end_seconds, moment.percentile)
+    ```
     """
 
     def __init__(

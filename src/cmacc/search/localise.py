@@ -10,7 +10,7 @@ For each window of the file:
    outside. Negative heat means that the place agrees less with the sound than nothing would.
 
 Blocks, and not single places, because an object is seen by neighbouring places, of which one would stand in for the
-other. Compared with alternatives in docs/search.md.
+other. Compared with alternatives in docs/localise.md.
 """
 
 import math

@@ -116,7 +116,7 @@ def query_of_text(encoder: MatchingEncoder, text: str) -> Query:
     if not modalities:
         raise SearchError(
             "search by text: the encoder of the index must have a text side, got none; towers such as "
-            "hf:openai/clip-vit-base-patch32 have one (docs/towers.md)"
+            "hf:openai/clip-vit-base-patch32 have one (docs/zero-shot.md)"
         )
     return Query({("text", m): encode_text(encoder, [text], m)[0].float().cpu().numpy() for m in modalities})
 

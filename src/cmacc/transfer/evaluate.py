@@ -31,6 +31,7 @@ DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
     "pairs": ("retrieval",),
     "zero_shot": ("zero_shot",),
 }
+"""The protocols of a task where none is named."""
 
 
 @dataclass(frozen=True)

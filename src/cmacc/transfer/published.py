@@ -15,6 +15,7 @@ from cmacc.transfer.card import CardError
 from cmacc.transfer.tasks import TaskName
 
 PUBLISHED_TASKS: tuple[TaskName, ...] = ("ucf101", "hmdb51", "esc50")
+"""The tasks that published results are known for."""
 _KINDS = ("linear", "svm", "knn", "finetune", "other")
 _COLUMNS = ["method", "backbone", "pretraining", *PUBLISHED_TASKS, "protocol", "source"]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ProtocolName = Literal["linear", "svm", "knn", "finetune", "retrieval", "zero_shot"]
+"""Name of a protocol; `RECIPES` describes each."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ RECIPES: dict[ProtocolName, Recipe] = {
         source="Radford et al. 2021 (CLIP), zero-shot transfer and prompt ensembles",
     ),
 }
+"""What each protocol does exactly, with its source."""
 
 
 def windows_of(protocol: ProtocolName, task: str) -> int:

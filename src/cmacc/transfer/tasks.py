@@ -17,6 +17,7 @@ from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.card import DataFacts
 
 TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs", "zero_shot"]
+"""Name of a task: a data set with its splits, or what to do with a manifest."""
 
 
 class TaskError(ValueError):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, Modality, TextEncoder
 
 DEFAULT_PROMPTS: dict[Modality, tuple[str, ...]] = {"video": ("a video of {}.",), "audio": ("the sound of {}.",)}
+"""Templates that names of classes are put into, by modality."""
 WITH_TEXT = "hf: towers of CLIP, SigLIP, SigLIP 2, CLAP and PE-AV have one, exports do not"
 
 
@@ -47,10 +48,10 @@ def encode_text(encoder: ClipEncoder, texts: Sequence[str], modality: Modality) 
 
     Examples
     --------
-    ::
-
-        encoder = open_encoder("hf:openai/clip-vit-base-patch32").encoder
-        similarity = normalize(encoder.embed_video(frames)) @ encode_text(encoder, ["a dog barks"], "video").T
+    ```python
+    encoder = open_encoder("hf:openai/clip-vit-base-patch32").encoder
+    similarity = normalize(encoder.embed_video(frames)) @ encode_text(encoder, ["a dog barks"], "video").T
+    ```
     """
     if not isinstance(encoder, TextEncoder) or modality not in encoder.text_modalities:
         raise EncoderError(

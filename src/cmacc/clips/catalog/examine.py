@@ -62,6 +62,7 @@ FINDINGS = {
     "duplicate": "same bytes as another file",
     "near_duplicate": "looks and sounds like another file",
 }
+"""What a scan may find in a file, by name, in words."""
 _WINDOWS = 3
 _SPEC = ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=72, frame_width=96, audio_seconds=1.0)
 _SILENT_DBFS = -60.0

@@ -139,10 +139,10 @@ def covering_loader(
 
     Examples
     --------
-    ::
-
-        for requests, batch in zip(plan, covering_loader(plan, spec, workers=2)):
-            rows = [request for request in requests if request.sample_id not in batch.failures]
+    ```python
+    for requests, batch in zip(plan, covering_loader(plan, spec, workers=2)):
+        rows = [request for request in requests if request.sample_id not in batch.failures]
+    ```
     """
     dataset = _Clips(FileTable.of(plan.manifest), spec, None, 1, workers)
     return ClipLoader(dataset, _CoveringTasks(plan), range(len(plan)), workers, start_method, False, HANG_SECONDS)

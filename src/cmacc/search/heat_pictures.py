@@ -101,7 +101,7 @@ def write_video(found: Localisation, path: Path, *, overwrite: bool = False, pro
     height, width = _drawn_size(found, _FILM_SIDE)
     slowest, fastest = _FILM_RATES_HZ
     rate = min(max(slowest, round(probe(found.path).fps or 25)), fastest)
-    with written_aside(path) as aside, FilmWriter(aside, frame_rate_hz=rate, crf=20) as film:
+    with written_aside(path) as aside, FilmWriter(aside, frame_rate_hz=float(rate), crf=20) as film:
         for clip in _chunks(found, rate, height, width, progress):
             film.add(_painted(clip, paint, rate), clip.waveform.numpy())
 

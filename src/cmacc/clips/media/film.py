@@ -61,7 +61,7 @@ class FilmWriter:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "film.mp4"
-    ...     with FilmWriter(path, frame_rate_hz=10) as film:
+    ...     with FilmWriter(path, frame_rate_hz=10.0) as film:
     ...         film.add([VideoFrame(96, 64, "rgb24") for _ in range(10)], np.zeros(48_000, np.float32))
     ...     path.read_bytes()[4:8]
     b'ftyp'

@@ -17,8 +17,8 @@ from cmacc.viewer.page import Figure, Legend
 from cmacc.viewer.run_folder import RunFolder
 
 ShowRow = Callable[[int], Picture]
-Asked = tuple[Picture, str, float]
-"""An image of a query, its caption, and its aspect ratio (width over height)."""
+Asked = tuple[Picture, str]
+"""An image of a query, and its caption."""
 
 _MAP_PAIRS = 400  # t-SNE takes a few seconds for as many
 _JOINED_PAIRS = 80  # more lines are illegible
@@ -26,6 +26,7 @@ _NAMED_LABELS = 8
 _FEWEST_FOR_TSNE = 10
 _QUERIES = 4
 _ANSWERS = 5
+_FILM_CHARACTERS = 3_000_000  # of the page, for films to play
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Queries:
-    """Sample queries by direction; ``windows``: number of windows of a file in its embedding."""
+    """Sample queries by direction.
+
+    ``windows`` is the number of windows of a file in its embedding; ``all_play`` tells whether each clip has a film.
+    """
 
     by_question: dict[str, list[Query]]
     windows: int
+    all_play: bool
     shown: int = _QUERIES
     first: int = _ANSWERS
 
@@ -91,9 +96,9 @@ def sample_queries(run: RunFolder) -> Queries | None:
     """Sample queries in both directions; None without embeddings, or without their files."""
     if run.pairs is None or run.manifest is None:
         return None
-    pairs, pictures = run.pairs, ClipPictures(run.manifest, run.config.data.clip, run.config.encoder.mel_bins)
+    pairs, config = run.pairs, run.config
+    pictures = ClipPictures(run.manifest, config.data.clip, config.encoder.mel_bins, _FILM_CHARACTERS)
     windows = list(zip(pairs.sample_ids.tolist(), pairs.start_seconds.tolist(), strict=True))
-    spec = pictures.spec
 
     def sounds(row: int) -> Picture:
         return pictures.sound(*windows[row])
@@ -102,14 +107,10 @@ def sample_queries(run: RunFolder) -> Queries | None:
         return pictures.frames(*windows[row])
 
     def asked_by_video(row: int) -> list[Asked]:
-        strip = pictures.frames(*windows[row], columns=4)
-        return [
-            (strip, "the query", 4 * spec.frame_width / spec.frame_height),
-            (sounds(row), "its own audio, to compare", 1.25),
-        ]
+        return [(frames(row), "the query"), (sounds(row), "its own audio, to compare")]
 
     def asked_by_audio(row: int) -> list[Asked]:
-        return [(sounds(row), "the query", 1.0)]
+        return [(sounds(row), "the query")]
 
     def query(row: int, rank: int, scores: NDArray[np.float32], asked: list[Asked], show: ShowRow) -> Query:
         label, file_name = pictures.name(*windows[row])
@@ -134,7 +135,7 @@ def sample_queries(run: RunFolder) -> Queries | None:
             query(row, int(found[row]), keys @ queries[row], asked(row), show) for row in chosen_queries(found)
         ]
     most = max((r.windows for r in run.card.results if r.task == "pairs"), default=1) if run.card else 1
-    return Queries(by_question, most)
+    return Queries(by_question, most, not pictures.films_end)
 
 
 def chosen_queries(ranks: NDArray[np.int64], count: int = _QUERIES) -> list[int]:

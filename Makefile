@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
-.PHONY: setup demo test lint pins evidence clean
+.PHONY: setup demo test lint pins evidence tutorials clean
 
 setup: $(DEV)
 
@@ -49,6 +49,10 @@ pins: setup
 # The tables of docs/evidence.md, from the plans in recipes/ablations: about an hour on two cores.
 evidence: setup
 	benchmarks/evidence.sh
+
+# Runs the tutorials and stores what they print and draw for the site, and the notebook: some minutes.
+tutorials: setup
+	$(BIN)/python docs/hooks/tutorials.py
 
 clean:
 	rm -rf .venv demo-out evidence-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,7 +3,8 @@
 A tutorial is a jupytext script in the percent format. When mkdocs builds the site, `on_files` adds a page for each. The
 site runs nothing: this file, run as a script, runs the tutorials and stores their outputs, with the date and machine:
 
-    python docs/hooks/tutorials.py                  # all, or the names that follow; minutes
+    make tutorials                                   # all
+    python docs/hooks/tutorials.py train_and_search  # one
 
 Outputs are shown only beside the code that made them. If code changes, they are not shown, and the build warns.
 """

@@ -49,7 +49,7 @@ from cmacc.viewer import write_report
 # %% [markdown]
 # ## The machine
 #
-# With `precision="auto"`, the default, training uses bf16 on a GPU that has units for it, and
+# With `precision="auto"`, the default, training uses bf16 on a machine that has units for it, and
 # float32 otherwise.
 
 # %%

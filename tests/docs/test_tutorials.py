@@ -43,13 +43,13 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("users_checks")  # for speed
 def test_train_and_search_finds_the_other_half(capsys: pytest.CaptureFixture[str]) -> None:
-    """Pooled over both ways, the mean place lies four standard errors below that of chance."""
+    """Above chance, which is all that 60 steps and 24 held-out files show; tests/pretraining/test_learning.py asks more."""
     names = run("train_and_search", CLIPS=120, STEPS=60)
     places, count = np.concatenate(list(names["places"].values())), names["count"]
     assert len(places) == 2 * count
-    # Under chance a place is uniform on 1..n. The two ways count as one, as if they were the same.
-    assert places.mean() < (count + 1) / 2 - 4 * np.sqrt((count**2 - 1) / 12 / count)
-    assert names["losses"][-1] < names["losses"][0]
+    assert np.mean(places <= 5) > 5 / count
+    assert np.median(places) < (count + 1) / 2
+    assert np.mean(names["losses"][-10:]) < np.mean(names["losses"][:10]) - 1
     assert (names["OUT"] / "found.png").exists()
     assert "pictures nearest to the sound of" in capsys.readouterr().out
 

@@ -43,7 +43,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("users_checks")  # for speed
 def test_train_and_search_finds_the_other_half(capsys: pytest.CaptureFixture[str]) -> None:
-    """Above chance, which is all that 60 steps and 24 held-out files show; tests/pretraining/test_learning.py asks more."""
+    """Above chance, which is all that 60 steps and 24 files can show; `test_learning.py` asks more."""
     names = run("train_and_search", CLIPS=120, STEPS=60)
     places, count = np.concatenate(list(names["places"].values())), names["count"]
     assert len(places) == 2 * count

@@ -10,7 +10,7 @@ DEV := .venv/.dev
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
 
-.PHONY: setup demo test lint docs pins evidence clean
+.PHONY: setup demo test lint docs tutorials pins evidence clean
 
 setup: $(DEV)
 
@@ -55,6 +55,10 @@ pins: setup
 # cores.
 evidence: setup
 	benchmarks/evidence.sh
+
+# Runs the tutorials and stores what they print and draw for the site, and the notebook: some minutes.
+tutorials: setup
+	$(BIN)/python docs/hooks/tutorials.py
 
 clean:
 	rm -rf .venv demo-out evidence-out site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,6 +10,7 @@ and with ``selector="newest"``, MoCo's queue. These are results of one seed of a
 not which one is better.
 
 Run it with ``python examples/01_active_dictionary.py``; it takes about fifteen seconds on one core.
+Step by step: docs/tutorials/choosing_in_your_loop.py.
 """
 
 import copy

@@ -9,7 +9,8 @@ The script prints R@1 on held-out pairs, with random and with active batches: me
 each with its own data.
 
 Run it with ``python examples/05_active_batches.py``; it takes less than a minute on one core. Whether active batches
-help depends on the data: see the table in docs/evidence-details.md.
+help depends on the data: see the table in docs/evidence-details.md. Step by step:
+docs/tutorials/choosing_in_your_loop.py.
 """
 
 import numpy as np

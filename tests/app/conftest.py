@@ -1,7 +1,6 @@
 """A folder of films of many kinds, an index of it, and the page of that index."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +50,6 @@ def opened(world: World) -> Opened:
 
 
 @pytest.fixture
-def moved_films(world: World, tmp_path: Path) -> Iterator[Path]:
+def moved_films(world: World, tmp_path: Path) -> Path:
     """A copy of the films that a test may change."""
-    yield Path(shutil.copytree(world.films, tmp_path / "films"))
+    return Path(shutil.copytree(world.films, tmp_path / "films"))

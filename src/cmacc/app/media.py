@@ -183,6 +183,5 @@ def _without_paths(error: Exception) -> str:
 
 
 def _refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    return PlainTextResponse(
-        f"{text}\n", status, headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **(headers or {})}
-    )
+    always = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return PlainTextResponse(f"{text}\n", status, headers=always | (headers or {}))

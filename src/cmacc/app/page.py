@@ -18,5 +18,7 @@ def make_page(opened: Opened) -> gr.Blocks:
             warm_up(opened.index)
             with gr.Tab("Search"):
                 search_tab(opened, opened.index)
+    # Only then does gradio refuse paths outside of its folder of uploads. A page that is mounted never is launched.
+    page.has_launched = True
     blocks: gr.Blocks = page
     return blocks

@@ -70,43 +70,48 @@ def search_tab(opened: Opened, index: Index) -> None:
         return gr.update(choices=choices, value=value, label=f"File of this index ({count:,} fit{more})")
 
     def searched(
-        kind: str, upload: str | None, recording: str | None, picked: str | None, text: str,
-        start: str, end: str, by: str, into: str, labels: list[str], name: str, top: float, nearest: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
+        kind: str, upload: str | None, recording: str | None, picked: str | None, text: str, start: str, end: str,
+        *options: Any, progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> str:  # fmt: skip
         def asked() -> Asked:
             query = _query(opened, kind, upload, recording, picked, text)
-            return Asked(
-                query,
-                seconds_of(start),
-                seconds_of(end),
-                by=_BY.get(by),
-                into=_INTO.get(into, "both"),
-                labels=tuple(labels or ()),
-                name_contains=(name or "").strip(),
-                top=int(top),
-                nearest=bool(nearest),
-            )
+            return Asked(query, seconds_of(start), seconds_of(end), **_options(*options))
 
         progress(0.1, desc="Searching")
         return _answered(opened, index, asked)
 
-    def again(event: gr.EventData) -> list[Any]:
+    def again(event: gr.EventData, *options: Any) -> list[Any]:
         """The moment of a result becomes the query."""
-        query = _picked(opened, str(event.id))
-        begin, stop = float(event.start), float(event.end)
-        listed_now = gr.update(choices=[(query.name, event.id)], value=event.id)
-        html = _answered(opened, index, lambda: Asked(query, begin, stop))
+        try:
+            name, begin, stop = str(event.id), float(event.start), float(event.end)
+            query = _picked(opened, name)
+        except (AskError, AttributeError, ValueError, TypeError) as error:
+            return [gr.skip()] * 4 + [message_html(plain(error))]
+        html = _answered(opened, index, lambda: Asked(query, begin, stop, **_options(*options)))
+        listed_now = gr.update(choices=[(query.name, name)], value=name)
         return ["index", listed_now, clock(begin), clock(stop), html]
 
-    fields = [kind, upload, recording, picked, text, start, end, by, into, labels, name, top, nearest]
+    options = [by, into, labels, name, top, nearest]
+    fields = [kind, upload, recording, picked, text, start, end, *options]
+    found = {"outputs": results, "show_progress_on": results, "concurrency_id": "search"}
     kind.change(shown, kind, [upload, recording, picking, text], queue=False, show_progress="hidden")
-    gr.on([part_of_name.change, kind.change], listed, part_of_name, picked, trigger_mode="always_last", queue=False)
-    gr.on(
-        [button.click, text.submit, name.submit, part_of_name.submit],
-        searched, fields, results, show_progress_on=results, concurrency_id="search",
-    )  # fmt: skip
-    results.again(again, None, [kind, picked, start, end, results], concurrency_id="search", show_progress_on=results)
+    # Not on a change by `again`, which has chosen the file.
+    kind.input(listed, part_of_name, picked, queue=False)
+    part_of_name.change(listed, part_of_name, picked, trigger_mode="always_last", queue=False)
+    gr.on([button.click, text.submit, name.submit, start.submit, end.submit], searched, fields, **found)
+    results.again(again, options, **found | {"outputs": [kind, picked, start, end, results]})
+
+
+def _options(by: str, into: str, labels: list[str], name: str, top: float, nearest: bool) -> dict[str, Any]:
+    """Fields of `Asked` from what the page sends."""
+    return {
+        "by": _BY[by],
+        "into": _INTO[into],
+        "labels": tuple(labels or ()),
+        "name_contains": (name or "").strip(),
+        "top": int(top),
+        "nearest": bool(nearest),
+    }
 
 
 def _answered(opened: Opened, index: Index, asked: Callable[[], Asked]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from cmacc.clips import probe
 from cmacc.clips.media.guard import GuardError, guarded
@@ -19,7 +20,7 @@ from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
 from cmacc.pretraining.features import unit_rows
 from cmacc.search import Answer, Index, Query, query_of_file, query_of_text
 from cmacc.search.index import Where
-from cmacc.search.query import IMAGES
+from cmacc.search.query import IMAGES, By
 from cmacc.search.table import Rows, among_stretches, sql_text
 
 LONGEST_QUERY_SECONDS = 600.0
@@ -244,7 +245,8 @@ def _query_of_rows(index: Index, query: Picked, asked: Asked) -> Query:
     if not begin < end:
         raise AskError(f"{query.name}: “from” must come before “to”, got {begin:g} and {end:g}")
     where = among_stretches([(query.path, query.key, -1e9, 1e9)])
-    vectors, count, notes = {}, 1, []
+    vectors: dict[tuple[By, Modality | None], Float[np.ndarray, " dim"]] = {}
+    count, notes = 1, list[str]()
     wanted: Sequence[Modality] = MODALITIES if asked.by is None else (asked.by,)
     for modality in wanted:
         with _one_at_a_time:

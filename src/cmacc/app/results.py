@@ -24,7 +24,7 @@ from cmacc.app.queries import Asked, AskError, Found, Picked, Uploaded, Words
 from cmacc.clips import MediaError, probe
 from cmacc.search import Moment
 
-_TIME = re.compile(r"(\d{1,3}:){0,2}\d{1,6}(\.\d{0,3})?")
+_TIME = re.compile(r"(\d{1,3}:){0,2}\d{1,6}(\.\d{0,3})?", re.ASCII)
 # A part that is re-encoded begins a little before the moment and ends a little after it.
 _AROUND_SECONDS = 2.0
 # Pictures show at least so much around a short moment.
@@ -76,8 +76,8 @@ def card_of(opened: Opened, path: str, key: str | None, start: float, end: float
     player = ""
     part = False
     if isinstance(look, Look):
-        part = look.media_type is None
-        if part:
+        if look.media_type is None:
+            part = True
             begin = max(0.0, start - _AROUND_SECONDS)
             stop = min(end + _AROUND_SECONDS, begin + LONGEST_PART_SECONDS)
             player = f"/media/{name}/part?start={begin:.3f}&end={stop:.3f}#t={start - begin:.3f}"
@@ -190,7 +190,8 @@ def seconds_of(text: str | None) -> float | None:
         return None
     if not _TIME.fullmatch(text.strip()):
         raise AskError(f"“From” and “to” must be seconds, or minutes and seconds as 1:15, got {text.strip()[:20]}.")
-    return round(sum(float(part) * 60**place for place, part in enumerate(reversed(text.strip().split(":")))), 3)
+    parts = reversed(text.strip().split(":"))
+    return round(sum(float(part) * 60.0**place for place, part in enumerate(parts)), 3)
 
 
 def _shown(card: Card) -> str:

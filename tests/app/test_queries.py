@@ -174,5 +174,5 @@ def test_what_can_be_opened(world: World, small_config: PretrainConfig, tmp_path
         open_target("memory://nothing")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "description.json").write_text("{")
-    with pytest.raises(AppError, match="description.json is damaged"):
+    with pytest.raises(AppError, match=r"description\.json is damaged"):
         open_target(str(tmp_path / "damaged"))

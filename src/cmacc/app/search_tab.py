@@ -62,7 +62,7 @@ def search_tab(opened: Opened, index: Index) -> None:
         visible = [chosen == one for one in _WITH.values()]
         return [gr.update(visible=one) for one in visible]
 
-    def listed(typed: str) -> Any:
+    def listed(typed: str | None) -> Any:
         found, count = files.matching(typed or "", _LISTED)
         more = f", the first {_LISTED} of {count:,} are listed" if count > _LISTED else ""
         choices = [(one.name, _id_of(opened, one)) for one in found]
@@ -70,9 +70,16 @@ def search_tab(opened: Opened, index: Index) -> None:
         return gr.update(choices=choices, value=value, label=f"File of this index ({count:,} fit{more})")
 
     def searched(
-        kind: str, upload: str | None, recording: str | None, picked: str | None, text: str, start: str, end: str,
-        *options: Any, progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
-    ) -> str:  # fmt: skip
+        kind: str,
+        upload: str | None,
+        recording: str | None,
+        picked: str | None,
+        text: str | None,  # empty fields are None
+        start: str | None,
+        end: str | None,
+        *options: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
+    ) -> str:
         def asked() -> Asked:
             query = _query(opened, kind, upload, recording, picked, text)
             return Asked(query, seconds_of(start), seconds_of(end), **_options(*options))
@@ -102,7 +109,9 @@ def search_tab(opened: Opened, index: Index) -> None:
     results.again(again, options, **found | {"outputs": [kind, picked, start, end, results]})
 
 
-def _options(by: str, into: str, labels: list[str], name: str, top: float, nearest: bool) -> dict[str, Any]:
+def _options(
+    by: str, into: str, labels: list[str] | None, name: str | None, top: float, nearest: bool
+) -> dict[str, Any]:
     """Fields of `Asked` from what the page sends."""
     return {
         "by": _BY[by],
@@ -128,7 +137,7 @@ def _answered(opened: Opened, index: Index, asked: Callable[[], Asked]) -> str:
 
 
 def _query(
-    opened: Opened, kind: str, upload: str | None, recording: str | None, picked: str | None, text: str
+    opened: Opened, kind: str, upload: str | None, recording: str | None, picked: str | None, text: str | None
 ) -> Uploaded | Picked | Words:
     if kind == "words":
         return Words((text or "").strip())

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip, encode_part
 from cmacc.viewer.figures import picture, spectrogram_picture
@@ -35,6 +36,12 @@ class Picture:
     text: str
     film: str = ""
     aspect: float = 1.0
+
+
+def shown_range(log_mel: NDArray[np.float32]) -> tuple[float, float]:
+    """The quietest and the loudest level to show of a spectrogram: 60 dB, so that silence looks black."""
+    loudest = max(0.0, float(log_mel.max()))  # silence must not be amplified to full range
+    return loudest - _SPECTROGRAM_RANGE, loudest
 
 
 class ClipPictures:
@@ -80,8 +87,7 @@ class ClipPictures:
         if isinstance(clip, str):
             return Picture("", clip)
         log_mel = self._log_mel(clip.waveform[None])[0].numpy()
-        loudest = max(0.0, float(log_mel.max()))  # silence must look black, and not be amplified to full range
-        address = spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest)
+        address = spectrogram_picture(log_mel, *shown_range(log_mel))
         height, width = log_mel.shape
         return Picture(
             address,

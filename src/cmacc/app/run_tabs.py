@@ -5,7 +5,6 @@ import logging
 import gradio as gr
 
 from cmacc.app.pages import MadePage, StoppedError, frame, message, render, without_paths
-from cmacc.app.run_pages import RunPages
 
 _log = logging.getLogger(__name__)
 
@@ -26,13 +25,13 @@ def negatives_tab(page: MadePage) -> None:
     _made_page(page, "/run/negatives", "Negatives of the run", "Make this page")
 
 
-def doctor_tab(pages: RunPages) -> None:
+def doctor_tab(page: MadePage) -> None:
     """Add the page about the files to the page."""
     gr.HTML(
         "<p>Are the files in order? Every file is decoded once, to find those that are broken, silent, black, still or "
         "there twice. No file is changed.</p>"
     )
-    _made_page(pages.doctor, "/run/doctor", "State of the files", "Examine the files")
+    _made_page(page, "/run/doctor", "State of the files", "Examine the files")
 
 
 def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:

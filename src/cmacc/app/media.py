@@ -184,5 +184,7 @@ def _without_paths(error: Exception) -> str:
 
 def _refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     return PlainTextResponse(
-        f"{text}\n", status, headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **(headers or {})}
+        f"{text}\n",
+        status,
+        headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **(headers or {})},
     )

@@ -90,7 +90,9 @@ def _open_index(address: str, encoder: str | None, download: bool) -> Opened:
     description = index.table.description
     made_by = Path(encoder or description.encoder)
     run_dir = made_by.parent.parent if made_by.parent.name == "checkpoints" else made_by
-    has_run = "://" not in str(made_by) and (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file()
+    has_run = (
+        "://" not in str(made_by) and (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file()
+    )
     name = address.rstrip("/").rsplit("/", 1)[-1]
     return Opened(name, Library([description.root]), index, run_dir if has_run else None)
 

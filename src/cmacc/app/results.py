@@ -79,9 +79,7 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
     cards = []
     for moment in found.answer.moments:
         path = moment.path.removeprefix(f"{root}/")
-        card = card_of(
-            opened, path, moment.key, moment.start_seconds, moment.end_seconds, label=moment.label or ""
-        )
+        card = card_of(opened, path, moment.key, moment.start_seconds, moment.end_seconds, label=moment.label or "")
         cards.append((card, _in_words(moment)))
     query = None
     if isinstance(asked.query, Picked):
@@ -156,7 +154,11 @@ def _render(template: str, **values: object) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("cmacc.app"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("cmacc.app"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["clock"] = clock
     environment.filters["shown"] = _shown

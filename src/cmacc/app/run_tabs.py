@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 def report_tab() -> None:
     """Add the report of the run to the page."""
     gr.HTML(
-        render("report_head.html.j2") + frame("/run/report", "Report of the run", "Making the report: some seconds …")
+        render("report_head.html.j2") + frame("/run/report", "Report of the run", "Making the report: some seconds …"),
     )
 
 
@@ -20,7 +20,7 @@ def negatives_tab(page: MadePage) -> None:
     """Add the page of the run's negatives to the page."""
     gr.HTML(
         "<p>Training shows the encoder wrong partners beside the right one, the <em>negatives</em>. This page shows "
-        "which ones the run chose, beside random ones. Making it takes a minute or more.</p>"
+        "which ones the run chose, beside random ones. Making it takes a minute or more.</p>",
     )
     _made_page(page, "/run/negatives", "Negatives of the run", "Make this page")
 
@@ -29,7 +29,7 @@ def doctor_tab(page: MadePage) -> None:
     """Add the page about the files to the page."""
     gr.HTML(
         "<p>Are the files in order? Every file is decoded once, to find those that are broken, silent, black, still or "
-        "there twice. No file is changed.</p>"
+        "there twice. No file is changed.</p>",
     )
     _made_page(page, "/run/doctor", "State of the files", "Examine the files")
 
@@ -37,10 +37,10 @@ def doctor_tab(page: MadePage) -> None:
 def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:
     def shown() -> str:
         if page.text is None and page.left() is None:
-            return message("There is no such page yet.")
+            return message("This page has not been made yet.")
         return frame(f"{address}?made={page.times_made}", title, "Opening the page …")
 
-    def make(progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008, gradio finds it by its default
+    def make(progress: gr.Progress = gr.Progress()) -> str:
         def told(what: str, done: int, total: int) -> None:
             progress((done, total) if total else None, desc="working", unit=what)
 
@@ -57,7 +57,9 @@ def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:
 
     with gr.Row():
         button = gr.Button(make_it, variant="primary", scale=0, min_width=200)
-        stop = gr.Button("Stop", scale=0, min_width=100)
+        stop = gr.Button("Stop", scale=0, min_width=100, interactive=False)
     place = gr.HTML(shown)  # called whenever someone opens the page
-    button.click(make, outputs=place, concurrency_id="pages", concurrency_limit=1)
+    began = button.click(lambda: gr.Button(interactive=True), outputs=stop)
+    made = began.then(make, outputs=place, concurrency_id="pages", concurrency_limit=1)
+    made.then(lambda: gr.Button(interactive=False), outputs=stop)
     stop.click(page.stop)

@@ -68,7 +68,7 @@ def search_tab(opened: Opened, index: Index) -> None:
     def searched(
         kind: str, upload: str | None, recording: str | None, picked: str | None, text: str,
         start: float | None, end: float | None, by: str, into: str, labels: list[str], name: str, top: float, nearest: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
+        progress: gr.Progress = gr.Progress(),
     ) -> str:  # fmt: skip
         def asked() -> Asked:
             query = _query(opened, kind, upload, recording, picked, text)

@@ -16,6 +16,7 @@ let asked = 0;
 
 const aboutPoint = (i) => `${clock(data.start[i])} to ${clock(data.end[i])}`;
 const facts = (i) => [KINDS[data.modality[i]][0], data.label[i], aboutPoint(i)].filter((one) => one !== null).join(" · ");
+const listed = (i) => `${data.name[i].split("/").pop()} · ${KINDS[data.modality[i]][0]} ${clock(data.start[i])}`;
 
 function say(text) { element("what").textContent = text; }
 
@@ -121,7 +122,7 @@ function list() {
   const wanted = element("find").value.toLowerCase();
   const fits = (i) => `${data.name[i]} ${data.label[i] ?? ""}`.toLowerCase().includes(wanted);
   const rows = data.name.flatMap((_, i) => (fits(i) ? [i] : []));
-  const options = rows.slice(0, MOST_LISTED).map((i) => new Option(`${data.name[i]} · ${facts(i)}`, i));
+  const options = rows.slice(0, MOST_LISTED).map((i) => new Option(listed(i), i));
   if (rows.length === 0) options.push(new Option("nothing found", ""));
   if (rows.length > MOST_LISTED) options.push(new Option(`and ${rows.length - MOST_LISTED} more: type a part of the name`, ""));
   options.forEach((option) => { option.disabled = option.value === ""; });

@@ -29,7 +29,7 @@ class StoppedError(Exception):
 
 
 class MadePage:
-    """A page that takes long to make: made once for all visitors, and kept in memory.
+    """A page that takes long to make. It is kept in memory, for all visitors.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:
             return message("This page has not been made yet.")
         return frame(f"{address}?made={page.times_made}", title, "Opening the page …")
 
-    def make(progress: gr.Progress = gr.Progress()) -> str:
+    def make(progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008, gradio finds it by its default
         def told(what: str, done: int, total: int) -> None:
             progress((done, total) if total else None, desc="working", unit=what)
 

@@ -74,8 +74,9 @@ def test_a_click_plays_the_clip_at_its_second(opened: Opened, visit: Visit, tmp_
         # A window late in a film, with no other one near it (its sound may be at the same place).
         target = frame.evaluate("""() => {
             const axes = map._fullLayout, places = data.x.map((x, i) => [axes.xaxis.l2p(x), axes.yaxis.l2p(data.y[i])]);
-            const far = (i) => Math.min(...places.map((p, j) =>
-                data.name[j] === data.name[i] && data.start[j] === data.start[i] ? 1e9 : Math.hypot(p[0] - places[i][0], p[1] - places[i][1])));
+            const same = (i, j) => data.name[j] === data.name[i] && data.start[j] === data.start[i];
+            const apart = (p, q) => Math.hypot(p[0] - q[0], p[1] - q[1]);
+            const far = (i) => Math.min(...places.map((p, j) => (same(i, j) ? 1e9 : apart(p, places[i]))));
             const fit = data.name.map((_, i) => i).filter((i) => data.start[i] >= 3 && data.name[i].includes("film-"));
             fit.sort((a, b) => far(b) - far(a));
             const i = fit[0];

@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +34,20 @@ class World:
         return self.films / ("odd" if number % 2 else "even") / f"film-{number}.mp4"
 
 
+def unlike_neighbours(scenes: list[list[int]]) -> list[list[int]]:
+    """The same scenes in an order in which each differs much from the one before: borders are then clear."""
+    left, ordered = scenes[1:], scenes[:1]
+    while left:
+        ordered.append(max(left, key=lambda one: sum(a != b for a, b in zip(one, ordered[-1], strict=True))))
+        left.remove(ordered[-1])
+    return ordered
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("app")
     films = folder / "films"
-    scenes = random_scenes(FILMS * SCENES + 12)
+    scenes = unlike_neighbours(random_scenes(FILMS * SCENES + 12))
     made = World(films, folder / "films.index", scenes)
     for number in range(FILMS):
         own = scenes[number * SCENES : (number + 1) * SCENES]
@@ -58,9 +66,9 @@ def opened(world: World) -> Opened:
 
 
 @pytest.fixture
-def moved_films(world: World, tmp_path: Path) -> Iterator[Path]:
+def moved_films(world: World, tmp_path: Path) -> Path:
     """A copy of the films that a test may change."""
-    yield Path(shutil.copytree(world.films, tmp_path / "films"))
+    return Path(shutil.copytree(world.films, tmp_path / "films"))
 
 
 @pytest.fixture(scope="session")

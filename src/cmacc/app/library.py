@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,15 +111,16 @@ class Library:
 
 
 def _packed(shard: str, key: str) -> PackedSample:
-    places = _places(shard)
+    changed = 0 if "://" in shard else Path(shard).stat().st_mtime_ns
+    places = _places(shard, changed)
     if key not in places:
         raise MediaError(f"{key}: must be in the index of its pack, got no such sample there")
     return places[key]
 
 
 @lru_cache(maxsize=64)
-def _places(shard: str) -> dict[str, PackedSample]:
-    """The places of all samples of a shard, by key, from the index beside it."""
+def _places(shard: str, changed: int) -> dict[str, PackedSample]:
+    """The places of all samples of a shard, by key, from the index beside it; ``changed`` tells a newer shard apart."""
     folder, _, name = shard.rpartition("/")
     try:
         with Store(folder).open("index.parquet") as file:
@@ -127,7 +128,7 @@ def _places(shard: str) -> dict[str, PackedSample]:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise MediaError(f"{name}: its pack must have an index.parquet beside it ({type(error).__name__})") from error
 
-    def extent(row: dict[str, int | None], kind: str) -> Extent | None:
+    def extent(row: dict[str, Any], kind: str) -> Extent | None:
         offset, size = row[f"{kind}_offset"], row[f"{kind}_size"]
         return None if offset is None or size is None else Extent(offset, size)
 

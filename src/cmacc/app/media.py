@@ -24,17 +24,9 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from cmacc.app.opened import Opened
 from cmacc.app.pictures import frame_strip, sound_in_picture, spectrogram
 from cmacc.app.playable import Look, look_at
-from cmacc.clips import MediaError, PackedSample
+from cmacc.clips import MediaError, PackedSample, encode_part
 from cmacc.pretraining.clip_encoder import EncoderError
 from cmacc.search import SearchError
-
-try:
-    from cmacc.clips import encode_part
-except ImportError:  # until branch `film` is here
-
-    def encode_part(*_: object, **__: object) -> bytes:
-        raise MediaError("parts cannot be converted yet")
-
 
 LONGEST_PART_SECONDS = 60.0
 _SHORTEST_PART_SECONDS = 0.1
@@ -183,8 +175,5 @@ def _without_paths(error: Exception) -> str:
 
 
 def _refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    return PlainTextResponse(
-        f"{text}\n",
-        status,
-        headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **(headers or {})},
-    )
+    always = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    return PlainTextResponse(f"{text}\n", status, headers=always | (headers or {}))

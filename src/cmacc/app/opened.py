@@ -1,6 +1,5 @@
 """What the page shows: an index, a run, or an index with the run that made it."""
 
-import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,19 +68,6 @@ def open_target(address: str, *, encoder: str | None = None, download: bool = Fa
     )
 
 
-def warm_up(index: Index) -> None:
-    """Open the encoder of an index in the background, so that the first search need not wait for it.
-
-    What is wrong with it is said by the first search.
-    """
-
-    def open_encoder() -> None:
-        with suppress(Exception):
-            _ = index.encoder
-
-    threading.Thread(target=open_encoder, daemon=True, name="encoder").start()
-
-
 def _open_index(address: str, encoder: str | None, download: bool) -> Opened:
     try:
         index = Index.open(address, encoder=encoder, download=download)
@@ -90,9 +76,8 @@ def _open_index(address: str, encoder: str | None, download: bool) -> Opened:
     description = index.table.description
     made_by = Path(encoder or description.encoder)
     run_dir = made_by.parent.parent if made_by.parent.name == "checkpoints" else made_by
-    has_run = (
-        "://" not in str(made_by) and (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file()
-    )
+    # An export has no metrics.
+    has_run = (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file()
     name = address.rstrip("/").rsplit("/", 1)[-1]
     return Opened(name, Library([description.root]), index, run_dir if has_run else None)
 

@@ -4,6 +4,7 @@ import gradio as gr
 
 from cmacc.app.map_tab import map_tab
 from cmacc.app.opened import Opened
+from cmacc.app.queries import warm_up
 from cmacc.app.run_pages import RunPages
 from cmacc.app.run_tabs import doctor_tab, negatives_tab, report_tab
 from cmacc.app.search_tab import search_tab
@@ -12,7 +13,12 @@ from cmacc.app.search_tab import search_tab
 def make_page(opened: Opened, run_pages: RunPages) -> gr.Blocks:
     """The page of an index or a run."""
     with gr.Blocks(title=f"{opened.name} · cmacc", analytics_enabled=False) as page:
+        # Not Markdown, in which a name may have a meaning.
+        gr.HTML(
+            opened.name, html_template="<h1>{{value}}</h1>", css_template="h1 { margin: 0; overflow-wrap: anywhere; }"
+        )
         if opened.index is not None:
+            warm_up(opened.index)
             with gr.Tab("Search"):
                 search_tab(opened, opened.index)
         with gr.Tab("Map"):
@@ -25,5 +31,7 @@ def make_page(opened: Opened, run_pages: RunPages) -> gr.Blocks:
                 negatives_tab(run_pages.negatives)
         with gr.Tab("Files"):
             doctor_tab(run_pages.doctor)
+    # Only then does gradio refuse paths outside of its folder of uploads. A page that is mounted never is launched.
+    page.has_launched = True
     blocks: gr.Blocks = page
     return blocks

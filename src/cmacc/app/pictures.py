@@ -21,8 +21,8 @@ _SOUND_RATE_HZ = 16_000
 _drawing = threading.Lock()
 
 
-def frame_strip(source: Path | PackedSample, start_seconds: float, end_seconds: float) -> bytes:
-    """JPEG: four frames in a row, spread evenly over the part, scaled to 160 x 120 and cropped around the middle.
+def frame_strip(source: Path | PackedSample, start_seconds: float, end_seconds: float, count: int = FRAMES) -> bytes:
+    """JPEG: frames in a row, spread evenly over the part, scaled to 160 x 120 and cropped around the middle.
 
     Raises
     ------
@@ -31,8 +31,8 @@ def frame_strip(source: Path | PackedSample, start_seconds: float, end_seconds: 
     """
     length = end_seconds - start_seconds
     spec = ClipSpec(
-        frame_count=FRAMES,
-        frame_rate_hz=FRAMES / length,
+        frame_count=count,
+        frame_rate_hz=count / length,
         frame_height=FRAME_HEIGHT,
         frame_width=FRAME_WIDTH,
         audio_seconds=length,
@@ -71,7 +71,7 @@ def spectrogram(source: Path | PackedSample, start_seconds: float, end_seconds: 
 def sound_in_picture(
     source: Path | PackedSample, start_seconds: float, end_seconds: float, encoder: MatchingEncoder
 ) -> bytes:
-    """PNG: four frames of the best moment of the part, coloured where the sound comes from, and the agreement over time.
+    """PNG: four frames of the part's best moment, coloured where the sound comes from, and the agreement over time.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from pathlib import Path
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 
-from cmacc.clips import MediaError, PackedSample
+from cmacc.clips import PackedSample
 from cmacc.clips.media.container import Medium, is_cover_image, stream_start_seconds
 
 # Container (FFmpeg's name): media type of films and of sounds, and the codecs that browsers decode in it.

@@ -6,19 +6,21 @@ Nothing here knows of the page's library, so that a test can ask as a visitor do
 import math
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from cmacc.clips import probe
 from cmacc.clips.media.guard import GuardError, guarded
 from cmacc.encoders import MODALITIES
-from cmacc.pretraining.clip_encoder import Modality
+from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
 from cmacc.pretraining.features import unit_rows
 from cmacc.search import Answer, Index, Query, query_of_file, query_of_text
 from cmacc.search.index import Where
-from cmacc.search.query import IMAGES
+from cmacc.search.query import IMAGES, By
 from cmacc.search.table import Rows, among_stretches, sql_text
 
 LONGEST_QUERY_SECONDS = 600.0
@@ -39,6 +41,11 @@ class Uploaded:
     """A file of the visitor: a video, a sound or a picture."""
 
     path: Path
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a picture, which has no time."""
+        return self.path.suffix.lower() in IMAGES
 
     @property
     def name(self) -> str:
@@ -114,6 +121,27 @@ class Found:
     notes: tuple[str, ...]
 
 
+def warm_up(index: Index) -> None:
+    """Open the encoder and the process for uploads in the background, so that the first search need not wait for them.
+
+    What is wrong with the encoder is said by the first search.
+    """
+
+    def prepare() -> None:
+        with suppress(Exception):
+            guarded(len, "", timeout_seconds=_PROBE_SECONDS)
+        with suppress(Exception):
+            encoder_of(index)
+
+    threading.Thread(target=prepare, daemon=True, name="warm-up").start()
+
+
+def encoder_of(index: Index) -> MatchingEncoder:
+    """The encoder of an index, opened once however many threads ask for it at the same time."""
+    with _one_at_a_time:
+        return index.encoder
+
+
 def ask(index: Index, asked: Asked) -> Found:
     """Search.
 
@@ -125,10 +153,10 @@ def ask(index: Index, asked: Asked) -> Found:
         As in `Index.search`.
     """
     if not 1 <= asked.top <= MOST_RESULTS:
-        raise AskError(f"the number of results must be 1 to {MOST_RESULTS}, got {asked.top}")
+        raise AskError(f"The number of results must be 1 to {MOST_RESULTS}, got {asked.top}.")
     for seconds in (asked.start_seconds, asked.end_seconds):
         if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
-            raise AskError(f"“from” and “to” must be seconds from 0 on, got {seconds:g}")
+            raise AskError(f"“From” and “to” must be seconds from 0 on, got {seconds:g}.")
     with _one_at_a_time:
         index.refresh()
     query = _query(index, asked)
@@ -164,11 +192,10 @@ def _query(index: Index, asked: Asked) -> Query:
     query = asked.query
     if isinstance(query, Picked):
         return _query_of_rows(index, query, asked)
-    with _one_at_a_time:
-        encoder = index.encoder
+    encoder = encoder_of(index)
     if isinstance(query, Words):
-        if not query.text.strip():
-            raise AskError("type a few words to search with")
+        if not query.text:
+            raise AskError("Type a few words to search with.")
         return query_of_text(encoder, query.text)
     window = _checked_window(query, asked)
     made = query_of_file(encoder, query.path, index.table.description.hop_seconds, window=window, by=asked.by)
@@ -187,8 +214,8 @@ def _checked_window(query: Uploaded, asked: Asked) -> tuple[float, float] | None
     if asked.by is not None and not has[asked.by]:
         what = "picture" if asked.by == "video" else "sound"
         raise AskError(f"{query.name}: must have a {what} to search with it, got a file without {what}")
-    if query.path.suffix.lower() in IMAGES:
-        return None  # a picture has no time
+    if query.is_picture:
+        return None
     if duration > LONGEST_QUERY_SECONDS:
         raise AskError(
             f"{query.name}: must last at most {LONGEST_QUERY_SECONDS / 60:.0f} minutes, got {duration / 60:.1f}; "
@@ -200,7 +227,8 @@ def _checked_window(query: Uploaded, asked: Asked) -> tuple[float, float] | None
     end = duration if asked.end_seconds is None else asked.end_seconds
     if not (begin < end <= duration + _ROUNDING_SECONDS and begin < duration):
         raise AskError(
-            f"{query.name}: “from” must come before “to”, and both lie in its {duration:.1f} s, got {begin:g} and {end:g}"
+            f"{query.name}: “from” must come before “to”, and both lie in its {duration:.1f} s, got {begin:g} and "
+            f"{end:g}"
         )
     return begin, end
 
@@ -217,7 +245,8 @@ def _query_of_rows(index: Index, query: Picked, asked: Asked) -> Query:
     if not begin < end:
         raise AskError(f"{query.name}: “from” must come before “to”, got {begin:g} and {end:g}")
     where = among_stretches([(query.path, query.key, -1e9, 1e9)])
-    vectors, count, notes = {}, 1, []
+    vectors: dict[tuple[By, Modality | None], Float[np.ndarray, " dim"]] = {}
+    count, notes = 1, list[str]()
     wanted: Sequence[Modality] = MODALITIES if asked.by is None else (asked.by,)
     for modality in wanted:
         with _one_at_a_time:

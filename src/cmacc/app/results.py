@@ -1,5 +1,8 @@
 """The results of a search as HTML. Players and pictures load when they come into view, heat-maps when asked for."""
 
+import base64
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,15 +10,27 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cmacc.app.media import LONGEST_PART_SECONDS, look_of
 from cmacc.app.opened import Opened
-from cmacc.app.pictures import FRAME_HEIGHT, FRAME_WIDTH, FRAMES, SPECTROGRAM_HEIGHT, SPECTROGRAM_WIDTH
-from cmacc.app.playable import Look
-from cmacc.app.queries import Asked, Found, Picked, Words
+from cmacc.app.pictures import (
+    FRAME_HEIGHT,
+    FRAME_WIDTH,
+    FRAMES,
+    SPECTROGRAM_HEIGHT,
+    SPECTROGRAM_WIDTH,
+    frame_strip,
+    spectrogram,
+)
+from cmacc.app.playable import Look, look_at
+from cmacc.app.queries import Asked, AskError, Found, Picked, Uploaded, Words
+from cmacc.clips import MediaError, probe
 from cmacc.search import Moment
 
+_TIME = re.compile(r"(\d{1,3}:){0,2}\d{1,6}(\.\d{0,3})?", re.ASCII)
 # A part that is re-encoded begins a little before the moment and ends a little after it.
 _AROUND_SECONDS = 2.0
 # Pictures show at least so much around a short moment.
 _LEAST_SHOWN_SECONDS = 1.0
+# Of a query that is searched for as a whole, its start.
+_QUERY_SHOWN_SECONDS = 10.0
 
 SCRIPT = (Path(__file__).parent / "templates" / "results.js").read_text(encoding="utf-8")
 
@@ -61,8 +76,8 @@ def card_of(opened: Opened, path: str, key: str | None, start: float, end: float
     player = ""
     part = False
     if isinstance(look, Look):
-        part = look.media_type is None
-        if part:
+        if look.media_type is None:
+            part = True
             begin = max(0.0, start - _AROUND_SECONDS)
             stop = min(end + _AROUND_SECONDS, begin + LONGEST_PART_SECONDS)
             player = f"/media/{name}/part?start={begin:.3f}&end={stop:.3f}#t={start - begin:.3f}"
@@ -84,11 +99,13 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
     query = None
     if isinstance(asked.query, Picked):
         begin = asked.start_seconds or 0.0
-        query = card_of(opened, asked.query.path, asked.query.key, begin, asked.end_seconds or begin + 10.0)
+        end = begin + _QUERY_SHOWN_SECONDS if asked.end_seconds is None else asked.end_seconds
+        query = card_of(opened, asked.query.path, asked.query.key, begin, end)
     return _render(
         "results.html.j2",
         cards=cards,
         query=query,
+        upload=_pictures_of_upload(asked, asked.query) if isinstance(asked.query, Uploaded) else (),
         asked=asked,
         part_in_words=_part_in_words(asked),
         found=found,
@@ -96,9 +113,26 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
     )
 
 
-def message_html(text: str) -> str:
-    """A message in the place of results, such as an error."""
-    return _render("message.html.j2", text=text)
+def message_html(text: str, *, is_fault: bool = True) -> str:
+    """A message in the place of results."""
+    return _render("message.html.j2", text=text, is_fault=is_fault)
+
+
+def _pictures_of_upload(asked: Asked, query: Uploaded) -> list[tuple[str, str]]:
+    """Addresses that hold the pictures themselves, and what they show: the library has no uploads."""
+    begin = asked.start_seconds or 0.0
+    end = begin + _QUERY_SHOWN_SECONDS if asked.end_seconds is None else asked.end_seconds
+    shown = []
+    with suppress(MediaError):  # beyond the part that was searched with
+        look, length = look_at(query.path), probe(query.path).duration_seconds
+        end = max(min(end, length), begin + 0.1)
+        if look.has_picture:
+            strip = frame_strip(query.path, begin, end, 1 if query.is_picture else FRAMES)
+            shown.append((f"data:image/jpeg;base64,{base64.b64encode(strip).decode()}", "frames"))
+        if look.has_sound:
+            sound = spectrogram(query.path, begin, end)
+            shown.append((f"data:image/png;base64,{base64.b64encode(sound).decode()}", "sound"))
+    return shown
 
 
 def _in_words(moment: Moment) -> tuple[str, str]:
@@ -137,6 +171,27 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
     return f"{head}:{rest // 10:02}.{rest % 10}"
+
+
+def seconds_of(text: str | None) -> float | None:
+    """Seconds from what a visitor types, such as 12.5 or 1:02:03.4; None for nothing.
+
+    Raises
+    ------
+    AskError
+        It is no time.
+
+    Examples
+    --------
+    >>> seconds_of("12.5"), seconds_of("1:02:03.4"), seconds_of(" ")
+    (12.5, 3723.4, None)
+    """
+    if not text or not text.strip():
+        return None
+    if not _TIME.fullmatch(text.strip()):
+        raise AskError(f"“From” and “to” must be seconds, or minutes and seconds as 1:15, got {text.strip()[:20]}.")
+    parts = reversed(text.strip().split(":"))
+    return round(sum(float(part) * 60.0**place for place, part in enumerate(parts)), 3)
 
 
 def _shown(card: Card) -> str:

@@ -2,8 +2,9 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 from gradio.utils import get_upload_folder
@@ -12,7 +13,7 @@ from cmacc.app.library import Member
 from cmacc.app.listing import IndexFiles
 from cmacc.app.opened import Opened
 from cmacc.app.queries import MOST_RESULTS, Asked, AskError, Picked, Uploaded, Words, ask
-from cmacc.app.results import SCRIPT, found_html, message_html
+from cmacc.app.results import SCRIPT, clock, found_html, message_html, seconds_of
 from cmacc.clips import MediaError
 from cmacc.pretraining.clip_encoder import EncoderError, Modality
 from cmacc.search import Index, SearchError
@@ -34,7 +35,7 @@ def search_tab(opened: Opened, index: Index) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=280):
             kind = gr.Radio([(name, _WITH[name]) for name in kinds], value="file", label="Search with")
-            upload = gr.File(label="A video, a sound or a picture", file_types=_FILE_TYPES, type="filepath", height=140)
+            upload = gr.File(label="A video, a sound or a picture", file_types=_FILE_TYPES, type="filepath", height=160)
             recording = gr.Audio(label="Recording", sources=["microphone"], type="filepath", visible=False)
             with gr.Group(visible=False) as picking:
                 part_of_name = gr.Textbox(label="Part of the file's name", placeholder="Type to find a file")
@@ -43,16 +44,19 @@ def search_tab(opened: Opened, index: Index) -> None:
             button = gr.Button("Search", variant="primary")
             with gr.Accordion("Options", open=False):
                 with gr.Row():
-                    start = gr.Number(label="From second", minimum=0, value=None)
-                    end = gr.Number(label="To second", minimum=0, value=None)
+                    start = gr.Textbox(label="From", placeholder="0:00", max_length=12, min_width=80)
+                    end = gr.Textbox(label="To", placeholder="the end", max_length=12, min_width=80)
                 by = gr.Radio(list(_BY), value=next(iter(_BY)), label="Search by")
                 into = gr.Radio(list(_INTO), value=next(iter(_INTO)), label="Find in")
-                labels = gr.Dropdown(label="Only these labels", choices=files.labels(), multiselect=True, value=[])
+                known = files.labels()
+                labels = gr.Dropdown(
+                    label="Only these labels", choices=known, multiselect=True, value=[], visible=bool(known)
+                )
                 name = gr.Textbox(label="Only files whose name contains", max_length=200)
                 top = gr.Slider(1, MOST_RESULTS, value=10, step=1, label="Most results")
                 nearest = gr.Checkbox(label="Show the nearest, however bad")
         with gr.Column(scale=3, min_width=300):
-            results = gr.HTML(message_html(_WELCOME), js_on_load=SCRIPT, elem_id="results")
+            results = gr.HTML(message_html(_WELCOME, is_fault=False), js_on_load=SCRIPT, elem_id="results")
 
     def shown(chosen: str) -> list[Any]:
         visible = [chosen == one for one in _WITH.values()]
@@ -66,39 +70,51 @@ def search_tab(opened: Opened, index: Index) -> None:
         return gr.update(choices=choices, value=value, label=f"File of this index ({count:,} fit{more})")
 
     def searched(
-        kind: str, upload: str | None, recording: str | None, picked: str | None, text: str,
-        start: float | None, end: float | None, by: str, into: str, labels: list[str], name: str, top: float, nearest: bool,
-        progress: gr.Progress = gr.Progress(),
+        kind: str, upload: str | None, recording: str | None, picked: str | None, text: str, start: str, end: str,
+        *options: Any, progress: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> str:  # fmt: skip
         def asked() -> Asked:
             query = _query(opened, kind, upload, recording, picked, text)
-            return Asked(
-                query, start, end, _BY.get(by), _INTO.get(into, "both"), tuple(labels or ()), (name or "").strip(), int(top),
-                bool(nearest),
-            )  # fmt: skip
+            return Asked(query, seconds_of(start), seconds_of(end), **_options(*options))
 
         progress(0.1, desc="Searching")
         return _answered(opened, index, asked)
 
-    def again(event: gr.EventData) -> list[Any]:
+    def again(event: gr.EventData, *options: Any) -> list[Any]:
         """The moment of a result becomes the query."""
-        query = _picked(opened, str(event.id))
-        begin, stop = float(event.start), float(event.end)
-        listed_now = gr.update(choices=[(query.name, event.id)], value=event.id)
-        html = _answered(opened, index, lambda: Asked(query, begin, stop))
-        return ["index", listed_now, round(begin, 2), round(stop, 2), html]
+        try:
+            name, begin, stop = str(event.id), float(event.start), float(event.end)
+            query = _picked(opened, name)
+        except (AskError, AttributeError, ValueError, TypeError) as error:
+            return [gr.skip()] * 4 + [message_html(plain(error))]
+        html = _answered(opened, index, lambda: Asked(query, begin, stop, **_options(*options)))
+        listed_now = gr.update(choices=[(query.name, name)], value=name)
+        return ["index", listed_now, clock(begin), clock(stop), html]
 
-    fields = [kind, upload, recording, picked, text, start, end, by, into, labels, name, top, nearest]
+    options = [by, into, labels, name, top, nearest]
+    fields = [kind, upload, recording, picked, text, start, end, *options]
+    found = {"outputs": results, "show_progress_on": results, "concurrency_id": "search"}
     kind.change(shown, kind, [upload, recording, picking, text], queue=False, show_progress="hidden")
-    gr.on([part_of_name.change, kind.change], listed, part_of_name, picked, trigger_mode="always_last", queue=False)
-    gr.on(
-        [button.click, text.submit, name.submit, part_of_name.submit],
-        searched, fields, results, show_progress_on=results, concurrency_id="search",
-    )  # fmt: skip
-    results.again(again, None, [kind, picked, start, end, results], concurrency_id="search", show_progress_on=results)
+    # Not on a change by `again`, which has chosen the file.
+    kind.input(listed, part_of_name, picked, queue=False)
+    part_of_name.change(listed, part_of_name, picked, trigger_mode="always_last", queue=False)
+    gr.on([button.click, text.submit, name.submit, start.submit, end.submit], searched, fields, **found)
+    results.again(again, options, **found | {"outputs": [kind, picked, start, end, results]})
 
 
-def _answered(opened: Opened, index: Index, asked: Any) -> str:
+def _options(by: str, into: str, labels: list[str], name: str, top: float, nearest: bool) -> dict[str, Any]:
+    """Fields of `Asked` from what the page sends."""
+    return {
+        "by": _BY[by],
+        "into": _INTO[into],
+        "labels": tuple(labels or ()),
+        "name_contains": (name or "").strip(),
+        "top": int(top),
+        "nearest": bool(nearest),
+    }
+
+
+def _answered(opened: Opened, index: Index, asked: Callable[[], Asked]) -> str:
     """The answer as HTML, or what is wrong with the question. Nothing else may come back: a stack tells of paths."""
     try:
         question = asked()
@@ -118,15 +134,15 @@ def _query(
         return Words((text or "").strip())
     if kind == "index":
         if not picked:
-            raise AskError("choose a file of the index to search with")
+            raise AskError("Choose a file of the index to search with.")
         return _picked(opened, picked)
     path = upload if kind == "file" else recording
     if not path:
-        raise AskError("choose a file to search with" if kind == "file" else "record something to search with")
+        raise AskError("Choose a file to search with." if kind == "file" else "Record something to search with.")
     real = Path(path).resolve()
     # A request could name any path of this machine.
     if not real.is_relative_to(Path(get_upload_folder()).resolve()) or not real.is_file():
-        raise AskError("the file must have been uploaded to this page; choose it again")
+        raise AskError("The file must have been uploaded to this page; choose it again.")
     return Uploaded(real)
 
 
@@ -135,7 +151,7 @@ def _picked(opened: Opened, name: str) -> Picked:
     try:
         source = opened.library.named(name)
     except KeyError:
-        raise AskError("choose a file of the index to search with") from None
+        raise AskError("Choose a file of the index to search with.") from None
     path, key = (source.shard, source.key) if isinstance(source, Member) else (str(source), None)
     return Picked(path.removeprefix(f"{opened.index.table.description.root}/"), key)
 
@@ -146,6 +162,5 @@ def _id_of(opened: Opened, file: Picked) -> str:
 
 
 def plain(error: Exception) -> str:
-    """The message of an error for the page: without the folders of the server, and with a capital letter."""
-    text = re.sub(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^/:,]+/)+", "", str(error)).removeprefix("query ")
-    return text[:1].upper() + text[1:]
+    """The message of an error for the page: without the folders of the server."""
+    return re.sub(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^/:,]+/)+", "", str(error)).removeprefix("query ")

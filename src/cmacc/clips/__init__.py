@@ -27,6 +27,7 @@ from cmacc.clips.loading.transforms import (
     to_video,
 )
 from cmacc.clips.media.decoding import MediaInfo, decode_clip, decode_clips, probe
+from cmacc.clips.media.film import FILM_SOUND_RATE_HZ, FilmWriter, encode_part
 from cmacc.clips.packing.shards import PackError, PackResult, pack, verify
 from cmacc.clips.packing.transcode import PackSettings
 from cmacc.clips.parallel import workers_of
@@ -34,6 +35,7 @@ from cmacc.clips.storage import PackedSample
 from cmacc.clips.windows import covering_starts
 
 __all__ = [
+    "FILM_SOUND_RATE_HZ",
     "FINDINGS",
     "AugmentConfig",
     "ChosenSample",
@@ -43,6 +45,7 @@ __all__ = [
     "ClipSpec",
     "CoveringPlan",
     "Examination",
+    "FilmWriter",
     "Finding",
     "LabelTable",
     "ListedFile",
@@ -70,6 +73,7 @@ __all__ = [
     "decode_clip",
     "decode_clips",
     "draw_view",
+    "encode_part",
     "evaluation_loader",
     "evaluation_requests",
     "examine_files",

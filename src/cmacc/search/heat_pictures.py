@@ -1,22 +1,18 @@
 """Draw a `Localisation`: a PNG of its best moments, and an .mp4 of the whole part with the original sound."""
 
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import matplotlib
 import numpy as np
 import torch
-from av.audio.stream import AudioStream
-from av.video.stream import VideoStream
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from cmacc.clips import Clip, ClipSpec, decode_clips, probe
+from cmacc.clips import FILM_SOUND_RATE_HZ, Clip, ClipSpec, FilmWriter, decode_clips, probe
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 from cmacc.search.localise import Localisation, LocalisedMoment
@@ -26,7 +22,6 @@ _STRIP_SIDE = 240  # short side of the pictures, in pixels
 _FILM_SIDE = 480
 _CHUNK_SECONDS = 2  # of film in memory; whole seconds, so that chunks of sound join without a seam
 _FILM_RATES_HZ = (5, 60)
-_SOUND_RATE_HZ = 48_000
 _COLOURS = "inferno"
 _MOST_COVER = 0.7  # of the picture where it is hottest
 _LEAST_FULL = 1e-4  # cosine; less is rounding
@@ -106,26 +101,15 @@ def write_video(found: Localisation, path: Path, *, overwrite: bool = False, pro
     height, width = _drawn_size(found, _FILM_SIDE)
     slowest, fastest = _FILM_RATES_HZ
     rate = min(max(slowest, round(probe(found.path).fps or 25)), fastest)
-    with written_aside(path) as aside, av.open(str(aside), "w", format="mp4") as file:
-        picture = file.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
-        picture.height, picture.width, picture.pix_fmt = height, width, "yuv420p"
-        picture.codec_context.time_base = Fraction(1, rate)
-        sound = file.add_stream("aac", rate=_SOUND_RATE_HZ, layout="mono", bit_rate=128_000)
-        frames = 0
+    with written_aside(path) as aside, FilmWriter(aside, frame_rate_hz=rate, crf=20) as film:
         for clip in _chunks(found, rate, height, width, progress):
-            for number, pixels in enumerate(clip.frames.numpy()):
-                painted = paint(pixels, clip.start_seconds + (number + 0.5) / rate)
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(painted), format="rgb24")
-                frame.pts, frame.time_base = frames, Fraction(1, rate)
-                file.mux(picture.encode(frame))
-                frames += 1
-            file.mux(sound.encode(_samples(clip, found.begin_seconds)))
-        _finish(file, picture, sound)
+            film.add(_painted(clip, paint, rate), clip.waveform.numpy())
 
 
-def _finish(file: Any, *encoders: VideoStream | AudioStream) -> None:
-    for encoder in encoders:
-        file.mux(encoder.encode(None))
+def _painted(clip: Clip, paint: "_Painter", rate: int) -> Iterator[av.VideoFrame]:
+    for number, pixels in enumerate(clip.frames.numpy()):
+        painted = paint(pixels, clip.start_seconds + (number + 0.5) / rate)
+        yield av.VideoFrame.from_ndarray(np.ascontiguousarray(painted), format="rgb24")
 
 
 def _chunks(found: Localisation, rate: int, height: int, width: int, progress: Progress) -> Iterator[Clip]:
@@ -140,17 +124,10 @@ def _chunks(found: Localisation, rate: int, height: int, width: int, progress: P
             frame_height=height,
             frame_width=width,
             audio_seconds=count / rate,
-            sample_rate_hz=_SOUND_RATE_HZ,
+            sample_rate_hz=FILM_SOUND_RATE_HZ,
         )
         yield decode_clips(found.path, [found.begin_seconds + first / rate], spec)[0]
     progress("video", frames // rate, frames // rate)
-
-
-def _samples(clip: Clip, begin_seconds: float) -> av.AudioFrame:
-    frame = av.AudioFrame.from_ndarray(clip.waveform.numpy()[None], format="fltp", layout="mono")
-    frame.sample_rate, frame.time_base = _SOUND_RATE_HZ, Fraction(1, _SOUND_RATE_HZ)
-    frame.pts = round((clip.start_seconds - begin_seconds) * _SOUND_RATE_HZ)
-    return frame
 
 
 class _Painter:

@@ -12,15 +12,22 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cmacc.app.opened import Opened
 
 _CHROMIUM = "/usr/bin/chromium"
-_FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
-).split()
+_TIMEOUT_SECONDS = 40  # of one step, on a machine whose cores others use too
+expect.set_options(timeout=1000 * _TIMEOUT_SECONDS)
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @contextmanager
@@ -67,7 +74,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
             stack.callback(context.close)
             page = context.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(1000 * _TIMEOUT_SECONDS)
             page.on("pageerror", lambda error: faults.append(str(error)))
             page.goto(address, wait_until="domcontentloaded")
             return page

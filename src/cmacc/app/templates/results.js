@@ -9,7 +9,11 @@ const seen = new IntersectionObserver((entries) => {
 }, { rootMargin: "300px" });
 const observe = () => element.querySelectorAll("video[data-src], audio[data-src]").forEach((player) => seen.observe(player));
 observe();
-watch("value", observe);
+watch("value", () => {
+  observe();
+  // On a phone the results stand below the fields.
+  if (window.innerWidth < 700) element.scrollIntoView({ behavior: "smooth" });
+});
 
 // One sound at a time. These events do not bubble, so they are caught on the way down.
 document.addEventListener("play", (event) => {

@@ -1,8 +1,8 @@
 """Read properties of media files (`probe`), and decode exact windows of them (`decode_clips`)."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from cmacc.clips.clip import Clip, ClipSpec, MediaError
 from cmacc.clips.media.container import LONGEST_SECONDS, Medium, stream_duration_seconds, stream_start_seconds, streams
-from cmacc.clips.media.frames import read_frames
+from cmacc.clips.media.frames import frames_shown, read_frames
 from cmacc.clips.media.sound import read_sounds
 from cmacc.clips.storage import PackedSample, read_extent
 
@@ -118,6 +119,13 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
     """
     if not starts:
         return []
+    with open_source(source) as file:
+        return file.clips(starts, spec)
+
+
+@contextmanager
+def open_source(source: Path | str | PackedSample) -> Iterator["OpenFile"]:
+    """Open a file, or a sample of a packed shard; errors as in `Medium.open`."""
     if isinstance(source, PackedSample):
         media = [
             Medium(f"{source.shard} at {extent.offset}", read_extent(source.shard, extent))
@@ -127,8 +135,7 @@ def decode_clips(source: Path | str | PackedSample, starts: Sequence[float], spe
     else:
         media = [Medium.file(source)]
     with ExitStack() as stack:
-        opened = [(medium, stack.enter_context(medium.open())) for medium in media]
-        return OpenFile(opened).clips(starts, spec)
+        yield OpenFile([(medium, stack.enter_context(medium.open())) for medium in media])
 
 
 class OpenFile:
@@ -147,6 +154,43 @@ class OpenFile:
         self._audio_origin = stream_start_seconds(self._audio[2]) if self._audio else 0.0
         if self._video and self._audio and self._video[1] is self._audio[1]:
             self._audio_origin = self._video_origin  # one clock for both
+
+    @property
+    def _timed(self) -> tuple[Medium, InputContainer, VideoStream | AudioStream]:
+        """The stream that determines the length."""
+        timed = self._video if self._video is not None else self._audio
+        assert timed is not None
+        return timed
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return self._timed[0].name
+
+    @property
+    def video(self) -> VideoStream | None:
+        """The video stream, if there is one."""
+        return self._video[2] if self._video else None
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether there is an audio stream."""
+        return self._audio is not None
+
+    def duration_seconds(self) -> float:
+        """Length of the video, or of the audio if there is no video; not positive if unknown."""
+        return stream_duration_seconds(*self._timed)
+
+    def frames_shown(self, times: Sequence[float]) -> Iterator[tuple[VideoFrame, int]]:
+        """The frames displayed at ascending ``times``, one after the other, and at how many of them each is."""
+        assert self._video is not None
+        on_its_clock = [time + self._video_origin for time in times]
+        return ((frame, count) for frame, _, count in frames_shown(*self._video, on_its_clock))
+
+    def sound(self, start_seconds: float, sample_count: int, sample_rate_hz: int) -> NDArray[np.float32]:
+        """``sample_count`` mono samples; zeros where there is no audio."""
+        assert self._audio is not None
+        return self._sounds([start_seconds], sample_count, sample_rate_hz)[0][0]
 
     def clips(self, starts: Sequence[float], spec: ClipSpec) -> list[Clip]:
         """Decode the windows that start at ``starts``."""
@@ -225,15 +269,12 @@ class OpenFile:
         """Period of the loop, if the file must be looped; otherwise None."""
         if spec.short_files == "pad":
             return None
-        present = self._video if self._video is not None else self._audio
-        assert present is not None
-        medium, container, stream = present
-        seconds = stream_duration_seconds(medium, container, stream)
+        seconds = self.duration_seconds()
         if seconds >= spec.length_seconds:
             return None
         if spec.short_files == "refuse" or seconds <= 0:
             raise MediaError(
-                f"{medium.name}: must last at least as long as a clip, {spec.length_seconds:g} s, got {seconds:.3f} s; "
+                f"{self.name}: must last at least as long as a clip, {spec.length_seconds:g} s, got {seconds:.3f} s; "
                 "short_files=pad or loop takes shorter files"
             )
         return seconds

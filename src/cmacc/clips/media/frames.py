@@ -56,30 +56,42 @@ def read_frames(
     began = np.empty(len(times))
     scaler = VideoReformatter()  # one for all frames, since creating it costs more than scaling a frame
     filled = 0
+    for frame, since, count in frames_shown(medium, container, stream, times):
+        out[filled : filled + count] = _scaled(scaler, frame, out.shape[1], out.shape[2])
+        began[filled : filled + count] = since
+        filled += count
+    return began
+
+
+def frames_shown(
+    medium: Medium, container: InputContainer, stream: VideoStream, times: Sequence[float]
+) -> Iterator[tuple[VideoFrame, float, int]]:
+    """The frames displayed at ``times``, as in `read_frames`, one after the other.
+
+    Yields
+    ------
+    A frame, its start in seconds, and the number of ``times`` at which it is displayed (at least one).
+
+    Raises
+    ------
+    MediaError
+        No frame could be decoded.
+    """
+    done = 0
     shown: VideoFrame | None = None
-    shown_since = 0.0
-
-    def show_until(end: float) -> None:
-        nonlocal filled
-        assert shown is not None
-        count = bisect_left(times, end - ROUNDING_SECONDS, filled) - filled
-        if count:
-            out[filled : filled + count] = _scaled(scaler, shown, out.shape[1], out.shape[2])
-            began[filled : filled + count] = shown_since
-            filled += count
-
+    since = 0.0
     tick = float(stream.time_base or 1)
     wanted = [math.floor((time + ROUNDING_SECONDS) / tick) for time in times]
     for time, frame in timed_frames(medium, container, stream, times[0], wanted):
-        if shown is not None:
-            show_until(time)
-        if filled == len(times):
-            return began
-        shown, shown_since = frame, time
+        if shown is not None and (count := bisect_left(times, time - ROUNDING_SECONDS, done) - done):
+            yield shown, since, count
+            done += count
+        if done == len(times):
+            return
+        shown, since = frame, time
     if shown is None:
         raise MediaError(f"{medium.name}: no picture could be decoded at {times[0]:.3f} s")
-    show_until(math.inf)
-    return began
+    yield shown, since, len(times) - done
 
 
 def timed_frames(
@@ -186,3 +198,26 @@ def _scaled(scaler: VideoReformatter, frame: VideoFrame, height: int, width: int
     picture = scaled.to_ndarray()
     top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
     return np.rot90(picture[top : top + height, left : left + width], quarter_turns)
+
+
+def upright(frame: VideoFrame) -> VideoFrame:
+    """The frame as players display it: rotated by its metadata, which an encoder does not write to its file."""
+    quarter_turns = round(frame.rotation / 90) % 4
+    if quarter_turns == 0:
+        return frame
+    pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns)
+    return VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
+
+
+def even_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Size with a short side of at most ``short_side`` and the same aspect ratio; both even, as 4:2:0 requires.
+
+    Examples
+    --------
+    >>> even_size(240, 320, 128)
+    (128, 170)
+    >>> even_size(63, 47, 128)
+    (64, 48)
+    """
+    scale = min(1.0, short_side / min(height, width))
+    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cmacc.clips.clip import MediaError
 from cmacc.clips.media.container import ROUNDING_SECONDS, Medium, stream_start_seconds, streams
-from cmacc.clips.media.frames import timed_frames
+from cmacc.clips.media.frames import even_size, timed_frames, upright
 from cmacc.clips.media.sound import read_sounds
 
 _CHUNK_SECONDS = 60  # of audio in memory; whole seconds, so that chunks join without a seam at any sample rate
@@ -117,9 +117,9 @@ def _write_picture(
         encoder: VideoStream | None = None
         frames = timed_frames(medium, container, stream, origin)
         for ticks, frame in _with_ticks(frames, origin, duration_seconds, base):
-            upright = _upright(frame)
+            turned = upright(frame)
             if encoder is None:
-                height, width = _packed_size(upright.height, upright.width, settings.short_side)
+                height, width = even_size(turned.height, turned.width, settings.short_side)
                 encoder = file.add_stream("libx264", rate=stream.average_rate or 25)
                 encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
                 encoder.codec_context.time_base = base
@@ -131,9 +131,7 @@ def _write_picture(
                     # B-frames that are not referenced: decoding a window skips most of them.
                     "x264-params": f"keyint={settings.keyframe_every}:scenecut=0:bframes=3:b-adapt=0:b-pyramid=none",
                 }
-            picture = scaler.reformat(
-                upright, encoder.width, encoder.height, "yuv420p", interpolation="AREA", threads=1
-            )
+            picture = scaler.reformat(turned, encoder.width, encoder.height, "yuv420p", interpolation="AREA", threads=1)
             picture.pts, picture.time_base = ticks, base
             picture.pict_type = PictureType.NONE  # do not copy the original's keyframes
             file.mux(encoder.encode(picture))
@@ -160,29 +158,6 @@ def _with_ticks(
         shown = ticks, frame
     if shown is not None:
         yield shown
-
-
-def _upright(frame: VideoFrame) -> VideoFrame:
-    """The frame as players display it: rotated by its metadata, which the packed file does not have."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    if quarter_turns == 0:
-        return frame
-    pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns)
-    return VideoFrame.from_ndarray(np.ascontiguousarray(pixels))
-
-
-def _packed_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Size with a short side of at most ``short_side`` and the same aspect ratio; both even, as 4:2:0 requires.
-
-    Examples
-    --------
-    >>> _packed_size(240, 320, 128)
-    (128, 170)
-    >>> _packed_size(63, 47, 128)
-    (64, 48)
-    """
-    scale = min(1.0, short_side / min(height, width))
-    return max(2, round(height * scale / 2) * 2), max(2, round(width * scale / 2) * 2)
 
 
 def _write_sound(

@@ -88,11 +88,12 @@ def points_of_index(table: WindowTable, library: Library, most: int = MOST_POINT
         of = f"All {len(paths):,}" if len(paths) <= most // 2 else f"{len(shown):,}, spread evenly, of {len(paths):,}"
         what = f"{of} files, with a point for the picture and one for the sound of each (the mean of its windows)."
     facts = pa.concat_tables([facts.select(["path", "key", "label", *times]) for *_, facts in parts]).to_pydict()
+    kinds: list[Modality] = [modality for modality, vectors, _ in parts for _ in range(len(vectors))]
     path_and_key = list(zip(facts["path"], facts["key"], strict=True))
     root = table.description.root.rstrip("/")
     return MapPoints(
         np.concatenate([vectors for _, vectors, _ in parts]),
-        [modality for modality, vectors, _ in parts for _ in range(len(vectors))],
+        kinds,
         [path if key is None else f"{path}, {key}" for path, key in path_and_key],
         facts["label"],
         [library.id_of_row(f"{root}/{path}", key) for path, key in path_and_key],

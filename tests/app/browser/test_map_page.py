@@ -51,7 +51,7 @@ def test_map_zooms_by_buttons_wheel_and_keys_and_moves(opened: Opened, visit: Vi
         middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(*middle)
         page.mouse.wheel(0, -300)
-        wait_until(frame, f"{_RANGE}[1] - {_RANGE}[0] < {whole * 0.9}")
+        wait_until(frame, f"{_RANGE}[1] - {_RANGE}[0] < {whole * 0.95}")
         before, left = width_of(frame), frame.evaluate(_RANGE)[0]
         page.mouse.down()
         page.mouse.move(middle[0] - 80, middle[1], steps=4)

@@ -85,6 +85,7 @@ def test_the_demo_ends_with_six_results_and_what_to_try_next(
     assert "pretrain --data.manifest videos.parquet" in captured.out
     assert f"index of the 14 held-out clips: {out / 'index'}" in captured.out or "no search: none of" in captured.out
     assert "search videos.index QUERY" in captured.out
+    assert f"cmacc app {out / 'index'}" in captured.out
     # Every stage shows its progress, without a terminal too.
     for stage in ("world: clips 56/56", "scan: files 56/56", "pretrain: steps 2/2", "labelled, linear"):
         assert stage in captured.err

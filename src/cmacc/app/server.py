@@ -9,16 +9,21 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 import gradio as gr
 from fastapi import FastAPI
 
+from cmacc.app.map_page import map_routes
 from cmacc.app.media import media_routes
 from cmacc.app.opened import Opened
 from cmacc.app.page import make_page
+from cmacc.app.run_pages import RunPages, run_routes
 
 
 def make_app(opened: Opened, *, uploads: Path, token: str | None = None) -> FastAPI:
     """The whole application, to run in any ASGI server."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    run_pages = RunPages(opened)
     app.include_router(media_routes(opened))
-    page = make_page(opened)
+    app.include_router(map_routes(opened))
+    app.include_router(run_routes(run_pages))
+    page = make_page(opened, run_pages)
     page.queue(default_concurrency_limit=2)
     served: FastAPI = gr.mount_gradio_app(
         app,

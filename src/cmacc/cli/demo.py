@@ -60,7 +60,8 @@ def demo_command(arguments: Sequence[str]) -> int:
     _print_summary(card)
     _search_demo(out, scanned.manifest)
     program = sys.argv[0] if Path(sys.argv[0]).name == "cmacc" else "cmacc"
-    print(f"\nreport: {report}, all results: {out / 'card.md'}\n")
+    print(f"\nreport: {report}, all results: {out / 'card.md'}")
+    print(f"all of it in a browser: {program} app {out / 'index' if (out / 'index').is_dir() else out}\n")
     print("next, with your own folder of videos:")
     print(f"  {program} scan VIDEOS --out videos.parquet --test-fraction 0.2")
     print(f"  {program} pretrain --data.manifest videos.parquet --out runs/first")

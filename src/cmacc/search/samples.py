@@ -49,15 +49,22 @@ class Samples:
     hop_seconds: float
 
     @classmethod
-    def of(cls, table: WindowTable) -> "Samples":
+    def of(cls, table: WindowTable, where: str | None = None) -> "Samples":
         """Read all windows into memory: 4 bytes for each number of a vector, and twice that while they are sorted.
+
+        Parameters
+        ----------
+        table
+            The table of the index.
+        where
+            Read only those for which a condition in SQL holds.
 
         Raises
         ------
         SearchError
             The index has no windows.
         """
-        rows = {modality: table.rows(modality) for modality in MODALITIES}
+        rows = {modality: table.rows(modality, where=where) for modality in MODALITIES}
         firsts = [one.facts.take(pa.array(one.first[:-1])).select(_FACTS) for one in rows.values()]
         every = pa.concat_tables(firsts).combine_chunks()
         if len(every) == 0:

@@ -151,14 +151,19 @@ def chosen_queries(ranks: NDArray[np.int64], count: int = _QUERIES) -> list[int]
     return [int(order[place]) for place in places]
 
 
-def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
-    """Project ``(n, d)`` to ``(n, 2)``, and name the method: PCA, followed by t-SNE if there are at least ten rows."""
+def principal_components(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The rows ``(n, d)`` along the directions in which they vary most, ``(n, k)`` with k at least 2."""
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     # A singular vector's sign is arbitrary; fixing it makes the map the same everywhere.
     left *= np.where(np.take_along_axis(left, np.abs(left).argmax(0)[None], axis=0) < 0, -1.0, 1.0)
     components = left * singular
-    components = np.pad(components, ((0, 0), (0, max(0, 2 - components.shape[1]))))
+    return np.asarray(np.pad(components, ((0, 0), (0, max(0, 2 - components.shape[1])))), np.float64)
+
+
+def plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], str]:
+    """Project ``(n, d)`` to ``(n, 2)``, and name the method: PCA, followed by t-SNE if there are at least ten rows."""
+    components = principal_components(rows)
     spread = float(components[:, 0].std())
     # t-SNE divides by the spread, and has nothing to show without one.
     if len(rows) < _FEWEST_FOR_TSNE or spread < 1e-6:

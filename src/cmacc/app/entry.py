@@ -1,7 +1,7 @@
 """Who may enter, where a token is set: the token once, then a cookie.
 
-The cookie is a secret of its own, made at each start. Browsers send it to every port of a host, and it is tried as often
-as one likes: it must not tell the token, nor be as short as a token that a person made up.
+The cookie is a secret of its own, made at each start. Browsers send it to every port of a host, and wrong ones are not
+counted: it must not tell the token, nor be as short as a token that a person made up.
 """
 
 import secrets
@@ -12,9 +12,10 @@ from http.cookies import CookieError, SimpleCookie
 SHORTEST_TOKEN = 16
 _TRIES, _TRIES_SECONDS = 10, 60.0
 
+# With no-referrer, as on all other pages, a browser would send the form with "Origin: null".
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>cmacc</title><style>
+<meta name="referrer" content="strict-origin"><title>cmacc</title><style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 main {{ max-width: 24rem; margin: 15vh auto 0; padding: 0 1rem }}
 h1 {{ font-size: 1.25rem }}

@@ -18,7 +18,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
@@ -124,10 +124,9 @@ class Guard:
         except Refusal as refusal:
             replying.refusal = refusal
         except Exception:
-            # uvicorn would log it too, but could not answer: an upload in a form that gradio cannot read ends here.
-            _log.exception("an error while answering %s %s", scope["method"], _shown(scope["path"]))
             if replying.refusal is None:
-                replying.refusal = Refusal(400 if scope["path"] == _UPLOAD else 500, "this could not be answered")
+                _log.exception("an error while answering %s %s", scope["method"], _shown(scope["path"]))
+                replying.refusal = Refusal(500, "this could not be answered")
         if (refused := replying.refusal) is not None:
             _log_refusal(scope, refused.message)
             if not replying.started:
@@ -142,7 +141,7 @@ class Guard:
             return
         own = self._check_route(scope["method"], path, scope)
         passed = [(name, value) for name, value in scope["headers"] if name.decode("latin-1") in _REQUEST_HEADERS]
-        inner = scope | {"path": path, "headers": passed}
+        inner = {**scope, "path": path, "headers": passed}
         if path == "/":
             inner["query_string"] = b""  # gradio reads "deep_link" from it
         if scope["method"] in ("GET", "HEAD"):
@@ -159,7 +158,7 @@ class Guard:
 
     def _check_origin(self, method: str, path: str, headers: Headers) -> None:
         host = headers.get("host", "").lower()
-        if self._entry is None and host.rpartition(":")[0 if re.search(r":\d*$", host) else 2] not in _LOCAL_NAMES:
+        if self._entry is None and re.sub(r":\d*$", "", host) not in _LOCAL_NAMES:
             raise Refusal(403, "another host: the page is at localhost, and elsewhere needs --host and a token")
         if headers.get("upgrade"):
             raise Refusal(400, "there are no websockets here")
@@ -180,13 +179,13 @@ class Guard:
         if path.startswith(_FILE):
             if not self._uploads.holds(path.removeprefix(_FILE)):
                 raise Refusal(404, "no file of the uploads")
-            allowed = ("GET", "HEAD")
+            allowed = {"GET", "HEAD"}
         elif _FETCHED.fullmatch(path):
-            allowed = ("GET", "HEAD")
+            allowed = {"GET", "HEAD"}
         elif _SENT.fullmatch(path):
-            allowed = ("POST",)
+            allowed = {"POST"}
         elif Match.PARTIAL in found:
-            allowed = ()
+            allowed = set()
         else:
             raise Refusal(404, "no route of the page")
         if method not in allowed:
@@ -381,11 +380,13 @@ class _Replying:
         if self.refused_by is not None and self.refused_by.refusal is not None:
             # gradio answers by itself what its reader of forms raises; the answer is ours.
             self.refusal, self.refused_by = self.refused_by.refusal, None
+        if message["type"] == "http.response.start" and message["status"] == 500 and self._path == _UPLOAD:
+            self.refusal = Refusal(400, "an upload that is no form of files")  # its reader checks little
         if self.refusal is not None:
             return
         if message["type"] == "http.response.start":
             self.started = True
-            message = message | {"headers": self._headers(message.get("headers", []))}
+            message = {**message, "headers": self._headers(message.get("headers", []))}
         await self._send(message)
 
     def _headers(self, given: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -414,7 +415,9 @@ def _refused(refusal: Refusal, scope: Scope) -> Response:
 
 
 def _log_refusal(scope: Scope, reason: str) -> None:
-    _log.warning("refused %s %s %s: %s", _client(scope), scope.get("method", "WEBSOCKET"), _shown(scope["path"]), reason)
+    _log.warning(
+        "refused %s %s %s: %s", _client(scope), scope.get("method", "WEBSOCKET"), _shown(scope["path"]), reason
+    )
 
 
 def _client(scope: Scope) -> str:

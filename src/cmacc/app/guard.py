@@ -62,9 +62,9 @@ _RESPONSE_HEADERS = {
 
 # gradio's page has scripts in it, compiles the scripts of its components, and loads media by blob: and data:.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "worker-src 'self' blob:; frame-src 'self'; frame-ancestors 'self'; form-action 'self'; base-uri 'self'; "
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' blob:; connect-src 'self' blob:; "
+    "frame-ancestors 'self'; form-action 'self'; base-uri 'self'; "
     "object-src 'none'"
 )
 _ADDED_HEADERS = {

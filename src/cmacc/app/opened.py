@@ -1,10 +1,15 @@
 """What the page shows: an index, a run, or an index with the run that made it."""
 
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmacc.app.library import Library
-from cmacc.search import Index
+from cmacc.clips import Manifest, ManifestError
+from cmacc.pretraining import ConfigError, read_config
+from cmacc.search import Index, SearchError
 
 
 class AppError(ValueError):
@@ -36,9 +41,73 @@ class Opened:
 def open_target(address: str, *, encoder: str | None = None, download: bool = False) -> Opened:
     """Open an index (folder or URL) or a run folder.
 
+    Parameters
+    ----------
+    address
+        Folder of the index or the run, or URL of an index.
+    encoder
+        Where the encoder of the index is, if not where the index says.
+    download
+        Whether the encoder may be downloaded.
+
     Raises
     ------
     AppError
-        It is neither.
+        It is neither, or cannot be opened.
     """
-    raise NotImplementedError
+    folder = Path(address)
+    if "://" in address or (folder / "description.json").exists():
+        return _open_index(address, encoder, download)
+    if (folder / "config.yaml").exists():
+        if encoder is not None:
+            raise AppError(f"app {address}: --encoder is for an index, got a run folder")
+        return _open_run(folder)
+    got = "a file" if folder.is_file() else "a folder that is neither" if folder.is_dir() else "nothing there"
+    raise AppError(
+        f"app {address}: must be an index (cmacc embed ENCODER VIDEOS --out INDEX) or a run folder "
+        f"(cmacc pretrain --out RUN), got {got}"
+    )
+
+
+def warm_up(index: Index) -> None:
+    """Open the encoder of an index in the background, so that the first search need not wait for it.
+
+    What is wrong with it is said by the first search.
+    """
+
+    def open_encoder() -> None:
+        with suppress(Exception):
+            _ = index.encoder
+
+    threading.Thread(target=open_encoder, daemon=True, name="encoder").start()
+
+
+def _open_index(address: str, encoder: str | None, download: bool) -> Opened:
+    try:
+        index = Index.open(address, encoder=encoder, download=download)
+    except (SearchError, ValueError, OSError) as error:
+        raise AppError(f"app {address}: {error}") from error
+    description = index.table.description
+    made_by = Path(encoder or description.encoder)
+    run_dir = made_by.parent.parent if made_by.parent.name == "checkpoints" else made_by
+    has_run = "://" not in str(made_by) and (run_dir / "config.yaml").is_file() and (run_dir / "metrics.jsonl").is_file()
+    name = address.rstrip("/").rsplit("/", 1)[-1]
+    return Opened(name, Library([description.root]), index, run_dir if has_run else None)
+
+
+def _open_run(folder: Path) -> Opened:
+    try:
+        config = read_config(folder / "config.yaml")
+    except ConfigError as error:
+        raise AppError(f"app {folder}: {error}") from error
+    # Without the manifest, or the files of it, curves can still be shown.
+    paths: Iterable[str] = ()
+    if config.data.manifest is not None:
+        with suppress(ManifestError):
+            paths = Manifest.read(config.data.manifest).column("path")
+    return Opened(folder.resolve().name, Library(_folders(paths)), None, folder)
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    """The folders that hold files of a manifest: their common root may be the whole disk."""
+    return {path.rpartition("/")[0] for path in paths}

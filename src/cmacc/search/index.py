@@ -92,6 +92,8 @@ class Answer:
         Number of windows of the index.
     notes
         What a user should know about the query.
+    least_rate
+        Lowest rate of false alarms that the index can hold for this query; nothing is found at a lower one.
     """
 
     moments: tuple[Moment, ...]
@@ -100,6 +102,7 @@ class Answer:
     false_alarm_rate: float
     window_count: int
     notes: tuple[str, ...] = ()
+    least_rate: float = 0.0
 
 
 class Index:
@@ -259,11 +262,7 @@ class Index:
             raise SearchError(f"search: top must be at least 1, got {top}")
         if not 0 < false_alarm_rate <= 1:
             raise SearchError(f"search: the false-alarm rate must be in (0, 1], got {false_alarm_rate:g}")
-        weights = self.table.description.weights
-        if self.table.refresh():
-            self._scorer = Scorer(self.table, self._encode_texts)
-            if self.table.description.weights != weights:
-                self.__dict__.pop("encoder", None)
+        self.refresh()
         if text is not None:
             query = query_of_text(self.encoder, text)
         else:
@@ -271,6 +270,14 @@ class Index:
             hop_seconds = self.table.description.hop_seconds
             query = query_of_file(self.encoder, Path(clip), hop_seconds, at_seconds=at_seconds, window=window, by=by)
         return self.search_vectors(query, into=into, where=where, top=top, false_alarm_rate=false_alarm_rate)
+
+    def refresh(self) -> None:
+        """Go on to the latest version of the index, as `search` does."""
+        weights = self.table.description.weights
+        if self.table.refresh():
+            self._scorer = Scorer(self.table, self._encode_texts)
+            if self.table.description.weights != weights:
+                self.__dict__.pop("encoder", None)
 
     def search_vectors(
         self,
@@ -305,12 +312,12 @@ class Index:
         chances = [one.calibration.chance(float(one.scores.max())) for one in searches]
         best = int(np.argmin(chances))
         notes = list(query.notes)
-        least_rate = max(one.calibration.least_rate for one in searches)
-        if rate < least_rate:
+        least_rate = min(1.0, max(one.calibration.least_rate for one in searches) * len(searches))
+        if false_alarm_rate < least_rate:
             notes.append(
                 f"to hold a rate of {false_alarm_rate:g} takes more videos than the index has; the lowest that it can "
                 f"hold, for {len(searches)} search{'es' if len(searches) > 1 else ''} by and in picture or sound, is "
-                f"{min(1.0, least_rate * len(searches)):.2g}"
+                f"{least_rate:.2g}"
             )
         return Answer(
             tuple(_distinct([moment for _, moment in found], top)),
@@ -319,6 +326,7 @@ class Index:
             false_alarm_rate,
             len(self.table),
             tuple(notes),
+            least_rate,
         )
 
     def _moment(self, one: Scored, row: int, seconds: tuple[float, float], score: float) -> Moment:

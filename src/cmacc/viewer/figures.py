@@ -239,9 +239,14 @@ def picture(pixels: NDArray[np.uint8]) -> str:
 
 def spectrogram_picture(log_mel: NDArray[np.float32], quietest: float, loudest: float) -> str:
     """A spectrogram ``(mels, time)`` as a ``data:`` URL, low frequencies at the bottom, from quietest to loudest."""
+    return picture(spectrogram_pixels(log_mel, quietest, loudest))
+
+
+def spectrogram_pixels(log_mel: NDArray[np.float32], quietest: float, loudest: float) -> NDArray[np.uint8]:
+    """The same as an RGB image ``(height, width, 3)``; few bands are drawn two pixels high."""
     share = np.clip((log_mel[::-1] - quietest) / max(loudest - quietest, 1e-6), 0, 1)
     rgb = (matplotlib.colormaps["magma"](share)[..., :3] * 255).astype(np.uint8)
-    return picture(np.repeat(rgb, 2, axis=0) if len(rgb) < 100 else rgb)
+    return np.repeat(rgb, 2, axis=0) if len(rgb) < 100 else rgb
 
 
 def smoothed(series: Series) -> Series:
@@ -272,7 +277,12 @@ def thinned(series: Series) -> Series:
     return Series(series.steps[kept], series.values[kept])
 
 
-def _address(pixels: NDArray[np.uint8], kind: str, **options: Any) -> str:
+def picture_file(pixels: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
+    """An image as a file of a kind of matplotlib's `imsave`, such as ``png``."""
     file = io.BytesIO()
     imsave(file, pixels, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
+
+
+def _address(pixels: NDArray[np.uint8], kind: str, **options: Any) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture_file(pixels, kind, **options)).decode()}"

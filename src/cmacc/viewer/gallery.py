@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cmacc.clips import Clip, ClipSpec, LogMel, Manifest, MediaError, decode_clip
 from cmacc.viewer.figures import picture, spectrogram_picture
@@ -19,6 +20,12 @@ class Picture:
 
     address: str
     text: str
+
+
+def shown_range(log_mel: NDArray[np.float32]) -> tuple[float, float]:
+    """The quietest and the loudest level to show of a spectrogram: 60 dB, so that silence looks black."""
+    loudest = max(0.0, float(log_mel.max()))  # silence must not be amplified to full range
+    return loudest - _SPECTROGRAM_RANGE, loudest
 
 
 class ClipPictures:
@@ -49,8 +56,7 @@ class ClipPictures:
         if isinstance(clip, str):
             return Picture("", clip)
         log_mel = self._log_mel(clip.waveform[None])[0].numpy()
-        loudest = max(0.0, float(log_mel.max()))  # silence must look black, and not be amplified to full range
-        address = spectrogram_picture(log_mel, loudest - _SPECTROGRAM_RANGE, loudest)
+        address = spectrogram_picture(log_mel, *shown_range(log_mel))
         return Picture(address, f"spectrogram of {self.name(sample_id, start_seconds)[1]}")
 
     def frames(self, sample_id: int, start_seconds: float, columns: int = 2) -> Picture:

@@ -1,0 +1,170 @@
+"""The results of a search as HTML. Players and pictures load when they come into view, heat-maps when asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cmacc.app.media import LONGEST_PART_SECONDS, look_of
+from cmacc.app.opened import Opened
+from cmacc.app.pictures import FRAME_HEIGHT, FRAME_WIDTH, FRAMES, SPECTROGRAM_HEIGHT, SPECTROGRAM_WIDTH
+from cmacc.app.playable import Look
+from cmacc.app.queries import Asked, Found, Picked, Words
+from cmacc.search import Moment
+
+# A part that is re-encoded begins a little before the moment and ends a little after it.
+_AROUND_SECONDS = 2.0
+# Pictures show at least so much around a short moment.
+_LEAST_SHOWN_SECONDS = 1.0
+
+SCRIPT = (Path(__file__).parent / "templates" / "results.js").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A result as it is shown.
+
+    Attributes
+    ----------
+    name, id
+        What the file is called on the page, and its id in the library.
+    label
+        Its label; empty if it has none.
+    start, end
+        Seconds of the moment on the file's clock.
+    player
+        Address that plays at the moment; empty if there is nothing to play.
+    plays_part
+        Whether only seconds around the moment are played, which are re-encoded.
+    look
+        What the file is; None if it cannot be shown.
+    fault
+        Why not, in words.
+    """
+
+    name: str
+    id: str
+    label: str
+    start: float
+    end: float
+    player: str
+    plays_part: bool
+    look: Look | None
+    fault: str = ""
+
+
+def card_of(opened: Opened, path: str, key: str | None, start: float, end: float, *, label: str = "") -> Card:
+    """The card of a moment of a file of the index, by its path relative to the root."""
+    assert opened.index is not None
+    name = opened.library.id_of_row(f"{opened.index.table.description.root}/{path}", key)
+    look = look_of(opened, name)
+    player = ""
+    part = False
+    if isinstance(look, Look):
+        part = look.media_type is None
+        if part:
+            begin = max(0.0, start - _AROUND_SECONDS)
+            stop = min(end + _AROUND_SECONDS, begin + LONGEST_PART_SECONDS)
+            player = f"/media/{name}/part?start={begin:.3f}&end={stop:.3f}#t={start - begin:.3f}"
+        elif not look.media_type.startswith("image/"):
+            player = f"/media/{name}#t={start:.3f}"
+    shown, fault = (look, "") if isinstance(look, Look) else (None, look)
+    return Card(key or path, name, label, start, end, player, part, shown, fault)
+
+
+def found_html(opened: Opened, asked: Asked, found: Found) -> str:
+    """The page of an answer: the query, and a card for each moment; or what it means that nothing was found."""
+    assert opened.index is not None
+    root = opened.index.table.description.root
+    cards = []
+    for moment in found.answer.moments:
+        path = moment.path.removeprefix(f"{root}/")
+        card = card_of(
+            opened, path, moment.key, moment.start_seconds, moment.end_seconds, label=moment.label or ""
+        )
+        cards.append((card, _in_words(moment)))
+    query = None
+    if isinstance(asked.query, Picked):
+        begin = asked.start_seconds or 0.0
+        query = card_of(opened, asked.query.path, asked.query.key, begin, asked.end_seconds or begin + 10.0)
+    return _render(
+        "results.html.j2",
+        cards=cards,
+        query=query,
+        asked=asked,
+        part_in_words=_part_in_words(asked),
+        found=found,
+        is_too_small=found.answer.least_rate > found.answer.false_alarm_rate,
+    )
+
+
+def message_html(text: str) -> str:
+    """A message in the place of results, such as an error."""
+    return _render("message.html.j2", text=text)
+
+
+def _in_words(moment: Moment) -> tuple[str, str]:
+    """What matched, and how near it is."""
+    found = {"video": "picture", "audio": "sound"}[moment.modality]
+    by = {"video": "the picture of your query", "audio": "the sound of your query", "text": "your words"}[moment.by]
+    percentile = moment.percentile
+    if percentile >= 99.999:
+        near = "nearer than all of 100,000 random pairs of this collection"
+    else:
+        digits = 3 if percentile > 99.9 else 1 if percentile < 99 else 2
+        near = f"nearer than {percentile:.{digits}f} % of random pairs of this collection"
+    return f"Its {found} fits {by}", near
+
+
+def _part_in_words(asked: Asked) -> str:
+    if isinstance(asked.query, Words):
+        return "words"
+    by = {"video": "by its picture", "audio": "by its sound", None: "by picture and sound"}[asked.by]
+    if asked.start_seconds is None and asked.end_seconds is None:
+        return by
+    end = "its end" if asked.end_seconds is None else clock(asked.end_seconds)
+    return f"{by}, {clock(asked.start_seconds or 0.0)} to {end}"
+
+
+def clock(seconds: float) -> str:
+    """A time on a file's clock.
+
+    Examples
+    --------
+    >>> clock(3.14), clock(75.0), clock(3_723.45), clock(59.97)
+    ('0:03.1', '1:15.0', '1:02:03.4', '1:00.0')
+    """
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}:{minutes:02}" if hours else f"{minutes}"
+    return f"{head}:{rest // 10:02}.{rest % 10}"
+
+
+def _shown(card: Card) -> str:
+    """The part that pictures of a card show, as a query string."""
+    start, end = card.start, card.end
+    if end - start < _LEAST_SHOWN_SECONDS:
+        start = max(0.0, (start + end - _LEAST_SHOWN_SECONDS) / 2)
+        end = start + _LEAST_SHOWN_SECONDS
+    return f"start={max(0.0, start):.3f}&end={end:.3f}"
+
+
+def _render(template: str, **values: object) -> str:
+    return _TEMPLATES.get_template(template).render(values)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cmacc.app"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["clock"] = clock
+    environment.filters["shown"] = _shown
+    environment.globals |= {
+        "strip_size": (FRAMES * FRAME_WIDTH, FRAME_HEIGHT),
+        "spectrogram_size": (SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT),
+    }
+    return environment
+
+
+_TEMPLATES = _environment()

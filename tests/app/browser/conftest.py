@@ -1,0 +1,76 @@
+"""A real browser, and the page served on a free port of this machine."""
+
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from cmacc.app.opened import Opened
+
+_CHROMIUM = "/usr/bin/chromium"
+_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --autoplay-policy=no-user-gesture-required"
+).split()
+
+
+@contextmanager
+def served(opened: Opened, uploads: Path) -> Iterator[str]:
+    """The address of the page of an index or run, served by a thread of this process."""
+    from cmacc.app.server import make_app
+
+    app = make_app(opened, uploads=uploads)
+    server = uvicorn.Server(uvicorn.Config(app, log_level=logging.ERROR, lifespan="on"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert server.started
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = server.force_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; skips where there is none, which in CI is a failure."""
+    path = _CHROMIUM if Path(_CHROMIUM).exists() else shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        assert "CI" not in os.environ, "CI must have Chromium for the tests of the page"
+        pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page: ``visit(address, width=1280, dark=False)``. Errors of its scripts fail the test."""
+    faults: list[str] = []
+    with ExitStack() as stack:
+
+        def open_page(address: str, *, width: int = 1280, dark: bool = False) -> Page:
+            scheme = "dark" if dark else "light"
+            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.set_default_timeout(20_000)
+            page.on("pageerror", lambda error: faults.append(str(error)))
+            page.goto(address, wait_until="domcontentloaded")
+            return page
+
+        yield open_page
+    assert not faults, faults

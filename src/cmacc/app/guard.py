@@ -57,7 +57,8 @@ _REQUEST_HEADERS = {
 }  # fmt: skip
 _RESPONSE_HEADERS = {
     "content-type", "content-length", "content-encoding", "content-disposition", "content-range", "accept-ranges",
-    "cache-control", "etag", "last-modified", "vary", "allow", "retry-after", "location", "set-cookie",
+    "cache-control", "content-security-policy", "etag", "last-modified", "vary", "allow", "retry-after", "location",
+    "set-cookie",
 }  # fmt: skip
 
 # gradio's page has scripts in it, compiles the scripts of its components, and loads media by blob: and data:.
@@ -392,8 +393,9 @@ class _Replying:
     def _headers(self, given: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         kept = [(name.lower(), value) for name, value in given if name.lower().decode("latin-1") in _RESPONSE_HEADERS]
         added = dict(_ADDED_HEADERS)
-        # An upload that is opened by itself must not act as a page of ours.
-        added["content-security-policy"] = "sandbox" if self._path.startswith(_FILE) else _POLICY
+        if not any(name == b"content-security-policy" for name, _ in kept):  # a page of ours may have a narrower one
+            # An upload that is opened by itself must not act as a page of ours.
+            added["content-security-policy"] = "sandbox" if self._path.startswith(_FILE) else _POLICY
         is_stored = any(name == b"cache-control" for name, _ in kept) and self._path not in ("/", "/config")
         if not is_stored and not self._path.startswith(("/assets/", "/static/")):
             kept = [(name, value) for name, value in kept if name != b"cache-control"]

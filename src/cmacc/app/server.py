@@ -38,7 +38,11 @@ _SECONDS_TO_ASK = 20.0
 
 
 def make_app(
-    opened: Opened, *, uploads: Path, token: str | None = None, max_upload_bytes: int = MAX_UPLOAD_BYTES
+    opened: Opened,
+    *,
+    uploads: Path,
+    token: str | None = None,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
 ) -> FastAPI:
     """The whole application, to run in any ASGI server.
 

@@ -57,7 +57,7 @@ _REQUEST_HEADERS = {
 }  # fmt: skip
 _RESPONSE_HEADERS = {
     "content-type", "content-length", "content-encoding", "content-disposition", "content-range", "accept-ranges",
-    "cache-control", "content-security-policy", "etag", "last-modified", "vary", "allow", "retry-after", "location",
+    "cache-control", "content-security-policy", "etag", "last-modified", "vary", "connection", "retry-after", "location",
     "set-cookie",
 }  # fmt: skip
 
@@ -164,7 +164,7 @@ class Guard:
         if headers.get("upgrade"):
             raise Refusal(400, "there are no websockets here")
         origin = headers.get("origin")
-        if origin is not None and (not host or urlsplit(origin).netloc.lower() != host):
+        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise Refusal(403, "sent by a page of another origin")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             # A link to the page may stand anywhere.
@@ -275,15 +275,15 @@ def plain_path(raw_path: bytes) -> str:
     Raises
     ------
     Refusal
-        It is not in its plain form: parts that are empty or go up, an encoded slash, control characters, a backslash,
-        or a per cent sign that is left after decoding.
+        It is not in its plain form: parts that are empty or go up, an encoded slash, control characters, or a
+        backslash.
     """
     try:
         path = unquote_to_bytes(raw_path).decode()
     except UnicodeDecodeError:
         raise Refusal(404, "a path that is no text") from None
     encoded_slash = b"%2f" in raw_path.lower()
-    if encoded_slash or not path.startswith("/") or re.search(r"[\\%\x00-\x1f\x7f-\x9f]|//|/\.\.?(/|$)", path):
+    if encoded_slash or not path.startswith("/") or re.search(r"[\\\x00-\x1f\x7f-\x9f]|//|/\.\.?(/|$)", path):
         raise Refusal(404, "a path that is not in its plain form")
     return path
 
@@ -411,6 +411,7 @@ def _refused(refusal: Refusal, scope: Scope) -> Response:
         response: Response = HTMLResponse(entry_page(message), refusal.status)
     else:
         response = PlainTextResponse(f"refused: {refusal.message}\n", refusal.status)
+    response.headers["connection"] = "close"  # or the server would read all that is still sent
     if refusal.status in (429, 503):
         response.headers["retry-after"] = "60"
     return response

@@ -143,18 +143,23 @@ def serve(
                 webbrowser.open(shown)
 
         app = make_app(opened, uploads=Path(uploads), token=token, max_upload_bytes=max_upload_bytes)
-        config = uvicorn.Config(
-            app,
-            http=_Patience,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_graceful_shutdown=1,
-        )
-        _Server(config, announce).run(sockets=[listener])
+        server_of(app, announce).run(sockets=[listener])
+
+
+def server_of(app: FastAPI, announce: Callable[[], None]) -> uvicorn.Server:
+    """uvicorn with our limits; it calls ``announce`` once it answers."""
+    config = uvicorn.Config(
+        app,
+        http=_Patience,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_MOST_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    return _Server(config, announce)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

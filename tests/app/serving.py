@@ -1,11 +1,8 @@
 """A small page of gradio behind the guard, served on a free port by a thread of this process."""
 
-import asyncio
-import gc
 import json
 import socket
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,22 +45,12 @@ def small_page() -> Any:
     def refuse() -> None:
         raise gr.Error("the file is no video")
 
-    with forgotten_loops(), gr.Blocks(analytics_enabled=False) as page:
+    with gr.Blocks(analytics_enabled=False) as page:
         given, said, button = gr.File(), gr.Textbox(), gr.Button("go")
         button.click(read, given, said, api_name="read")
         button.click(fail, api_name="fail")
         button.click(refuse, api_name="refuse")
     return page
-
-
-@contextmanager
-def forgotten_loops() -> Iterator[None]:
-    """gradio makes event loops when a page is made, and does not close them: here, and not in the next test."""
-    yield
-    asyncio.set_event_loop(None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def bare_app() -> FastAPI:
@@ -93,8 +80,7 @@ def serving_small_page(uploads: Path, token: str | None = None) -> Iterator[Serv
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("GRADIO_TEMP_DIR", str(uploads))
         page = small_page()
-        with forgotten_loops():
-            app = mount(bare_app(), page, uploads=uploads, token=token, max_upload_bytes=MAX_UPLOAD_BYTES)
+        app = mount(bare_app(), page, uploads=uploads, token=token, max_upload_bytes=MAX_UPLOAD_BYTES)
         functions = {function.api_name: number for number, function in page.fns.items()}
         with serving(app) as host:
             yield Served(host, uploads, functions)

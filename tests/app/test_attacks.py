@@ -21,7 +21,6 @@ from .serving import (
     ask,
     bare_app,
     file_data,
-    forgotten_loops,
     serving,
     serving_small_page,
     small_page,
@@ -164,8 +163,7 @@ def test_gradio_alone_would_read_and_fetch_what_a_request_names(
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     page = small_page()
     [number] = [number for number, function in page.fns.items() if function.api_name == "read"]
-    with forgotten_loops():
-        app = gr.mount_gradio_app(bare_app(), page, path="/", ssr_mode=False)
+    app = gr.mount_gradio_app(bare_app(), page, path="/", ssr_mode=False)
     with serving(app) as host, httpx.Client(base_url=f"http://{host}", timeout=20) as client:
         assert "root:" in str(ask(client, number, [file_data("/etc/passwd")])["output"]["data"])
         ask(client, number, [file_data("http://203.0.113.1/film.mp4")], "s2")
@@ -410,7 +408,7 @@ def test_without_the_token_nothing_is_told(locked: Served, caplog: pytest.LogCap
             assert answer.status_code == 401, path
             assert ("<form" in answer.text) == (path == "/")
         assert client.post("/gradio_api/upload", files={"files": ("a", b"b")}).status_code == 401
-        for near in (TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "", "é"):
+        for near in (TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "x", "é"):
             assert client.get("/", params={"token": near}).status_code == 403
             assert client.post("/token", data={"token": near}).status_code in (403, 429)
         assert client.get("/", params={"token": TOKEN}).status_code == 429  # after ten wrong ones

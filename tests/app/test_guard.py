@@ -27,8 +27,7 @@ def test_a_path_is_in_its_plain_form_or_refused(raw: str) -> None:
     """Against the system's own idea of a path."""
     try:
         path = plain_path(raw.encode())
-    except Refusal as refusal:
-        assert refusal.status == 404
+    except Refusal:
         return
     assert path == unquote(raw)
     assert path.startswith("/")
@@ -37,7 +36,7 @@ def test_a_path_is_in_its_plain_form_or_refused(raw: str) -> None:
     assert path.isprintable()
 
 
-@given(st.text(max_size=30).filter(lambda text: not set(text) & set("/\\") and text.isprintable()))
+@given(st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="/\\"), max_size=30))
 def test_every_printable_name_has_a_plain_path(name: str) -> None:
     if name not in ("", ".", ".."):
         assert plain_path(quote(f"/assets/{name}").encode()) == f"/assets/{name}"
@@ -45,9 +44,10 @@ def test_every_printable_name_has_a_plain_path(name: str) -> None:
 
 async def answered(guard: Guard, method: str, path: str, body: list[bytes] | None = None, **headers: str) -> int:
     """Status of the answer, as an ASGI server would get it."""
+    headers = {"host": "localhost"} | headers
     scope = {
         "type": "http", "method": method, "path": unquote(path), "raw_path": path.encode(), "query_string": b"",
-        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in {"host": "localhost"} | headers.items()],
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         "client": ("192.0.2.1", 1), "server": ("localhost", 80),
     }  # fmt: skip
     left, sent = list(body or [b""]), []
@@ -132,10 +132,10 @@ def test_only_so_many_uploads_are_read_at_once(tmp_path: Path, monkeypatch: pyte
         at_once -= 1
         await inner(scope, receive, send)
 
-    guard = Guard(slow, own_routes=[], uploads=Uploads(tmp_path, 1000))
     kind = "multipart/form-data; boundary=b"
 
     async def upload_many() -> list[int]:
+        guard = Guard(slow, own_routes=[], uploads=Uploads(tmp_path, 1000))
         tries = (answered(guard, "POST", "/gradio_api/upload", content_type=kind) for _ in range(3 * UPLOADS_AT_ONCE))
         return await asyncio.gather(*tries)
 

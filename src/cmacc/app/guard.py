@@ -33,6 +33,7 @@ from cmacc.app.uploads import UPLOADS_AT_ONCE, Uploads
 
 _log = logging.getLogger("cmacc.app")
 
+_HEADER_BYTES = 16_000
 _JSON_BYTES = 1_000_000
 _JSON_DEPTH = 50
 # Of the multipart form around a file.
@@ -57,8 +58,8 @@ _REQUEST_HEADERS = {
 }  # fmt: skip
 _RESPONSE_HEADERS = {
     "content-type", "content-length", "content-encoding", "content-disposition", "content-range", "accept-ranges",
-    "cache-control", "content-security-policy", "etag", "last-modified", "vary", "connection", "retry-after", "location",
-    "set-cookie",
+    "cache-control", "content-security-policy", "etag", "last-modified", "vary", "connection", "retry-after",
+    "location", "set-cookie",
 }  # fmt: skip
 
 # gradio's page has scripts in it, compiles the scripts of its components, and loads media by blob: and data:.
@@ -158,6 +159,8 @@ class Guard:
     # ------------------------------------------------------------------------------------------- who asks, and for what
 
     def _check_origin(self, method: str, path: str, headers: Headers) -> None:
+        if sum(len(name) + len(value) for name, value in headers.raw) > _HEADER_BYTES:
+            raise Refusal(431, "headers that are too long")
         host = headers.get("host", "").lower()
         if self._entry is None and re.sub(r":\d*$", "", host) not in _LOCAL_NAMES:
             raise Refusal(403, "another host: the page is at localhost, and elsewhere needs --host and a token")
@@ -411,7 +414,8 @@ def _refused(refusal: Refusal, scope: Scope) -> Response:
         response: Response = HTMLResponse(entry_page(message), refusal.status)
     else:
         response = PlainTextResponse(f"refused: {refusal.message}\n", refusal.status)
-    response.headers["connection"] = "close"  # or the server would read all that is still sent
+    if refusal.status in (408, 413):
+        response.headers["connection"] = "close"  # or the server would read all that is still sent
     if refusal.status in (429, 503):
         response.headers["retry-after"] = "60"
     return response

@@ -191,6 +191,11 @@ class _Server(uvicorn.Server):
         if self.started:
             self._announce()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Pages that are open hold streams, which are cut: uvicorn would log the stack of each.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
+
 
 class _Patience(H11Protocol):
     """Closes connections whose next request does not come in whole; uvicorn's own limit ends with its first byte."""

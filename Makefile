@@ -40,6 +40,7 @@ lint: setup
 # Two processes of one thread each, a file's tests in one of them. In the order of collection: xdist's own, by number of
 # tests, keeps the files of few and long ones for the end, where one of the two has nothing to do any more.
 test: lint
+	tools/chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The documentation site, into site/; `python3 -m http.server --directory site` shows it. The variable silences the

@@ -29,12 +29,15 @@ class Opened:
         The index to search in; None if a run was opened.
     run_dir
         Run folder: the one that was opened, or the one whose encoder made the index; None if there is none.
+    longest_query_seconds
+        Longest upload to search with.
     """
 
     name: str
     library: Library
     index: Index | None
     run_dir: Path | None
+    longest_query_seconds: float = 600.0
 
 
 def open_target(address: str, *, encoder: str | None = None, download: bool = False) -> Opened:

@@ -142,8 +142,8 @@ def encoder_of(index: Index) -> MatchingEncoder:
         return index.encoder
 
 
-def ask(index: Index, asked: Asked) -> Found:
-    """Search.
+def ask(index: Index, asked: Asked, longest_seconds: float = LONGEST_QUERY_SECONDS) -> Found:
+    """Search; an upload may last so long.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def ask(index: Index, asked: Asked) -> Found:
             raise AskError(f"“From” and “to” must be seconds from 0 on, got {seconds:g}.")
     with _one_at_a_time:
         index.refresh()
-    query = _query(index, asked)
+    query = _query(index, asked, longest_seconds)
     with _one_at_a_time:
         answer = index.search_vectors(
             query,
@@ -188,7 +188,7 @@ def where_of(labels: Sequence[str], name_contains: str) -> str | None:
     return " AND ".join(f"({condition})" for condition in conditions) or None
 
 
-def _query(index: Index, asked: Asked) -> Query:
+def _query(index: Index, asked: Asked, longest_seconds: float) -> Query:
     query = asked.query
     if isinstance(query, Picked):
         return _query_of_rows(index, query, asked)
@@ -197,13 +197,13 @@ def _query(index: Index, asked: Asked) -> Query:
         if not query.text:
             raise AskError("Type a few words to search with.")
         return query_of_text(encoder, query.text)
-    window = _checked_window(query, asked)
+    window = _checked_window(query, asked, longest_seconds)
     made = query_of_file(encoder, query.path, index.table.description.hop_seconds, window=window, by=asked.by)
     notes = tuple(note.replace("with --window", "with “from” and “to”") for note in made.notes)
     return Query(made.vectors, made.window_count, notes)
 
 
-def _checked_window(query: Uploaded, asked: Asked) -> tuple[float, float] | None:
+def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tuple[float, float] | None:
     """The part of an upload to search with, after a look at it in a process that may crash."""
     try:
         duration, has_picture, has_sound = guarded(_facts_of, str(query.path), timeout_seconds=_PROBE_SECONDS)
@@ -216,9 +216,9 @@ def _checked_window(query: Uploaded, asked: Asked) -> tuple[float, float] | None
         raise AskError(f"{query.name}: must have a {what} to search with it, got a file without {what}")
     if query.is_picture:
         return None
-    if duration > LONGEST_QUERY_SECONDS:
+    if duration > longest_seconds:
         raise AskError(
-            f"{query.name}: must last at most {LONGEST_QUERY_SECONDS / 60:.0f} minutes, got {duration / 60:.1f}; "
+            f"{query.name}: must last at most {longest_seconds / 60:g} minutes, got {duration / 60:.1f}; "
             "cut out the part that matters"
         )
     if asked.start_seconds is None and asked.end_seconds is None:

@@ -127,7 +127,7 @@ def _answered(opened: Opened, index: Index, asked: Callable[[], Asked]) -> str:
     """The answer as HTML, or what is wrong with the question. Nothing else may come back: a stack tells of paths."""
     try:
         question = asked()
-        return found_html(opened, question, ask(index, question))
+        return found_html(opened, question, ask(index, question, opened.longest_query_seconds))
     except (AskError, SearchError, EncoderError, MediaError) as error:
         _log.info("search refused: %s", error)
         return message_html(plain(error))

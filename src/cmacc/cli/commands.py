@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cmacc.cli.ablation import ablate_command
+from cmacc.cli.app import app_command
 from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.demo import demo_command
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "localise": ("show where in the picture a file's sound is, and when", localise_command),
     "select": ("choose samples of an index that differ, to label or to keep", select_command),
     "dedupe": ("find duplicates in an index, and list what to keep", dedupe_command),
+    "app": ("look at an index or a run in a browser, and search", app_command),
     "demo": ("run the main steps on a synthetic world", demo_command),
 }
 

@@ -115,11 +115,11 @@ def points_of_run(run: RunFolder, library: Library, most: int = MOST_POINTS) -> 
     names = [f"clip {i}" for i in sample_ids] if records is None else [record.name for record in records]
     labels = [None] * len(rows) if records is None else [record.label for record in records]
     ids = [None] * len(rows) if records is None else [library.id_of(record.source) for record in records]
-    modalities: list[Modality] = [*(["video"] * len(rows)), *(["audio"] * len(rows))]  # type: ignore[list-item]
+    kinds: list[Modality] = [modality for modality in MODALITIES for _ in rows]
     of = f"All {len(rows):,}" if len(rows) == len(run.pairs) else f"{len(rows):,}, spread evenly, of {len(run.pairs):,}"
     return MapPoints(
-        np.concatenate([run.pairs.video[rows], run.pairs.audio[rows]]),
-        modalities,
+        np.concatenate([getattr(run.pairs, modality)[rows] for modality in MODALITIES]),
+        kinds,
         names * 2,
         labels * 2,
         ids * 2,

@@ -18,9 +18,9 @@ def app_command(arguments: Sequence[str]) -> int:
     parser = command_parser(
         "app",
         "Open a page of an index, to search in it with a video, a sound, a picture or a recording, and to see a map\n"
-        "of it; or of a run, with its curves and its negatives. The page is for this machine alone. With --host, others\n"
-        "can open it, and need a token: one is made up and printed, unless --token-file or the environment variable\n"
-        "CMACC_APP_TOKEN gives one. The token, and all that is shown, travel unencrypted. Over a network that others\n"
+        "of it; or of a run, with its curves and its negatives. The page is for this machine alone. With --host,\n"
+        "others can open it, and need a token: one is made up and printed, unless --token-file or the environment\n"
+        "variable CMACC_APP_TOKEN gives one. The token, and all that is shown, travel unencrypted. Over a network that others\n"
         "use, do without --host, and open a tunnel: ssh -L 7860:localhost:7860 MACHINE",
         "cmacc app videos.index\n"
         "         cmacc app runs/first --port 0 --open\n"

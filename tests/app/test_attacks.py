@@ -12,8 +12,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from cmacc.app import guard as guard_module
-
 from .serving import (
     MAX_UPLOAD_BYTES,
     SECRET,
@@ -378,7 +376,7 @@ def test_slow_clients_are_left(
     served: Served, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, refused: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setattr("cmacc.app.server._SECONDS_TO_ASK", 0.3)
-    monkeypatch.setattr(guard_module, "_SILENT_SECONDS", 0.3)
+    monkeypatch.setattr("cmacc.app.bodies.SILENT_SECONDS", 0.3)
     assert raw(served.host, b"") == b""
     begun = time.monotonic()
     assert raw(served.host, b"GET / HTTP/1.1\r\nHost: lo") == b""

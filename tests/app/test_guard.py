@@ -12,8 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
+from cmacc.app.bodies import Refusal
 from cmacc.app.entry import Entry
-from cmacc.app.guard import Guard, Refusal, plain_path
+from cmacc.app.guard import Guard, plain_path
 from cmacc.app.uploads import UPLOADS_AT_ONCE, Uploads
 
 PIECES = st.sampled_from(
@@ -141,7 +142,7 @@ def test_only_so_many_uploads_are_read_at_once(tmp_path: Path, monkeypatch: pyte
 
     assert asyncio.run(upload_many()) == [200] * 3 * UPLOADS_AT_ONCE
     assert most == UPLOADS_AT_ONCE
-    monkeypatch.setattr("cmacc.app.guard._SILENT_SECONDS", 0.01)
+    monkeypatch.setattr("cmacc.app.bodies.SILENT_SECONDS", 0.01)
     assert set(asyncio.run(upload_many())) == {200, 503}
 
 

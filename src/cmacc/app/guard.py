@@ -23,11 +23,12 @@ from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cmacc.app import bodies
+from cmacc.app.bodies import Bounded, Refusal, check_length, read_body
 from cmacc.app.entry import Entry, entry_page
 from cmacc.app.uploads import UPLOADS_AT_ONCE, Uploads
 
@@ -38,8 +39,6 @@ _JSON_BYTES = 1_000_000
 _JSON_DEPTH = 50
 # Of the multipart form around a file.
 _FORM_BYTES = 100_000
-_SILENT_SECONDS = 30.0
-_UPLOAD_SECONDS = 900.0
 
 _UPLOAD, _FILE, _TOKEN = "/gradio_api/upload", "/gradio_api/file=", "/token"
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -77,14 +76,6 @@ _ADDED_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
-
-
-class Refusal(MultiPartException):
-    """A request that is not answered. (gradio's reader of uploads removes what it has written on this exception.)"""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class Guard:
@@ -202,7 +193,7 @@ class Guard:
         cookie = f"cmacc_app_{(scope.get('server') or ('', ''))[1]}"
         given = None
         if path == _TOKEN and scope["method"] == "POST":
-            fields = parse_qs((await _read(headers, receive, 10_000)).decode("utf-8", "replace"))
+            fields = parse_qs((await read_body(headers, receive, 10_000)).decode("utf-8", "replace"))
             given = fields.get("token", [""])[0]
         elif path == "/" and scope["method"] == "GET":
             given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [None])[0]
@@ -225,16 +216,16 @@ class Guard:
         if _KIND.match(headers.get("content-type", "")) is None:
             raise Refusal(415, "an upload must be multipart/form-data with a boundary")
         limit = self._uploads.max_upload_bytes + _FORM_BYTES
-        _check_length(headers, limit)
+        check_length(headers, limit)
         try:
-            async with asyncio.timeout(_SILENT_SECONDS):
+            async with asyncio.timeout(bodies.SILENT_SECONDS):
                 await self._uploading.acquire()
         except TimeoutError:
             raise Refusal(503, "too many uploads at once") from None
         try:
             if not await asyncio.to_thread(self._uploads.make_room):
                 raise Refusal(503, "the folder of uploads is full")
-            reply.refused_by = bounded = _Bounded(receive, limit)
+            reply.refused_by = bounded = Bounded(receive, limit)
             await self._app(scope, bounded, reply)
         finally:
             self._uploading.release()
@@ -243,7 +234,7 @@ class Guard:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "what is sent must be JSON")
         try:
-            sent = json.loads((await _read(headers, receive, _JSON_BYTES)).decode(), parse_constant=_no_constant)
+            sent = json.loads((await read_body(headers, receive, _JSON_BYTES)).decode(), parse_constant=_no_constant)
         except (ValueError, RecursionError):
             raise Refusal(400, "what is sent must be JSON") from None
         self._check_files(sent, headers.get("host", ""))
@@ -310,57 +301,6 @@ def _no_constant(name: str) -> float:
 # ---------------------------------------------------------------------------------------------------------- in and out
 
 
-class _Bounded:
-    """Receives a body of bounded size and time."""
-
-    def __init__(self, receive: Receive, limit_bytes: int) -> None:
-        self._receive = receive
-        self._left = limit_bytes
-        self._until = asyncio.get_running_loop().time() + _UPLOAD_SECONDS
-        self._complete = False
-        self.refusal: Refusal | None = None
-
-    async def __call__(self) -> Message:
-        if self._complete:
-            return await self._receive()
-        try:
-            return await self._next()
-        except Refusal as refusal:
-            self.refusal = refusal
-            raise
-
-    async def _next(self) -> Message:
-        silent = asyncio.get_running_loop().time() + _SILENT_SECONDS
-        try:
-            async with asyncio.timeout_at(min(self._until, silent)):
-                message = await self._receive()
-        except TimeoutError:
-            raise Refusal(408, "sent too slowly") from None
-        if message["type"] == "http.disconnect":
-            raise Refusal(400, "the client left before it had sent everything")
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
-            raise Refusal(413, "too large")
-        self._complete = not message.get("more_body", False)
-        return message
-
-
-async def _read(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
-    _check_length(headers, limit_bytes)
-    bounded, body, more = _Bounded(receive, limit_bytes), bytearray(), True
-    while more:
-        message = await bounded()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-def _check_length(headers: Headers, limit_bytes: int) -> None:
-    length = headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > limit_bytes:
-        raise Refusal(413, "too large")
-
-
 def _giving(body: bytes, receive: Receive) -> Receive:
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -378,7 +318,7 @@ class _Replying:
         self._path = path
         self.started = False
         self.refusal: Refusal | None = None
-        self.refused_by: _Bounded | None = None
+        self.refused_by: Bounded | None = None
 
     async def __call__(self, message: Message) -> None:
         if self.refused_by is not None and self.refused_by.refusal is not None:

@@ -20,8 +20,8 @@ def app_command(arguments: Sequence[str]) -> int:
         "Open a page of an index, to search in it with a video, a sound, a picture or a recording, and to see a map\n"
         "of it; or of a run, with its curves and its negatives. The page is for this machine alone. With --host,\n"
         "others can open it, and need a token: one is made up and printed, unless --token-file or the environment\n"
-        "variable CMACC_APP_TOKEN gives one. The token, and all that is shown, travel unencrypted. Over a network that others\n"
-        "use, do without --host, and open a tunnel: ssh -L 7860:localhost:7860 MACHINE",
+        "variable CMACC_APP_TOKEN gives one. The token, and all that is shown, travel unencrypted. Over a network\n"
+        "that others use, do without --host, and open a tunnel: ssh -L 7860:localhost:7860 MACHINE",
         "cmacc app videos.index\n"
         "         cmacc app runs/first --port 0 --open\n"
         "         cmacc app videos.index --host 0.0.0.0 --token-file token.txt",

@@ -92,11 +92,8 @@ def test_with_the_keyboard_alone(world: World, address: str, visit: Callable[...
                 return
         raise AssertionError(f"no way by the keyboard to {what}")
 
-    tab_to("document.activeElement.type === 'radio'")
-    page.keyboard.press("ArrowRight")
-    expect(page.get_by_label("A recording")).to_be_checked()
-    page.keyboard.press("ArrowRight")
-    expect(page.get_by_label("A file of this index")).to_be_checked()
+    tab_to("document.activeElement.value === 'index'")
+    page.keyboard.press("Space")
     page.get_by_label("Part of the file's name").wait_for()
     tab_to("document.activeElement.tagName === 'TEXTAREA' || document.activeElement.type === 'text'")
     page.keyboard.type("FILM-3")

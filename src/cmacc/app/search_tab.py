@@ -110,7 +110,7 @@ def search_tab(opened: Opened, index: Index) -> None:
 
 
 def _options(
-    by: str, into: str, labels: list[str] | None, name: str | None, top: float, nearest: bool
+    by: str, into: str, labels: list[str] | None, name: str | None, top: int | float, nearest: bool
 ) -> dict[str, Any]:
     """Fields of `Asked` from what the page sends."""
     return {

@@ -53,6 +53,7 @@ def test_an_uploaded_sound_finds_its_film_and_plays_at_the_moment(
 ) -> None:
     page = visit(address)
     show_nearest(page)
+    page.get_by_label("Most results").first.fill("100")
     upload(page, sound)
     search(page)
     first = page.locator("#result-1")
@@ -91,9 +92,8 @@ def test_with_the_keyboard_alone(world: World, address: str, visit: Callable[...
                 return
         raise AssertionError(f"no way by the keyboard to {what}")
 
-    tab_to("document.activeElement.type === 'radio'")
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("ArrowRight")
+    tab_to("document.activeElement.value === 'index'")
+    page.keyboard.press("Space")
     page.get_by_label("Part of the file's name").wait_for()
     tab_to("document.activeElement.tagName === 'TEXTAREA' || document.activeElement.type === 'text'")
     page.keyboard.type("FILM-3")

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from cmacc.app.opened import Opened
 
 _CHROMIUM = "/usr/bin/chromium"
-_TIMEOUT_SECONDS = 20  # of one step, on a machine whose cores others use too
+_TIMEOUT_SECONDS = 40  # of one step, on a machine whose cores others use too
 expect.set_options(timeout=1000 * _TIMEOUT_SECONDS)
 _FLAGS = [
     "--no-sandbox",

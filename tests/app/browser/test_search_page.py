@@ -111,7 +111,7 @@ def test_with_the_keyboard_alone(world: World, address: str, visit: Callable[...
     expect(page.locator("#result-1").get_by_role("heading")).to_contain_text("odd/film-3.mp4")
     tab_to("document.activeElement.dataset.id !== undefined")
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Results")).to_contain_text("by picture and sound, 0:00.0 to 0:")
+    expect(page.get_by_role("region", name="Results")).to_contain_text("by picture and sound, 0:00.0 to 0:")
 
 
 def test_nothing_found_and_what_is_wrong_with_a_file(

@@ -49,7 +49,7 @@ _FETCHED = re.compile(
     r"|/gradio_api/(info|startup-events|upload_progress|queue/data|heartbeat/\w+)",
     re.ASCII,
 )
-_SENT = re.compile(r"/gradio_api/(upload|queue/join|cancel|reset)", re.ASCII)
+_SENT = re.compile(r"/gradio_api/(upload|queue/join|run/predict|cancel|reset)", re.ASCII)
 
 _REQUEST_HEADERS = {
     "host", "content-type", "content-length", "accept", "accept-encoding", "range", "if-range", "if-none-match",

@@ -8,8 +8,9 @@ import pytest
 from cmacc.app.library import Library
 from cmacc.app.opened import Opened
 from cmacc.app.queries import Asked, AskError, Picked, Uploaded, ask
-from cmacc.app.results import found_html, message_html, seconds_of
-from cmacc.app.search_tab import _answered, _query, plain
+from cmacc.app.rendering import message, without_paths
+from cmacc.app.results import found_html, seconds_of
+from cmacc.app.search_tab import _answered, _query
 from cmacc.search import Index, SearchError
 
 from ..search.made import make_index
@@ -53,7 +54,7 @@ def test_names_are_text(tmp_path: Path) -> None:
     assert "<img src=x" not in html
     assert "<script" not in html
     assert "there is no such file any more" in html  # of a film that was never there
-    assert "&lt;b&gt;" in message_html("<b>")
+    assert "&lt;b&gt;" in message("<b>")
 
 
 def test_nothing_found_says_what_it_means(world: World, opened: Opened, tmp_path: Path) -> None:
@@ -128,4 +129,4 @@ def test_whatever_goes_wrong_no_stack_and_no_folder_is_shown(
     error = SearchError(
         "index /srv/the films/videos.index: the encoder must be there, got /root/.x/run, s3://b/c/d.tar"
     )
-    assert plain(error) == "index videos.index: the encoder must be there, got run, d.tar"
+    assert without_paths(error) == "index videos.index: the encoder must be there, got run, d.tar"

@@ -27,7 +27,8 @@ from cmacc.app.map_points import (
     points_of_run,
 )
 from cmacc.app.opened import Opened
-from cmacc.app.pages import render, stamp_of, without_paths
+from cmacc.app.pages import stamp_of
+from cmacc.app.rendering import render, without_paths
 from cmacc.search.table import WindowTable
 from cmacc.viewer.run_folder import read_run
 from cmacc.viewer.similarity import plane, principal_components

@@ -24,6 +24,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from cmacc.app.opened import Opened
 from cmacc.app.pictures import frame_strip, sound_in_picture, spectrogram
 from cmacc.app.playable import Look, look_at
+from cmacc.app.rendering import without_paths
 from cmacc.clips import MediaError, PackedSample, encode_part
 from cmacc.pretraining.clip_encoder import EncoderError
 from cmacc.search import SearchError
@@ -127,7 +128,7 @@ def look_of(opened: Opened, name: str) -> Look | str:
     try:
         return look_at(opened.library.source(name))
     except MediaError as error:
-        return _without_paths(error)
+        return without_paths(error)
 
 
 def _answered(opened: Opened, name: str, answer: Callable[[Source], Response]) -> Response:
@@ -137,11 +138,11 @@ def _answered(opened: Opened, name: str, answer: Callable[[Source], Response]) -
     except KeyError:
         return _refusal(404, "there is no such file on this page")
     except MediaError as error:
-        return _refusal(410, _without_paths(error))
+        return _refusal(410, without_paths(error))
     try:
         return answer(source)
     except (MediaError, EncoderError, SearchError, ValueError) as error:
-        return _refusal(422, _without_paths(error))
+        return _refusal(422, without_paths(error))
     except Exception:
         _log.exception("media %s failed", name)
         return _refusal(500, "this cannot be shown; the log of the server says why")
@@ -167,11 +168,6 @@ def _bytes_of(content: bytes, media_type: str, wanted: str | None) -> Response:
         return _refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{len(content)}"})
     headers["Content-Range"] = f"bytes {begin}-{stop - 1}/{len(content)}"
     return Response(content[begin:stop], 206, media_type=media_type, headers=headers)
-
-
-def _without_paths(error: Exception) -> str:
-    """The message of an error without the folders of the server."""
-    return re.sub(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^\s/:,]+/)+", "", str(error))
 
 
 def _refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:

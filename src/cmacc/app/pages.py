@@ -1,16 +1,14 @@
-"""What the tabs have in common: templates, pages in frames, and pages that take long to make."""
+"""Pages in frames: those that are made or left by a command, and what protects from them."""
 
 import os
-import re
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
+from cmacc.app.rendering import render
 from cmacc.clips.progress import Progress
 
 # A page from a run folder may have been changed by anyone who can write there. It runs no script and fetches nothing.
@@ -78,11 +76,6 @@ class MadePage:
         self._stop.set()
 
 
-def render(template: str, **values: object) -> str:
-    """Render a template of the app; every value is escaped."""
-    return _TEMPLATES.get_template(template).render(values)
-
-
 def frame(address: str, title: str, wait: str, *, scripts: bool = False) -> str:
     """A frame that fills the view with one of our pages.
 
@@ -98,11 +91,6 @@ def frame(address: str, title: str, wait: str, *, scripts: bool = False) -> str:
         Whether the page is ours and may run scripts.
     """
     return render("frame.html.j2", address=address, title=title, wait=wait, scripts=scripts)
-
-
-def message(text: str) -> str:
-    """A sentence in the place of a page."""
-    return str(Markup('<p class="cmacc-message">{}</p>').format(text))
 
 
 def stored_page(text: str | bytes, status: int = 200) -> Response:
@@ -144,17 +132,3 @@ def stamp_of(folder: Path, *names: str) -> tuple[tuple[int, int] | None, ...]:
         except OSError:
             stamps.append(None)
     return tuple(stamps)
-
-
-def without_paths(error: Exception) -> str:
-    """The message of an error in one line, without the folders of the server."""
-    return re.sub(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^\s/:,]+/)+", "", " ".join(str(error).split()))
-
-
-_TEMPLATES = Environment(
-    loader=ChoiceLoader([PackageLoader("cmacc.app"), PackageLoader("cmacc.viewer")]),  # the style is the reports'
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)

@@ -6,8 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from cmacc.app.media import LONGEST_PART_SECONDS, look_of
 from cmacc.app.opened import Opened
 from cmacc.app.pictures import (
@@ -21,6 +19,7 @@ from cmacc.app.pictures import (
 )
 from cmacc.app.playable import Look, look_at
 from cmacc.app.queries import Asked, AskError, Found, Picked, Uploaded, Words
+from cmacc.app.rendering import render
 from cmacc.clips import MediaError, probe
 from cmacc.search import Moment
 
@@ -101,8 +100,12 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
         begin = asked.start_seconds or 0.0
         end = begin + _QUERY_SHOWN_SECONDS if asked.end_seconds is None else asked.end_seconds
         query = card_of(opened, asked.query.path, asked.query.key, begin, end)
-    return _render(
+    return render(
         "results.html.j2",
+        clock=clock,
+        shown=_shown,
+        strip_size=(FRAMES * FRAME_WIDTH, FRAME_HEIGHT),
+        spectrogram_size=(SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT),
         cards=cards,
         query=query,
         upload=_pictures_of_upload(asked, asked.query) if isinstance(asked.query, Uploaded) else (),
@@ -111,11 +114,6 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
         found=found,
         is_too_small=found.answer.least_rate > found.answer.false_alarm_rate,
     )
-
-
-def message_html(text: str, *, is_fault: bool = True) -> str:
-    """A message in the place of results."""
-    return _render("message.html.j2", text=text, is_fault=is_fault)
 
 
 def _pictures_of_upload(asked: Asked, query: Uploaded) -> list[tuple[str, str]]:
@@ -201,27 +199,3 @@ def _shown(card: Card) -> str:
         start = max(0.0, (start + end - _LEAST_SHOWN_SECONDS) / 2)
         end = start + _LEAST_SHOWN_SECONDS
     return f"start={max(0.0, start):.3f}&end={end:.3f}"
-
-
-def _render(template: str, **values: object) -> str:
-    return _TEMPLATES.get_template(template).render(values)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("cmacc.app"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["clock"] = clock
-    environment.filters["shown"] = _shown
-    environment.globals |= {
-        "strip_size": (FRAMES * FRAME_WIDTH, FRAME_HEIGHT),
-        "spectrogram_size": (SPECTROGRAM_WIDTH, SPECTROGRAM_HEIGHT),
-    }
-    return environment
-
-
-_TEMPLATES = _environment()

@@ -15,7 +15,8 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from cmacc.app.opened import Opened
-from cmacc.app.pages import MadePage, PageError, read_page, render, stamp_of, stored_page, without_paths
+from cmacc.app.pages import MadePage, PageError, read_page, stamp_of, stored_page
+from cmacc.app.rendering import render, without_paths
 from cmacc.clips import ListedFile, Listing, Manifest, list_folders, scan
 from cmacc.clips.progress import Progress
 from cmacc.pretraining import read_config

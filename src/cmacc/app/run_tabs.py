@@ -4,7 +4,8 @@ import logging
 
 import gradio as gr
 
-from cmacc.app.pages import MadePage, StoppedError, frame, message, render, without_paths
+from cmacc.app.pages import MadePage, StoppedError, frame
+from cmacc.app.rendering import message, render, without_paths
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """The tab of the search: the fields of a query on the left, the results beside them."""
 
 import logging
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from cmacc.app.library import Member
 from cmacc.app.listing import IndexFiles
 from cmacc.app.opened import Opened
 from cmacc.app.queries import MOST_RESULTS, Asked, AskError, Picked, Uploaded, Words, ask
-from cmacc.app.results import SCRIPT, clock, found_html, message_html, seconds_of
+from cmacc.app.rendering import message, without_paths
+from cmacc.app.results import SCRIPT, clock, found_html, seconds_of
 from cmacc.clips import MediaError
 from cmacc.pretraining.clip_encoder import EncoderError, Modality
 from cmacc.search import Index, SearchError
@@ -56,7 +56,7 @@ def search_tab(opened: Opened, index: Index) -> None:
                 top = gr.Slider(1, MOST_RESULTS, value=10, step=1, label="Most results")
                 nearest = gr.Checkbox(label="Show the nearest, however bad")
         with gr.Column(scale=3, min_width=300):
-            results = gr.HTML(message_html(_WELCOME, is_fault=False), js_on_load=SCRIPT, elem_id="results")
+            results = gr.HTML(message(_WELCOME), js_on_load=SCRIPT, elem_id="results")
 
     def shown(chosen: str) -> list[Any]:
         visible = [chosen == one for one in _WITH.values()]
@@ -93,7 +93,7 @@ def search_tab(opened: Opened, index: Index) -> None:
             name, begin, stop = str(event.id), float(event.start), float(event.end)
             query = _picked(opened, name)
         except (AskError, AttributeError, ValueError, TypeError) as error:
-            return [gr.skip()] * 4 + [message_html(plain(error))]
+            return [gr.skip()] * 4 + [_fault(error)]
         html = _answered(opened, index, lambda: Asked(query, begin, stop, **_options(*options)))
         listed_now = gr.update(choices=[(query.name, name)], value=name)
         return ["index", listed_now, clock(begin), clock(stop), html]
@@ -130,10 +130,10 @@ def _answered(opened: Opened, index: Index, asked: Callable[[], Asked]) -> str:
         return found_html(opened, question, ask(index, question, opened.longest_query_seconds))
     except (AskError, SearchError, EncoderError, MediaError) as error:
         _log.info("search refused: %s", error)
-        return message_html(plain(error))
+        return _fault(error)
     except Exception:
         _log.exception("search failed")
-        return message_html("The search failed; the log of the server says why.")
+        return message("The search failed; the log of the server says why.", is_fault=True)
 
 
 def _query(
@@ -170,6 +170,5 @@ def _id_of(opened: Opened, file: Picked) -> str:
     return opened.library.id_of_row(f"{opened.index.table.description.root}/{file.path}", file.key)
 
 
-def plain(error: Exception) -> str:
-    """The message of an error for the page: without the folders of the server."""
-    return re.sub(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^/:,]+/)+", "", str(error)).removeprefix("query ")
+def _fault(error: Exception) -> str:
+    return message(without_paths(error).removeprefix("query "), is_fault=True)

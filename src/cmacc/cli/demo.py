@@ -88,7 +88,11 @@ def _search_demo(out: Path, manifest: "Manifest") -> None:
         answer = index.search(record.path, by="audio", into="video", top=3, false_alarm_rate=1.0)
         if Path(answer.moments[0].path) == Path(record.path).resolve():
             print(f"\nindex of the {len(clips)} held-out clips: {out / 'index'}")
-            tries = "the first sound tried" if tried == 1 else f"the {tried - 1} sounds before do not find their own"
+            tries = (
+                "the first sound tried"
+                if tried == 1
+                else f"sound {tried} that was tried; those before do not find their own"
+            )
             print(f"videos nearest to the sound of {record.name} ({tries}):")
             print_answer(answer)
             return

@@ -85,7 +85,10 @@ class EmbeddingMap:
             if layout not in drawn.places:
                 drawn.began_seconds = time.monotonic()
                 compute = _pca if layout == "pca" else _tsne
-                drawn.places[layout] = self._worker.submit(compute, drawn.points.vectors)
+                try:
+                    drawn.places[layout] = self._worker.submit(compute, drawn.points.vectors)
+                except RuntimeError:
+                    return {"state": "none", "reason": "The server is ending."}
             places = drawn.places[layout]
         if layout == "tsne" and not places.done():
             return {"state": "working", "seconds": round(time.monotonic() - drawn.began_seconds)}

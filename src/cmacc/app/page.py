@@ -5,6 +5,7 @@ import gradio as gr
 from cmacc.app.map_tab import map_tab
 from cmacc.app.opened import Opened
 from cmacc.app.queries import warm_up
+from cmacc.app.rendering import render
 from cmacc.app.run_pages import RunPages
 from cmacc.app.run_tabs import doctor_tab, negatives_tab, report_tab
 from cmacc.app.search_tab import search_tab
@@ -13,10 +14,7 @@ from cmacc.app.search_tab import search_tab
 def make_page(opened: Opened, run_pages: RunPages) -> gr.Blocks:
     """The page of an index or a run."""
     with gr.Blocks(title=f"{opened.name} · cmacc", analytics_enabled=False) as page:
-        # Not Markdown, in which a name may have a meaning.
-        gr.HTML(
-            opened.name, html_template="<h1>{{value}}</h1>", css_template="h1 { margin: 0; overflow-wrap: anywhere; }"
-        )
+        gr.HTML(render("title.html.j2", name=opened.name, is_index=opened.index is not None))
         if opened.index is not None:
             warm_up(opened.index)
             with gr.Tab("Search"):

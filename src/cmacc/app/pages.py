@@ -42,6 +42,8 @@ class MadePage:
         The page that was made; None before.
     times_made
         How often one was made.
+    is_being_made
+        Whether it is being made now.
     """
 
     def __init__(self, make: Callable[[Progress], str], left: Callable[[], Path | None]) -> None:
@@ -50,6 +52,7 @@ class MadePage:
         self.left = left
         self.text: str | None = None
         self.times_made = 0
+        self.is_being_made = False
 
     def make(self, progress: Progress) -> None:
         """Make it, again if it is there already.
@@ -68,8 +71,12 @@ class MadePage:
                 raise StoppedError
             progress(what, done, total)
 
-        self.text = self._make(told)
-        self.times_made += 1
+        self.is_being_made = True
+        try:
+            self.text = self._make(told)
+            self.times_made += 1
+        finally:
+            self.is_being_made = False
 
     def stop(self) -> None:
         """Stop making it, at the next step."""

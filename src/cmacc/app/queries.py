@@ -6,6 +6,7 @@ Nothing here knows of the page's library, so that a test can ask as a visitor do
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,11 @@ MOST_RESULTS = 100
 _MOST_WINDOWS = 64
 _PROBE_SECONDS = 30.0
 _ROUNDING_SECONDS = 0.1
+_FALSE_ALARM_RATE = 0.01
 # An index keeps vectors in memory and changes them when it is refreshed: one thread at a time.
 _one_at_a_time = threading.Lock()
+# A thread has a guarded process of its own, which takes half a gigabyte: one for all visitors.
+_looking = ThreadPoolExecutor(1, thread_name_prefix="look-at-upload")
 
 
 class AskError(ValueError):
@@ -115,10 +119,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """An answer, and what a visitor should know about the query."""
+    """An answer, and what a visitor should know about the query.
+
+    Attributes
+    ----------
+    answer
+        The moments.
+    notes
+        About the query.
+    by
+        What was searched with: its picture, its sound or its words.
+    is_nearest
+        Whether these are the nearest moments, however bad: asked for, or because the index is too small to tell more.
+    """
 
     answer: Answer
     notes: tuple[str, ...]
+    by: tuple[By, ...]
+    is_nearest: bool
 
 
 def warm_up(index: Index) -> None:
@@ -129,7 +147,7 @@ def warm_up(index: Index) -> None:
 
     def prepare() -> None:
         with suppress(Exception):
-            guarded(len, "", timeout_seconds=_PROBE_SECONDS)
+            _guarded_facts("")
         with suppress(Exception):
             encoder_of(index)
 
@@ -160,15 +178,20 @@ def ask(index: Index, asked: Asked, longest_seconds: float = LONGEST_QUERY_SECON
     with _one_at_a_time:
         index.refresh()
     query = _query(index, asked, longest_seconds)
+    where = where_of(asked.labels, asked.name_contains)
     with _one_at_a_time:
-        answer = index.search_vectors(
-            query,
-            into=asked.into,
-            where=where_of(asked.labels, asked.name_contains),
-            top=asked.top,
-            false_alarm_rate=1.0 if asked.nearest else 0.01,
-        )
-    return Found(answer, query.notes)
+        if where is not None and len(index.table.columns("path", where=where)) == 0:
+            raise AskError("No file of the index fits these labels and this name.")
+
+        def answer_at(rate: float) -> Answer:
+            return index.search_vectors(query, into=asked.into, where=where, top=asked.top, false_alarm_rate=rate)
+
+        answer = answer_at(1.0 if asked.nearest else _FALSE_ALARM_RATE)
+        # Too few files to hold the rate: every answer would be that nothing was found.
+        is_nearest = asked.nearest or answer.least_rate > _FALSE_ALARM_RATE
+        if is_nearest and not answer.moments:
+            answer = answer_at(1.0)
+    return Found(answer, query.notes, tuple(by for by, _ in query.vectors), is_nearest)
 
 
 def where_of(labels: Sequence[str], name_contains: str) -> str | None:
@@ -206,10 +229,11 @@ def _query(index: Index, asked: Asked, longest_seconds: float) -> Query:
 def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tuple[float, float] | None:
     """The part of an upload to search with, after a look at it in a process that may crash."""
     try:
-        duration, has_picture, has_sound = guarded(_facts_of, str(query.path), timeout_seconds=_PROBE_SECONDS)
+        duration, has_picture, has_sound = _guarded_facts(str(query.path))
     except GuardError as error:
-        reason = str(error).replace(str(query.path), query.name)
-        raise AskError(reason if query.name in reason else f"{query.name}: {reason}") from error
+        what = "is empty" if query.path.stat().st_size == 0 else "is no video, sound or picture, or is damaged"
+        reason = str(error).replace(str(query.path), query.name).removeprefix(f"{query.name}: ")
+        raise AskError(f"{query.name} {what} ({reason})") from error
     has = {"video": has_picture, "audio": has_sound}
     if asked.by is not None and not has[asked.by]:
         what = "picture" if asked.by == "video" else "sound"
@@ -233,6 +257,12 @@ def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tu
     return begin, end
 
 
+def _guarded_facts(path: str) -> tuple[float, bool, bool]:
+    facts = _looking.submit(guarded, _facts_of, path, timeout_seconds=_PROBE_SECONDS).result()
+    duration, has_picture, has_sound = facts
+    return duration, has_picture, has_sound
+
+
 def _facts_of(path: str) -> tuple[float, bool, bool]:
     info = probe(path)
     return info.duration_seconds, info.width > 0, info.has_audio
@@ -252,6 +282,9 @@ def _query_of_rows(index: Index, query: Picked, asked: Asked) -> Query:
         with _one_at_a_time:
             rows = index.table.rows(modality, where=where)
         if len(rows):
+            length = float(rows.seconds("end_seconds").max())
+            if begin >= length:
+                raise AskError(f"{query.name}: “from” must lie in its {length:.1f} s, got {begin:g}")
             chosen = _windows_between(rows, begin, end)
             if len(chosen) > _MOST_WINDOWS:
                 notes = [f"{query.name}: {_MOST_WINDOWS} windows from its middle are searched with; choose a part"]

@@ -110,9 +110,9 @@ def found_html(opened: Opened, asked: Asked, found: Found) -> str:
         query=query,
         upload=_pictures_of_upload(asked, asked.query) if isinstance(asked.query, Uploaded) else (),
         asked=asked,
-        part_in_words=_part_in_words(asked),
+        part_in_words=_part_in_words(asked, found),
         found=found,
-        is_too_small=found.answer.least_rate > found.answer.false_alarm_rate,
+        several_ways=len({words[0] for _, words in cards}) > 1,
     )
 
 
@@ -146,10 +146,12 @@ def _in_words(moment: Moment) -> tuple[str, str]:
     return f"Its {found} fits {by}", near
 
 
-def _part_in_words(asked: Asked) -> str:
+def _part_in_words(asked: Asked, found: Found) -> str:
     if isinstance(asked.query, Words):
         return "words"
-    by = {"video": "by its picture", "audio": "by its sound", None: "by picture and sound"}[asked.by]
+    by = "by picture and sound" if len(found.by) > 1 else "by its picture" if found.by == ("video",) else "by its sound"
+    if isinstance(asked.query, Uploaded) and asked.query.is_picture:
+        return by
     if asked.start_seconds is None and asked.end_seconds is None:
         return by
     end = "its end" if asked.end_seconds is None else clock(asked.end_seconds)

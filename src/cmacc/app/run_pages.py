@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from cmacc.app.opened import Opened
 from cmacc.app.pages import MadePage, PageError, read_page, stamp_of, stored_page
 from cmacc.app.rendering import render, without_paths
-from cmacc.clips import ListedFile, Listing, Manifest, list_folders, scan
+from cmacc.clips import ListedFile, Listing, Manifest, scan
 from cmacc.clips.progress import Progress
 from cmacc.pretraining import read_config
 from cmacc.pretraining.checkpoint_files import checkpoint_folders
@@ -170,13 +171,14 @@ def _files_of_index(index: Index) -> Listing:
     root = index.table.description.root
     if "://" in root:
         raise PageError("The files of this index are at a URL. Only files on this computer can be examined.")
-    if len(index.table.columns("key", where="key IS NOT NULL")):
+    files = index.table.columns("path", "key", "label").to_pylist()
+    if any(file["key"] is not None for file in files):
         raise PageError("The files of this index are packed into shards. Examine the videos that were packed.")
-    return list_folders([Path(root)])
+    return _listing({Path(root) / file["path"]: file["label"] for file in files})
 
 
 def _files_of_run(run_dir: Path) -> Listing:
-    """The files of the manifest: its folders may hold much else."""
+    """The files of the manifest."""
     records = Manifest.read(read_config(run_dir / "config.yaml").data.manifest).records
     files: dict[Path, str | None] = {}
     for record in records:
@@ -188,5 +190,10 @@ def _files_of_run(run_dir: Path) -> Listing:
         files.setdefault(Path(record.path), record.label)
     if not files:
         raise PageError("The manifest of this run names no files.")
+    return _listing(files)
+
+
+def _listing(files: Mapping[Path, str | None]) -> Listing:
+    """Only these files: their folders may hold much else."""
     root = Path(os.path.commonpath([path.parent for path in files]))
     return Listing(tuple(ListedFile(path, root, label, None, None) for path, label in sorted(files.items())), (), 0, 0)

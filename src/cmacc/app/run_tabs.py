@@ -21,7 +21,7 @@ def negatives_tab(page: MadePage) -> None:
     """Add the page of the run's negatives to the page."""
     gr.HTML(
         "<p>Training shows the encoder wrong partners beside the right one, the <em>negatives</em>. This page shows "
-        "which ones the run chose, beside random ones. Making it takes a minute or more.</p>",
+        "which ones the run chose, or would choose, beside random ones. Making it takes a minute or more.</p>",
     )
     _made_page(page, "/run/negatives", "Negatives of the run", "Make this page")
 
@@ -37,6 +37,8 @@ def doctor_tab(page: MadePage) -> None:
 
 def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:
     def shown() -> str:
+        if page.is_being_made:
+            return message("This page is being made. Open this tab again in a while, or press Stop.")
         if page.text is None and page.left() is None:
             return message("This page has not been made yet.")
         return frame(f"{address}?made={page.times_made}", title, "Opening the page …")
@@ -58,9 +60,8 @@ def _made_page(page: MadePage, address: str, title: str, make_it: str) -> None:
 
     with gr.Row():
         button = gr.Button(make_it, variant="primary", scale=0, min_width=200)
-        stop = gr.Button("Stop", scale=0, min_width=100, interactive=False)
+        # Another visitor may have begun it.
+        stop = gr.Button("Stop", scale=0, min_width=100)
     place = gr.HTML(shown)  # called whenever someone opens the page
-    began = button.click(lambda: gr.Button(interactive=True), outputs=stop)
-    made = began.then(make, outputs=place, concurrency_id="pages", concurrency_limit=1)
-    made.then(lambda: gr.Button(interactive=False), outputs=stop)
+    button.click(make, outputs=place, concurrency_id="pages", concurrency_limit=1)
     stop.click(page.stop)

@@ -101,6 +101,9 @@ def search_tab(opened: Opened, index: Index) -> None:
     options = [by, into, labels, name, top, nearest]
     fields = [kind, upload, recording, picked, text, start, end, *options]
     found = {"outputs": results, "show_progress_on": results, "concurrency_id": "search"}
+    # The part of one file has no meaning for another.
+    for other_query in (kind.input, upload.change, recording.change, picked.input):
+        other_query(None, outputs=[start, end], js="() => ['', '']", queue=False)
     kind.change(shown, kind, [upload, recording, picking, text], queue=False, show_progress="hidden")
     # Not on a change by `again`, which has chosen the file.
     kind.input(listed, part_of_name, picked, queue=False)

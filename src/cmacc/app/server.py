@@ -139,7 +139,9 @@ def serve(
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     with _bound(host, port) as listener, tempfile.TemporaryDirectory(prefix="cmacc-app-") as uploads:
         signal.signal(signal.SIGTERM, _leave)
-        address = f"http://{_in_address(host)}:{listener.getsockname()[1]}"
+        # A browser cannot open "all addresses".
+        reached = socket.gethostname() if host in ("0.0.0.0", "::") else _in_address(host)
+        address = f"http://{reached}:{listener.getsockname()[1]}"
         shown = address if token is None else f"{address}/?token={token}"
 
         def announce() -> None:

@@ -50,6 +50,8 @@ def app_command(arguments: Sequence[str]) -> int:
         if not 0 < value < float("inf"):
             raise ValueError(f"{flag} must be above 0, got {value:g}")
     token = _token(options.host, options.token_file)
+    # Loading the libraries takes seconds.
+    print(f"opening {options.target} ...", flush=True)
     try:
         from cmacc.app import open_target, serve
     except ImportError as error:
@@ -75,7 +77,10 @@ def app_command(arguments: Sequence[str]) -> int:
 def _token(host: str, file: Path | None) -> str | None:
     """The token that was given, or a new one for an address that other machines reach; None if none is needed."""
     if file is not None:
-        token, whose = file.read_text().strip(), f"--token-file {file}"
+        try:
+            token, whose = file.read_text().strip(), f"--token-file {file}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--token-file {file}: must be a text file with a token, got {error}") from error
     elif given := os.environ.get("CMACC_APP_TOKEN"):
         token, whose = given.strip(), "CMACC_APP_TOKEN"
     else:

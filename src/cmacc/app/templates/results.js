@@ -11,8 +11,8 @@ const observe = () => element.querySelectorAll("video[data-src], audio[data-src]
 observe();
 watch("value", () => {
   observe();
-  // On a phone the results stand below the fields.
-  if (window.innerWidth < 700) element.scrollIntoView({ behavior: "smooth" });
+  // On a phone the results stand below the fields; and a search from far down in a list would show its end.
+  if (element.getBoundingClientRect().top < 0 || window.innerWidth < 700) element.scrollIntoView({ behavior: "smooth" });
 });
 
 // One sound at a time. These events do not bubble, so they are caught on the way down.

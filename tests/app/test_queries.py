@@ -101,11 +101,15 @@ def test_words_find_their_scene(world: World, opened: Opened) -> None:
     assert first.start_seconds == pytest.approx(4.0, abs=0.6)
 
 
-def test_an_index_too_small_to_tell_finds_nothing_and_says_so(world: World, opened: Opened) -> None:
+def test_an_index_too_small_to_tell_shows_the_nearest_and_says_so(world: World, opened: Opened) -> None:
     assert opened.index is not None
-    answer = ask(opened.index, Asked(Uploaded(world.film(0)))).answer
-    assert answer.moments == ()
-    assert answer.least_rate > 0.01
+    found = ask(opened.index, Asked(Uploaded(world.film(0))))
+    assert found.is_nearest
+    assert found.by == ("video", "audio")
+    assert found.answer.least_rate > 0.01
+    nearest = ask(opened.index, Asked(Uploaded(world.film(0)), nearest=True))
+    assert found.answer.moments == nearest.answer.moments
+    assert len(found.answer.moments) > 5
 
 
 def test_what_cannot_be_searched_with(world: World, opened: Opened, tmp_path: Path) -> None:
@@ -124,10 +128,10 @@ def test_what_cannot_be_searched_with(world: World, opened: Opened, tmp_path: Pa
         if isinstance(caught.value, AskError):
             assert str(tmp_path) not in str(caught.value)
 
-    wrong(r"^empty\.mp4: does not decode", Uploaded(tmp_path / "empty.mp4"))
-    wrong(r"^text\.wav: does not decode", Uploaded(tmp_path / "text.wav"))
-    wrong(r"^picture\.jpg: does not decode", Uploaded(tmp_path / "picture.jpg"))
-    wrong(r"^gone\.mp4: no such file", Uploaded(tmp_path / "gone.mp4"))
+    wrong(r"^empty\.mp4 is empty \(does not decode", Uploaded(tmp_path / "empty.mp4"))
+    wrong(r"^text\.wav is no video, sound or picture, or is damaged \(does not", Uploaded(tmp_path / "text.wav"))
+    wrong(r"^picture\.jpg is no video, sound or picture, or is damaged", Uploaded(tmp_path / "picture.jpg"))
+    wrong(r"^gone\.mp4 is gone", Uploaded(tmp_path / "gone.mp4"))
     wrong(r"must have a picture or a sound that can be heard, got silence", Uploaded(tmp_path / "quiet.m4a"))
     wrong(r"^long\.mp4: must last at most 10 minutes, got 10\.2", Uploaded(tmp_path / "long.mp4"))
     wrong(
@@ -141,7 +145,9 @@ def test_what_cannot_be_searched_with(world: World, opened: Opened, tmp_path: Pa
     wrong(r"got no sound of it in the index", Picked("other/silent.mp4"), by="audio")
     wrong(r"Type a few words", Words(""))
     wrong(r"must be 1 to 100, got 0", Words("x"), top=0)
-    wrong(r"must have windows of both to search in, got none", Picked("odd/film-1.mp4"), name_contains="nowhere")
+    wrong(r"^No file of the index fits", Picked("odd/film-1.mp4"), name_contains="nowhere")
+    wrong(r"“from” must lie in its 12\.0 s, got 500", Picked("odd/film-1.mp4"), 500.0)
+    wrong(r"at most 500 characters, got 501", Words("x" * 501))
 
 
 def test_what_can_be_opened(world: World, small_config: PretrainConfig, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_it_prints_its_address_and_ends_cleanly(world: World, tmp_path: Path) ->
     try:
         for how, process in started.items():
             assert process.stdout is not None
+            assert process.stdout.readline() == f"opening {world.index} ...\n"
             assert select.select([process.stdout], [], [], 60)[0], "no address within a minute"
             line = process.stdout.readline()
             found = re.fullmatch(rf"open (http://127\.0\.0\.1:\d+)/\?token={token}\n", line)

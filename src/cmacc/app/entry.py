@@ -9,7 +9,6 @@ import time
 from collections import deque
 from http.cookies import CookieError, SimpleCookie
 
-SHORTEST_TOKEN = 16
 _TRIES, _TRIES_SECONDS = 10, 60.0
 
 # With no-referrer, as on all other pages, a browser would send the form with "Origin: null".

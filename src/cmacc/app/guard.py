@@ -17,6 +17,7 @@ What is refused is logged in one line, without the query, which may hold a token
 import asyncio
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -234,7 +235,11 @@ class Guard:
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refusal(415, "what is sent must be JSON")
         try:
-            sent = json.loads((await read_body(headers, receive, _JSON_BYTES)).decode(), parse_constant=_no_constant)
+            sent = json.loads(
+                (await read_body(headers, receive, _JSON_BYTES)).decode(),
+                parse_constant=_no_constant,
+                parse_float=_finite,
+            )
         except (ValueError, RecursionError):
             raise Refusal(400, "what is sent must be JSON") from None
         self._check_files(sent, headers.get("host", ""))
@@ -292,6 +297,12 @@ def _dicts(sent: object) -> Iterator[dict[str, Any]]:
         inside = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
         level = [one for some in inside for one in some]
     raise Refusal(400, "JSON that is nested too deeply")
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(digits)  # 1e400
+    return number
 
 
 def _no_constant(name: str) -> float:

@@ -15,7 +15,7 @@ class IndexFiles:
     def __init__(self, table: WindowTable) -> None:
         self._table = table
         self._lock = threading.Lock()
-        self._version = -1
+        self._version: object = None
         self._files: pa.Table = pa.table({"path": [], "key": [], "label": [], "name": []})
 
     def matching(self, text: str, count: int) -> tuple[list[Picked], int]:
@@ -33,7 +33,7 @@ class IndexFiles:
 
     def _read(self) -> pa.Table:
         with self._lock:
-            version = self._table.version
+            version = self._table.version, self._table.description.made
             if version != self._version:
                 rows = self._table.columns("path", "key", "label")
                 files = rows.group_by(["path", "key"]).aggregate([("label", "max")])

@@ -8,7 +8,6 @@ Work is done on a few threads; who asks for more waits. The last answers are kep
 """
 
 import logging
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -24,6 +23,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from cmacc.app.opened import Opened
 from cmacc.app.pictures import frame_strip, sound_in_picture, spectrogram
 from cmacc.app.playable import Look, look_at
+from cmacc.app.queries import encoder_of
 from cmacc.app.rendering import without_paths
 from cmacc.clips import MediaError, PackedSample, encode_part
 from cmacc.pretraining.clip_encoder import EncoderError
@@ -31,6 +31,7 @@ from cmacc.search import SearchError
 
 LONGEST_PART_SECONDS = 60.0
 _SHORTEST_PART_SECONDS = 0.1
+_LONGEST_FILE_SECONDS = 1e8
 _THREADS = 2
 _KEPT_BYTES = 64 * 2**20
 _SHORT_SIDE_PIXELS = 480
@@ -83,7 +84,7 @@ def media_routes(opened: Opened) -> APIRouter:
         if kind == "heat":
             if opened.index is None:
                 raise EncoderError("where the sound is can be shown for an index only, got a run")
-            return sound_in_picture(source, start, end, opened.index.encoder)
+            return sound_in_picture(source, start, end, encoder_of(opened.index))
         if kind == "part":
             return encode_part(source, start, end, short_side_pixels=_SHORT_SIDE_PIXELS)
         look = look_at(source)
@@ -105,7 +106,7 @@ def media_routes(opened: Opened) -> APIRouter:
     async def part(
         name: str, kind: Kind, start: float, end: float, range: Annotated[str | None, Header()] = None
     ) -> Response:
-        if not (math.isfinite(start) and math.isfinite(end) and 0 <= start < end):
+        if not 0 <= start < end <= _LONGEST_FILE_SECONDS:
             return _refusal(422, f"start and end must be seconds, 0 <= start < end, got {start:g} and {end:g}")
         end = min(max(end, start + _SHORTEST_PART_SECONDS), start + LONGEST_PART_SECONDS)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cmacc.app.library import Library
+from cmacc.app.queries import LONGEST_QUERY_SECONDS
 from cmacc.clips import Manifest, ManifestError
 from cmacc.pretraining import ConfigError, read_config
 from cmacc.search import Index, SearchError
@@ -37,7 +38,7 @@ class Opened:
     library: Library
     index: Index | None
     run_dir: Path | None
-    longest_query_seconds: float = 600.0
+    longest_query_seconds: float = LONGEST_QUERY_SECONDS
 
 
 def open_target(address: str, *, encoder: str | None = None, download: bool = False) -> Opened:

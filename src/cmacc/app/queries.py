@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from cmacc.clips import probe
+from cmacc.clips.media.decoding import facts_of
 from cmacc.clips.media.guard import GuardError, guarded
 from cmacc.encoders import MODALITIES
 from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
@@ -30,6 +30,8 @@ _MOST_WINDOWS = 64
 _PROBE_SECONDS = 30.0
 _ROUNDING_SECONDS = 0.1
 _FALSE_ALARM_RATE = 0.01
+_MOST_PIXELS = 50_000_000
+_MOST_CHARACTERS = 500
 # An index keeps vectors in memory and changes them when it is refreshed: one thread at a time.
 _one_at_a_time = threading.Lock()
 # A thread has a guarded process of its own, which takes half a gigabyte: one for all visitors.
@@ -177,9 +179,12 @@ def ask(index: Index, asked: Asked, longest_seconds: float = LONGEST_QUERY_SECON
             raise AskError(f"“From” and “to” must be seconds from 0 on, got {seconds:g}.")
     with _one_at_a_time:
         index.refresh()
+    weights = index.table.description.weights
     query = _query(index, asked, longest_seconds)
     where = where_of(asked.labels, asked.name_contains)
     with _one_at_a_time:
+        if index.table.description.weights != weights:
+            raise AskError("The index was made again with another encoder meanwhile. Search once more.")
         if where is not None and len(index.table.columns("path", where=where)) == 0:
             raise AskError("No file of the index fits these labels and this name.")
 
@@ -219,6 +224,8 @@ def _query(index: Index, asked: Asked, longest_seconds: float) -> Query:
     if isinstance(query, Words):
         if not query.text:
             raise AskError("Type a few words to search with.")
+        if len(query.text) > _MOST_CHARACTERS:
+            raise AskError(f"The words must be at most {_MOST_CHARACTERS} characters, got {len(query.text)}.")
         return query_of_text(encoder, query.text)
     window = _checked_window(query, asked, longest_seconds)
     made = query_of_file(encoder, query.path, index.table.description.hop_seconds, window=window, by=asked.by)
@@ -231,6 +238,8 @@ def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tu
     try:
         duration, has_picture, has_sound = _guarded_facts(str(query.path))
     except GuardError as error:
+        if not query.path.is_file():
+            raise AskError(f"{query.name} is gone; choose it again") from error
         what = "is empty" if query.path.stat().st_size == 0 else "is no video, sound or picture, or is damaged"
         reason = str(error).replace(str(query.path), query.name).removeprefix(f"{query.name}: ")
         raise AskError(f"{query.name} {what} ({reason})") from error
@@ -258,14 +267,13 @@ def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tu
 
 
 def _guarded_facts(path: str) -> tuple[float, bool, bool]:
-    facts = _looking.submit(guarded, _facts_of, path, timeout_seconds=_PROBE_SECONDS).result()
-    duration, has_picture, has_sound = facts
-    return duration, has_picture, has_sound
-
-
-def _facts_of(path: str) -> tuple[float, bool, bool]:
-    info = probe(path)
-    return info.duration_seconds, info.width > 0, info.has_audio
+    facts = _looking.submit(guarded, facts_of, path, timeout_seconds=_PROBE_SECONDS).result()
+    duration, width, height, has_sound = facts
+    if width * height > _MOST_PIXELS:
+        raise AskError(
+            f"{Path(path).name}: must have at most {_MOST_PIXELS / 1e6:.0f} million pixels, got {width} x {height}"
+        )
+    return duration, width > 0, has_sound
 
 
 def _query_of_rows(index: Index, query: Picked, asked: Asked) -> Query:

@@ -4,7 +4,7 @@ import re
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-_FOLDERS = re.compile(r"(?:[A-Za-z0-9+.-]+:/)?/(?:[^/:,]+/)+")
+_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z][\w+.-]*:/)?/(?:[^/:,]+/)+")
 
 
 def render(template: str, **values: object) -> str:
@@ -24,6 +24,8 @@ def without_paths(error: Exception) -> str:
     --------
     >>> without_paths(ValueError("query /home/ann/my films/a.mp4: must have a sound"))
     'query a.mp4: must have a sound'
+    >>> without_paths(ValueError("got 1/2 and 3/4"))
+    'got 1/2 and 3/4'
     """
     return _FOLDERS.sub("", " ".join(str(error).split()))
 

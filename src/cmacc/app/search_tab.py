@@ -92,11 +92,12 @@ def search_tab(opened: Opened, index: Index) -> None:
         try:
             name, begin, stop = str(event.id), float(event.start), float(event.end)
             query = _picked(opened, name)
-        except (AskError, AttributeError, ValueError, TypeError) as error:
+            times = clock(begin), clock(stop)
+        except (AskError, AttributeError, ArithmeticError, ValueError, TypeError) as error:
             return [gr.skip()] * 4 + [_fault(error)]
         html = _answered(opened, index, lambda: Asked(query, begin, stop, **_options(*options)))
         listed_now = gr.update(choices=[(query.name, name)], value=name)
-        return ["index", listed_now, clock(begin), clock(stop), html]
+        return ["index", listed_now, times[0], times[1], html]
 
     options = [by, into, labels, name, top, nearest]
     fields = [kind, upload, recording, picked, text, start, end, *options]

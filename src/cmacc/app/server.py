@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -72,7 +73,8 @@ def make_app(
 def mount(app: FastAPI, page: Any, *, uploads: Path, token: str | None, max_upload_bytes: int) -> FastAPI:
     """Add a page of gradio to an application, and the guard in front of both."""
     own_routes = list(app.routes)
-    page.queue(default_concurrency_limit=2, max_size=_MOST_WAITING)
+    # Else any function could be called beside the queue, by as many as like.
+    page.queue(default_concurrency_limit=2, max_size=_MOST_WAITING, api_open=False)
     page.process_api = _saying_little(page.process_api)
     served: FastAPI = gr.mount_gradio_app(
         app,
@@ -150,7 +152,12 @@ def serve(
                 webbrowser.open(shown)
 
         app = make_app(opened, uploads=Path(uploads), token=token, max_upload_bytes=max_upload_bytes)
-        server_of(app, announce).run(sockets=[listener])
+        try:
+            server_of(app, announce).run(sockets=[listener])
+        except SystemExit:
+            # A search that runs would be waited for; nothing of it is kept.
+            shutil.rmtree(uploads, ignore_errors=True)
+            os._exit(TERMINATED)
 
 
 def server_of(app: FastAPI, announce: Callable[[], None]) -> uvicorn.Server:

@@ -1,11 +1,13 @@
 """The folder that visitors' files go into: which paths lie in it, and how much it may hold."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 # As many uploads of the greatest size as may lie there, or be written, at a time.
 _KEPT = 6
 UPLOADS_AT_ONCE = 4
+_MOST_FILES = 500
 # A search may still be reading a file that is younger.
 _YOUNG_SECONDS = 120.0
 
@@ -45,13 +47,15 @@ class Uploads:
                 continue
             if not file.is_dir():
                 files.append((facts.st_mtime, facts.st_size, file))
-        total = sum(size for _, size, _ in files)
+        total, count = sum(size for _, size, _ in files), len(files)
         allowed = (_KEPT - UPLOADS_AT_ONCE) * self.max_upload_bytes
         for written, size, file in sorted(files):
-            if total <= allowed:
+            if total <= allowed and count <= _MOST_FILES:
                 break
             if time.time() - written < _YOUNG_SECONDS:
                 return False
             file.unlink(missing_ok=True)
-            total -= size
+            with suppress(OSError):  # another file is in it
+                file.parent.rmdir()
+            total, count = total - size, count - 1
         return True

@@ -50,7 +50,8 @@ def served(opened: Opened, uploads: Path) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.fixture(scope="session")
+# Of a module: while Playwright runs, its event loop does too, and other tests could not run one in this thread.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium; skips where there is none, which in CI is a failure."""
     path = _CHROMIUM if Path(_CHROMIUM).exists() else shutil.which("chromium") or shutil.which("google-chrome")

@@ -32,15 +32,6 @@ def test_report_and_pages_that_are_made_on_request(opened_run: Opened, visit: Vi
         page.frame_locator("iframe[title='State of the files']").get_by_text("24 files were examined").wait_for()
 
 
-def test_errors_are_sentences(opened_run: Opened, run_dir: Path, visit: Visit, tmp_path: Path) -> None:
-    (run_dir / "checkpoints").rename(run_dir / "gone")
-    with served(opened_run, tmp_path / "uploads") as address:
-        page = visit(address)
-        page.get_by_role("tab", name="Negatives", exact=True).click()
-        page.get_by_role("button", name="Make this page").click()
-        page.get_by_text("must hold a checkpoint").wait_for()
-
-
 def test_a_manipulated_page_of_a_run_does_nothing(
     opened_run: Opened, run_dir: Path, visit: Visit, tmp_path: Path
 ) -> None:

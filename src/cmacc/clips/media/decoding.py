@@ -48,6 +48,16 @@ def probe(path: Path | str) -> MediaInfo:
         return read_info(medium, container)
 
 
+def facts_of(path: str) -> tuple[float, int, int, bool]:
+    """What `probe` finds: seconds, width, height and whether there is sound.
+
+    Plain values, for a guarded process. It stands here because such a process imports the module of its function, and
+    this one it has.
+    """
+    info = probe(path)
+    return info.duration_seconds, info.width, info.height, info.has_audio
+
+
 def read_info(medium: Medium, container: InputContainer, ends: Mapping[int, float] | None = None) -> MediaInfo:
     """`probe` for a newly opened file; for ``ends`` see `stream_duration_seconds`."""
     name = medium.name

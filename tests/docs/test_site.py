@@ -99,7 +99,7 @@ def test_every_page_of_docs_is_in_the_site_and_no_script_is(site: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "room",
-    ["clips", "encoders", "negatives", "objectives", "pretraining", "transfer", "search", "ablation", "viewer"],
+    ["clips", "encoders", "negatives", "objectives", "pretraining", "transfer", "search", "ablation", "viewer", "app"],
 )
 def test_the_reference_has_all_public_names(site: Path, room: str) -> None:
     name = f"cmacc.{room}"

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from datetime import date
@@ -88,6 +89,13 @@ def on_files(files: Any, config: Any) -> Any:
     for script in sorted(FOLDER.glob("*.py")):
         files.append(File.generated(config, f"tutorials/{script.stem}.md", content=page(script)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Called by mkdocs with the source of each page; the list links to scripts, which GitHub has, as to pages."""
+    if page.file.src_uri != "tutorials/index.md":
+        return markdown
+    return re.sub(r"\]\((\w+)\.py\)", r"](\1.md)", markdown)
 
 
 def store_outputs(script: Path) -> None:

@@ -144,6 +144,7 @@ def test_on_a_phone_in_the_light_and_in_the_dark(
     for dark in (False, True):
         page.emulate_media(color_scheme="dark" if dark else "light")
         page.wait_for_function(f"document.body.classList.contains('dark') == {str(dark).lower()}")
+        page.wait_for_timeout(500)  # colours change over some time
         for part in ("h3", ".cm-quiet", ".cm-label", "summary", "button"):
             assert contrast(page, f"#result-1 {part}") >= 4.5, (part, dark)
         page_is_dark = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.2

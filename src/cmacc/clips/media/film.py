@@ -28,6 +28,7 @@ from cmacc.clips.media.frames import even_size, upright
 from cmacc.clips.storage import PackedSample
 
 FILM_SOUND_RATE_HZ = 48_000
+"""Sample rate of the sound of films."""
 _SOUND_BITS_PER_SECOND = 96_000
 _KEYFRAME_SECONDS = 2
 _CHUNK_SECONDS = 60  # of sound in memory; whole seconds, so that chunks join without a seam at any sample rate

@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            address = server.stdout.readline().strip().removeprefix("open ")
+            address = next(line for line in server.stdout if line.startswith("open ")).strip().removeprefix("open ")
             report: dict[str, Any] = {"start_seconds": time.perf_counter() - begun}
             report |= asyncio.run(visit(address, options.clip, options.clients, options.rounds))
         finally:

@@ -6,8 +6,8 @@ through only what the page needs:
 
 * requests to this host, of pages of this host, with the token where one is set;
 * the methods and routes of a list; every path in its plain form;
-* bodies of a bounded size and time; JSON that names no file but an upload. What is passed on is written anew from
-  what was checked, so that no other parser can read it in another way;
+* bodies of a bounded size and time; JSON that names no file but an upload. What is passed on is serialized again
+  from what was checked, so that no other parser can read it in another way;
 * of the headers of requests and responses, those of a list: what is behind sees no cookie and no Origin, and gives
   no consent to other origins. The headers that keep a browser on this host are added.
 

@@ -21,14 +21,12 @@ from cmacc.pretraining.clip_encoder import MatchingEncoder, Modality
 from cmacc.pretraining.features import unit_rows
 from cmacc.search import Answer, Index, Query, query_of_file, query_of_text
 from cmacc.search.index import Where
-from cmacc.search.query import IMAGES, By
+from cmacc.search.query import IMAGES, MOST_WINDOWS, ROUNDING_SECONDS, By
 from cmacc.search.table import Rows, among_stretches, sql_text
 
 LONGEST_QUERY_SECONDS = 600.0
 MOST_RESULTS = 100
-_MOST_WINDOWS = 64
 _PROBE_SECONDS = 30.0
-_ROUNDING_SECONDS = 0.1
 _FALSE_ALARM_RATE = 0.01
 _MOST_PIXELS = 50_000_000
 _MOST_CHARACTERS = 500
@@ -258,7 +256,7 @@ def _checked_window(query: Uploaded, asked: Asked, longest_seconds: float) -> tu
         return None
     begin = asked.start_seconds or 0.0
     end = duration if asked.end_seconds is None else asked.end_seconds
-    if not (begin < end <= duration + _ROUNDING_SECONDS and begin < duration):
+    if not (begin < end <= duration + ROUNDING_SECONDS and begin < duration):
         raise AskError(
             f"{query.name}: “from” must come before “to”, and both lie in its {duration:.1f} s, got {begin:g} and "
             f"{end:g}"
@@ -294,10 +292,10 @@ def _query_of_rows(index: Index, query: Picked, asked: Asked) -> Query:
             if begin >= length:
                 raise AskError(f"{query.name}: “from” must lie in its {length:.1f} s, got {begin:g}")
             chosen = _windows_between(rows, begin, end)
-            if len(chosen) > _MOST_WINDOWS:
-                notes = [f"{query.name}: {_MOST_WINDOWS} windows from its middle are searched with; choose a part"]
-                middle = (len(chosen) - _MOST_WINDOWS) // 2
-                chosen = chosen[middle : middle + _MOST_WINDOWS]
+            if len(chosen) > MOST_WINDOWS:
+                notes = [f"{query.name}: {MOST_WINDOWS} windows from its middle are searched with; choose a part"]
+                middle = (len(chosen) - MOST_WINDOWS) // 2
+                chosen = chosen[middle : middle + MOST_WINDOWS]
             count = len(chosen)
             mean = rows.vectors[chosen].mean(axis=0, keepdims=True)
             vectors[(modality, None)] = np.asarray(unit_rows(mean)[0], np.float32)

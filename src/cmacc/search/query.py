@@ -18,8 +18,8 @@ from cmacc.transfer.text import encode_text, text_modalities
 
 By = Literal["video", "audio", "text"]
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".jp2", ".tif", ".tiff")
-_MOST_WINDOWS = 64
-_ROUNDING_SECONDS = 0.1
+MOST_WINDOWS = 64
+ROUNDING_SECONDS = 0.1
 _SILENT = 10 ** (-60 / 20)  # of full scale, as in `cmacc scan`
 
 
@@ -83,9 +83,9 @@ def query_of_file(
     notes = [f"{path.name} is an image: it is searched for as a video that does not move"] if is_image else []
     starts = [0.0] if is_image else _starts(path, info, encoder.spec, hop_seconds, at_seconds, window)
     clips = decode_clips(path, starts, encoder.spec)
-    if len(starts) == _MOST_WINDOWS:
+    if len(starts) == MOST_WINDOWS:
         notes.append(
-            f"{path.name}: searched for from {max(0.0, starts[0]):.1f} s on, {_MOST_WINDOWS} windows at the most; "
+            f"{path.name}: searched for from {max(0.0, starts[0]):.1f} s on, {MOST_WINDOWS} windows at the most; "
             "choose the part that matters with --window"
         )
     has_picture, has_sound = info.width > 0, info.has_audio
@@ -135,7 +135,7 @@ def _starts(
             raise SearchError(f"query {path}: --at must be in [0, {duration:.2f}], its length, got {at_seconds:g}")
         return [at_seconds - spec.length_seconds / 2]
     begin, end = window if window is not None else (0.0, duration)
-    if not (0 <= begin < end <= duration + _ROUNDING_SECONDS and begin < duration):
+    if not (0 <= begin < end <= duration + ROUNDING_SECONDS and begin < duration):
         raise SearchError(
             f"query {path}: --window must be two times in [0, {duration:.2f}], its length, got {begin:g} {end:g}"
         )
@@ -144,8 +144,8 @@ def _starts(
         return [begin + slack / 2]
     # As far apart as in the index, with whose runs of windows they are compared; so the end may be in none.
     starts = [begin + number * hop_seconds for number in range(math.floor(slack / hop_seconds + 1e-6) + 1)]
-    middle = max(0, len(starts) - _MOST_WINDOWS) // 2
-    return starts[middle : middle + _MOST_WINDOWS]
+    middle = max(0, len(starts) - MOST_WINDOWS) // 2
+    return starts[middle : middle + MOST_WINDOWS]
 
 
 @torch.inference_mode()

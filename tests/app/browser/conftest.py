@@ -1,20 +1,17 @@
 """A real browser, and the page served on a free port of this machine."""
 
-import logging
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from cmacc.app.opened import Opened
+
+from ..serving import serving
 
 _CHROMIUM = "/usr/bin/chromium"
 _TIMEOUT_SECONDS = 40  # of one step, on a machine whose cores others use too
@@ -35,19 +32,8 @@ def served(opened: Opened, uploads: Path) -> Iterator[str]:
     """The address of the page of an index or run, served by a thread of this process."""
     from cmacc.app.server import make_app
 
-    app = make_app(opened, uploads=uploads)
-    server = uvicorn.Server(uvicorn.Config(app, log_level=logging.ERROR, lifespan="on"))
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 30
-        while not server.started and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert server.started
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = server.force_exit = True
-        thread.join(10)
+    with serving(make_app(opened, uploads=uploads)) as host:
+        yield f"http://{host}"
 
 
 # Of a module: while Playwright runs, its event loop does too, and other tests could not run one in this thread.

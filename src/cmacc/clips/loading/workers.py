@@ -11,7 +11,10 @@ import multiprocessing.util
 import os
 import secrets
 import signal
+import sys
+import time
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, Literal, cast
 
 import torch
@@ -63,6 +66,29 @@ def begin_worker(_: int) -> None:
     # without a file, whose names begin with a zero byte.
     if multiprocessing.util.abstract_sockets_supported:
         multiprocessing.connection.arbitrary_address = _address_without_file  # type: ignore[attr-defined]
+    # When the main process is killed while it fetches a tensor, the thread of the worker that hands it over fails, and
+    # its traceback would stand beside the one message that says what happened.
+    sys.excepthook = _excepthook_while_parent_lives
+
+
+def _excepthook_while_parent_lives(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not (isinstance(error, ConnectionError | EOFError) and _parent_ends_within(seconds=1)):
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _parent_ends_within(seconds: float) -> bool:
+    """Whether the process that started this worker is gone; its sockets close a moment before it is."""
+    # Not by the parent's sentinel: workers that were forked later hold its other end open.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    end = time.monotonic() + seconds
+    while os.getppid() == parent.pid:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def _address_without_file(family: str) -> str:

@@ -1,7 +1,6 @@
 """Pictures of a part of a file: a strip of frames, a spectrogram, and the frames with the place of the sound."""
 
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch.nn import functional
 from cmacc.clips import ClipSpec, LogMel, MediaError, PackedSample, decode_clip
 from cmacc.pretraining.clip_encoder import EncoderError, MatchingEncoder, SpatialEncoder
 from cmacc.search import localise, write_strip
+from cmacc.viewer.drawing import DRAWING
 from cmacc.viewer.figures import picture_file, spectrogram_pixels
 from cmacc.viewer.gallery import shown_range
 
@@ -17,8 +17,6 @@ FRAMES = 4
 FRAME_HEIGHT, FRAME_WIDTH = 120, 160
 SPECTROGRAM_HEIGHT, SPECTROGRAM_WIDTH = 128, 640
 _SOUND_RATE_HZ = 16_000
-# Drawing sets matplotlib's defaults for a moment, which are shared by all threads.
-_drawing = threading.Lock()
 
 
 def frame_strip(source: Path | PackedSample, start_seconds: float, end_seconds: float, count: int = FRAMES) -> bytes:
@@ -85,7 +83,7 @@ def sound_in_picture(
     if isinstance(source, PackedSample):
         raise MediaError("where the sound is can be shown for separate files only, got a packed sample")
     found = localise(source, encoder, begin_seconds=start_seconds, end_seconds=end_seconds)
-    with _drawing, tempfile.TemporaryDirectory() as folder:
+    with DRAWING, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "heat.png"
         write_strip(found, path, top=1)
         return path.read_bytes()

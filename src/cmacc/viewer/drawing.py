@@ -37,14 +37,14 @@ _SETTINGS: dict[Any, Any] = {
     "axes.labelcolor": INK["muted"],
     "axes.formatter.useoffset": False,
 }
-# matplotlib's settings are those of the whole process: figures from several threads take turns.
-_DRAWING = threading.RLock()
+# matplotlib's settings are those of the whole process: whoever draws in one of several threads holds this lock.
+DRAWING = threading.RLock()
 
 
 @contextmanager
 def sheet_of(width_inches: float, height_inches: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of that size with one set of axes. Draw and convert it within the ``with`` block."""
-    with _DRAWING, matplotlib.rc_context(_SETTINGS):
+    with DRAWING, matplotlib.rc_context(_SETTINGS):
         sheet = Figure(figsize=(width_inches, height_inches), layout="constrained")
         yield sheet, sheet.add_subplot()
 

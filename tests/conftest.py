@@ -1,6 +1,7 @@
 """Shared by all tests: shapes are checked at run time, randomness is left as found, real data has one way in."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,13 @@ def _same_randomness() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _same_scheduling() -> Iterator[None]:
+    """No test leaves the process under real-time scheduling, which would starve the others (see `write_media`)."""
+    yield
+    assert sys.platform != "linux" or os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture

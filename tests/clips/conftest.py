@@ -1,6 +1,9 @@
 """Small media files whose every frame and sample says what time it is."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -100,10 +103,26 @@ class Recipe:
         return list(self.frame_times or [i / self.fps for i in range(round(self.seconds * self.fps))])
 
 
+@contextmanager
+def _priority_kept() -> Iterator[None]:
+    """For root, SVT-AV1 puts the thread that opens it under real-time scheduling, and so all that the thread starts.
+
+    Two processes of four that train on two cores then starved everything else on the machine.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_media(recipe: Recipe, path: Path) -> Path:
     """Encode the file; packets are interleaved by time, as cameras and FFmpeg do it."""
     packets = []
-    with av.open(str(path), "w", options=dict(recipe.mux_options)) as container:
+    with _priority_kept(), av.open(str(path), "w", options=dict(recipe.mux_options)) as container:
         if recipe.video_codec:
             video = container.add_stream(recipe.video_codec, rate=recipe.fps)
             height, width = recipe.size or recipe.stamp_size

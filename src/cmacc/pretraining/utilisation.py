@@ -79,17 +79,24 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype | None = None
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype or torch.float32) for _ in "lr")
 
-    def seconds_of(times: int) -> float:
-        _wait_for(device)
-        started = time.perf_counter()
-        for _ in range(times):
-            left @ right
-        _wait_for(device)
-        return time.perf_counter() - started
+    # The first product also loads the library. A small one does on CPUs, where a product of bf16 without units for it
+    # takes seconds.
+    small = size if device.type == "cuda" else 64
+    _seconds_of(1, left[:small, :small], right[:small, :small])
+    seconds = _seconds_of(1, left, right)
+    times = round(_MEASURED_SECONDS / seconds)
+    if times > 1:
+        seconds = _seconds_of(times, left, right) / times
+    return 2 * size**3 / seconds
 
-    seconds_of(1)  # the first product also loads the library
-    times = max(2, round(_MEASURED_SECONDS / seconds_of(1)))
-    return 2 * size**3 * times / seconds_of(times)
+
+def _seconds_of(times: int, left: Tensor, right: Tensor) -> float:
+    _wait_for(left.device)
+    started = time.perf_counter()
+    for _ in range(times):
+        left @ right
+    _wait_for(left.device)
+    return time.perf_counter() - started
 
 
 def _wait_for(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -90,15 +90,6 @@ def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
     scale = math.sqrt(config.min_crop_area + (1 - config.min_crop_area) * area)
     stretch = config.max_aspect_change ** (aspect - 0.5)  # height / width changes by stretch squared
     height, width = min(1.0, scale * stretch), min(1.0, scale / stretch)
-
-    def factor(spread: float, draw: float) -> float:
-        return 1 + spread * (2 * draw - 1)
-
-    def mask(longest: float, length_draw: float, start_draw: float) -> tuple[float, float]:
-        length = longest * length_draw
-        start = (1 - length) * start_draw
-        return start, start + length
-
     return View(
         crop_top=(1 - height) * top,
         crop_left=(1 - width) * left,
@@ -106,13 +97,23 @@ def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
         crop_width=width,
         flip=bool(flip < config.flip_probability),
         grey=bool(grey < config.grey_probability),
-        brightness=factor(config.brightness, brightness),
-        contrast=factor(config.contrast, contrast),
-        saturation=factor(config.saturation, saturation),
+        brightness=_factor(config.brightness, brightness),
+        contrast=_factor(config.contrast, contrast),
+        saturation=_factor(config.saturation, saturation),
         gain_db=config.gain_db * (2 * gain - 1),
-        time_mask=mask(config.time_mask, time_length, time_start),
-        frequency_mask=mask(config.frequency_mask, band_width, band_start),
+        time_mask=_mask(config.time_mask, time_length, time_start),
+        frequency_mask=_mask(config.frequency_mask, band_width, band_start),
     )
+
+
+def _factor(spread: float, draw: float) -> float:
+    return 1 + spread * (2 * draw - 1)
+
+
+def _mask(longest: float, length_draw: float, start_draw: float) -> tuple[float, float]:
+    length = longest * length_draw
+    start = (1 - length) * start_draw
+    return start, start + length
 
 
 def to_video(frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch 3 time height width"]:
@@ -169,19 +170,19 @@ def _colour_changes(
     It combines brightness, contrast about the mean luma of the clip, saturation or grey, and normalisation.
     """
     device = mean_colours.device
-
-    def column(values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float32, device=device)  # NumPy floats would make it float64
-
-    luma = column(_GREY_WEIGHTS)
-    brightness = column(view.brightness for view in views)
-    contrast = column(view.contrast for view in views)
-    saturation = column(0.0 if view.grey else view.saturation for view in views)
+    luma = _column(_GREY_WEIGHTS, device)
+    brightness = _column((view.brightness for view in views), device)
+    contrast = _column((view.contrast for view in views), device)
+    saturation = _column((0.0 if view.grey else view.saturation for view in views), device)
     to_grey = luma[None].expand(3, 3)
     saturate = saturation[:, None, None] * torch.eye(3, device=device) + (1 - saturation)[:, None, None] * to_grey
     matrices = (brightness * contrast)[:, None, None] * saturate
     offsets = ((1 - contrast) * brightness * (mean_colours @ luma))[:, None].expand(-1, 3)
     return matrices / _PIXEL_DEVIATION, (offsets - _PIXEL_MEAN) / _PIXEL_DEVIATION
+
+
+def _column(values: Iterable[float], device: torch.device) -> Float[Tensor, " rows"]:
+    return torch.tensor(list(values), dtype=torch.float32, device=device)  # NumPy floats would make it float64
 
 
 def augment_waveforms(
@@ -198,12 +199,13 @@ def mask_spectrograms(
     """Replace frequency band and time span of each view by the spectrogram mean (SpecAugment, Park et al. 2019)."""
     _, mels, time = spectrograms.shape
     device = spectrograms.device
-
-    def inside(spans: list[tuple[float, float]], size: int) -> Tensor:
-        place = torch.arange(size, device=device)[None]
-        edges = torch.tensor(spans, device=device).mul_(size).round_()
-        return (place >= edges[:, :1]) & (place < edges[:, 1:])
-
-    masked = inside([view.frequency_mask for view in views], mels)[:, :, None]
-    masked = masked | inside([view.time_mask for view in views], time)[:, None, :]
+    masked = _inside([view.frequency_mask for view in views], mels, device)[:, :, None]
+    masked = masked | _inside([view.time_mask for view in views], time, device)[:, None, :]
     return torch.where(masked, spectrograms.mean(dim=(1, 2), keepdim=True), spectrograms)
+
+
+def _inside(spans: list[tuple[float, float]], size: int, device: torch.device) -> Bool[Tensor, "batch size"]:
+    """Which of ``size`` places lie within each relative span."""
+    place = torch.arange(size, device=device)[None]
+    edges = torch.tensor(spans, device=device).mul_(size).round_()
+    return (place >= edges[:, :1]) & (place < edges[:, 1:])

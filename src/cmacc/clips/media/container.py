@@ -149,12 +149,13 @@ def is_cover_image(stream: Stream) -> bool:
 def _preferred(candidates: Sequence[_Stream], best_of_ffmpeg: object) -> _Stream | None:
     # Despite PyAV's type annotations, the context is None if FFmpeg does not know the codec.
     candidates = [stream for stream in candidates if stream.codec_context is not None] or candidates
+    # The first, in a tie.
+    return max(candidates, key=lambda stream: (_prominence(stream), stream == best_of_ffmpeg), default=None)
 
-    def rank(stream: _Stream) -> tuple[int, bool]:
-        marks = stream.disposition
-        return bool(marks & Disposition.default) - bool(marks & _SECONDARY), stream == best_of_ffmpeg
 
-    return max(candidates, key=rank, default=None)  # the first, in a tie
+def _prominence(stream: Stream) -> int:
+    marks = stream.disposition
+    return bool(marks & Disposition.default) - bool(marks & _SECONDARY)
 
 
 def stream_start_seconds(stream: VideoStream | AudioStream) -> float:

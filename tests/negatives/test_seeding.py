@@ -110,6 +110,7 @@ def test_the_methods_of_the_public_function_are_those_that_were_tested() -> None
     assert greedy.tolist() == _seed((points,), 20, number, most_proposals=1, local_trials=3)
 
 
+@pytest.mark.usefixtures("users_checks")
 def test_greedy_leaves_a_smaller_potential() -> None:
     """Over 40 seeds on clustered rows; the mean falls with the number of local_trials."""
     points = 10 * torch.randn(15, 4)[torch.arange(300) % 15] + torch.randn(300, 4)

@@ -104,7 +104,7 @@ class Recipe:
 
 
 @contextmanager
-def _priority_kept() -> Iterator[None]:
+def _scheduling_kept() -> Iterator[None]:
     """For root, SVT-AV1 puts the thread that opens it under real-time scheduling, and so all that the thread starts.
 
     Two processes of four that train on two cores then starved everything else on the machine.
@@ -122,7 +122,7 @@ def _priority_kept() -> Iterator[None]:
 def write_media(recipe: Recipe, path: Path) -> Path:
     """Encode the file; packets are interleaved by time, as cameras and FFmpeg do it."""
     packets = []
-    with _priority_kept(), av.open(str(path), "w", options=dict(recipe.mux_options)) as container:
+    with _scheduling_kept(), av.open(str(path), "w", options=dict(recipe.mux_options)) as container:
         if recipe.video_codec:
             video = container.add_stream(recipe.video_codec, rate=recipe.fps)
             height, width = recipe.size or recipe.stamp_size

@@ -79,8 +79,8 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype | None = None
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, generator=generator, device=device).to(dtype or torch.float32) for _ in "lr")
 
-    # The first product also loads the library. A small one does on CPUs, where a product of bf16 without units for it
-    # takes seconds.
+    # The first product also loads the library. On CPUs a small one is enough, and a large one takes seconds in bf16 if
+    # there are no units for it.
     small = size if device.type == "cuda" else 64
     _seconds_of(1, left[:small, :small], right[:small, :small])
     seconds = _seconds_of(1, left, right)

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "cmacc"
 GROUND = {"clips", "encoders", "negatives", "objectives"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in GROUND},
+    "objectives": {"negatives"},  # for the queue of CrossCLR
     "pretraining": GROUND,
     "transfer": GROUND | {"pretraining"},
     "ablation": GROUND | {"pretraining", "transfer"},

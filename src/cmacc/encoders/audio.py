@@ -25,7 +25,8 @@ class TinyAudio(Backbone):
     the *position* on that axis.
     """
 
-    feature_size = 192 * _TIME_BINS
+    map_channels = 192
+    feature_size = map_channels * _TIME_BINS
 
     def __init__(self, mel_bins: int) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ def _convolution(
 class ResNet18Audio(Backbone):
     """torchvision's ResNet-18, with the spectrogram as an image of one channel."""
 
-    feature_size = 512
+    map_channels = feature_size = 512
 
     def __init__(self, mel_bins: int) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class ResNet18Audio(Backbone):
 class ResNet18Audio1d(Backbone):
     """A 1-D ResNet-18 over time, with the mel bands as input channels, as in the first code of the paper."""
 
-    feature_size = 512
+    map_channels = feature_size = 512
 
     def __init__(self, mel_bins: int) -> None:
         super().__init__()

@@ -20,10 +20,13 @@ class Backbone(nn.Module):
 
     Attributes
     ----------
+    map_channels
+        C, channels of the feature map.
     recompute
         Whether the backward pass computes the activations inside each block again, instead of keeping them.
     """
 
+    map_channels: int
     recompute = False
 
     def prepare(self, inputs: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ class TinyVideo(Backbone):
     audio and video could only be matched by content, not by timing.
     """
 
-    feature_size = 192 * _TIME_BINS
+    map_channels = 192
+    feature_size = map_channels * _TIME_BINS
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +53,8 @@ class TinyVideo(Backbone):
 
 class VideoResNet(Backbone):
     """One of torchvision's video ResNets without its classifier. The parameters keep torchvision's names."""
+
+    map_channels = 512
 
     def __init__(self, network: Any) -> None:
         super().__init__()

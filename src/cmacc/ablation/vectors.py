@@ -160,6 +160,16 @@ class VectorViews:
         visits = torch.full_like(batch.sample_ids, visit)
         return {modality: self._noisy(modality, batch.sample_ids, visits) for modality in MODALITIES}
 
+    def another(self, modality: Modality, batch: VectorBatch, visit: int, number: int) -> Tensor:
+        """The vectors with other noise."""
+        # Visits are few; so many apart, the rows of noise are those of no other visit.
+        return self._noisy(modality, batch.sample_ids, torch.full_like(batch.sample_ids, visit + 100_003 * number))
+
+    def plain(self, modality: Modality, batch: VectorBatch, visit: int) -> Tensor:
+        """The vectors without noise."""
+        table = self._tables[modality]
+        return table[batch.sample_ids.to(table.device)]
+
     def kept(self, batch: VectorBatch, visit: int) -> dict[str, Tensor]:
         """Ids and visits of the samples; the tables hold the rest."""
         return {"sample_ids": batch.sample_ids, "visits": torch.full_like(batch.sample_ids, visit)}

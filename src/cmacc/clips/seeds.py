@@ -7,7 +7,7 @@ number of workers, the batch of the sample, or the step at which a run was resum
 import numpy as np
 
 # One number per purpose, so that two choices for one sample never share random numbers.
-WINDOW, AUGMENTATION, ORDER, SUBSTITUTE, SELECTION, BATCHES, DROPOUT, EVALUATION = range(8)
+WINDOW, AUGMENTATION, ORDER, SUBSTITUTE, SELECTION, BATCHES, DROPOUT, EVALUATION, OBJECTIVE = range(9)
 
 
 def seeded_rng(purpose: int, *identity: int) -> np.random.Generator:

@@ -4,9 +4,9 @@ The last linear layer has no bias. The gradient of a loss with respect to that l
 of the gradient at its output and the penultimate feature (see `cmacc.negatives.gradients`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -204,13 +204,19 @@ class EncoderPair(nn.Module):
         audio: Float[Tensor, "batch *audio_axes"] | None = None,
         *,
         with_feature_maps: bool = False,
-    ) -> dict[Modality, Encoding]:
-        """Encode the given modalities; returns encodings by the name of the modality."""
-        encodings: dict[Modality, Encoding] = {}
+        more: Mapping[str, tuple[Modality, Tensor, bool]] | None = None,
+    ) -> dict[Any, Encoding]:
+        """Encode the given modalities; returns encodings by the name of the modality.
+
+        ``more`` are further inputs by other names: their modality, the input, and whether to give its feature map.
+        """
+        encodings: dict[Any, Encoding] = {}
         if video is not None:
             encodings["video"] = self.video(video, with_feature_maps)
         if audio is not None:
             encodings["audio"] = self.audio(audio, with_feature_maps)
+        for name, (modality, inputs, with_feature_map) in (more or {}).items():
+            encodings[name] = getattr(self, modality)(inputs, with_feature_map)
         return encodings
 
 

@@ -16,8 +16,8 @@ from cmacc.pretraining.processes import Processes
 
 log = logging.getLogger("cmacc")
 
-# Scan findings that make a pair useless for training, or would make a sample its own negative.
-_NOT_TRAINED_ON = ("silent", "black", "still", "duplicate")
+# Scan findings that make a modality useless for training; a duplicate would be a sample's own negative.
+_UNFIT: dict[str, tuple[str, ...]] = {"audio": ("silent",), "video": ("black", "still")}
 # The reason in `ClipStream.excluded` for a file that is too short for ``refuse`` of `ClipSpec.short_files`.
 _TOO_SHORT = "shorter than a clip"
 
@@ -159,13 +159,15 @@ def usable_files(manifest: Manifest, config: PretrainConfig) -> tuple[list[int],
 
 def why_excluded(record: MediaRecord, config: PretrainConfig) -> str | None:
     """Why a file is not used, see `usable_files`; None if it is."""
-    if not record.has_audio:
+    needed = config.objective.modalities
+    if "audio" in needed and not record.has_audio:
         return "no_audio"
-    if not record.has_picture:
+    if "video" in needed and not record.has_picture:
         return "no_picture"
     if config.data.clip.short_files == "refuse" and record.duration_seconds < config.data.clip.length_seconds:
         return _TOO_SHORT
-    return next((name for name in _NOT_TRAINED_ON if name in record.findings), None)
+    unfit = [name for modality in ("audio", "video") if modality in needed for name in _UNFIT[modality]]
+    return next((name for name in (*unfit, "duplicate") if name in record.findings), None)
 
 
 def excluded_line(excluded: Mapping[int, str], usable_count: int) -> str:

@@ -14,8 +14,10 @@ from cmacc.clips import (
     augment_video,
     augment_waveforms,
     draw_view,
+    grey_video,
     mask_spectrograms,
     seeds,
+    to_video,
 )
 from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders import EncoderConfig, Modality, is_tower
@@ -33,16 +35,32 @@ class ClipViews:
     def __init__(self, config: PretrainConfig, device: torch.device) -> None:
         self._config = config
         self._device = device
+        self._modalities = config.objective.modalities
         self._audio_input = audio_input(config.encoder, config.data.clip.sample_rate_hz).to(device)
 
     def of(self, batch: ClipBatch, visit: int) -> dict[Modality, Tensor]:
-        """``video``: ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)`` or waveforms ``(M, S)``."""
+        """Inputs of the modalities that the objective needs.
+
+        ``video``: ``(M, 3, T, H, W)``; ``audio``: spectrograms ``(M, mels, time)`` or waveforms ``(M, S)``.
+        """
         batch = self._paired(batch)
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
-        return {
-            "video": augment_video(batch.frames, views),
-            "audio": self._audio(batch.waveforms, views),
-        }
+        return {modality: self._augmented(modality, batch, views) for modality in self._modalities}
+
+    def another(self, modality: Modality, batch: ClipBatch, visit: int, number: int) -> Tensor:
+        """Another view of one modality, of the same windows."""
+        batch = self._paired(batch)
+        views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids), number)
+        return self._augmented(modality, batch, views)
+
+    def plain(self, modality: Modality, batch: ClipBatch, visit: int) -> Tensor:
+        """The same windows without augmentation; grey if the run only sees grey video."""
+        batch = self._paired(batch)
+        if modality == "audio":
+            inputs: Tensor = self._audio_input(batch.waveforms)
+            return inputs
+        video = to_video(batch.frames)
+        return grey_video(video) if self._config.data.augment.grey_probability == 1 else video
 
     def kept(self, batch: ClipBatch, visit: int) -> dict[str, Tensor]:
         """The data to store of a batch: uint8 frames, half-precision waveforms, sample ids and visits."""
@@ -69,11 +87,16 @@ class ClipViews:
         # A cyclic shift pairs every video with the audio of another file.
         return dataclasses.replace(batch, waveforms=batch.waveforms.roll(1, dims=0))
 
-    def _drawn(self, sample_ids: Sequence[int], visits: Sequence[int]) -> list[View]:
+    def _drawn(self, sample_ids: Sequence[int], visits: Sequence[int], *number: int) -> list[View]:
         return [
-            draw_view(self._config.data.augment, seeded_rng(seeds.AUGMENTATION, self._config.seed, visit, sample_id))
+            draw_view(
+                self._config.data.augment, seeded_rng(seeds.AUGMENTATION, self._config.seed, visit, sample_id, *number)
+            )
             for sample_id, visit in zip(sample_ids, visits, strict=True)
         ]
+
+    def _augmented(self, modality: Modality, batch: ClipBatch, views: list[View]) -> Tensor:
+        return augment_video(batch.frames, views) if modality == "video" else self._audio(batch.waveforms, views)
 
     def _audio(self, waveforms: Float[Tensor, "batch samples"], views: list[View]) -> Float[Tensor, "batch *axes"]:
         inputs: Tensor = self._audio_input(augment_waveforms(waveforms, views))

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 import yaml
 
 from cmacc.clips import AugmentConfig, ClipSpec
-from cmacc.encoders import MODALITIES, EncoderConfig, check_train_mode, is_tower
+from cmacc.encoders import MODALITIES, EncoderConfig, Modality, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
-from cmacc.objectives import BatchKeys
+from cmacc.objectives import BatchKeys, Terms
 from cmacc.pretraining.reading import UnfitError, dataclass_of
 
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -188,10 +188,12 @@ class DictionaryConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The loss.
+    """The loss: a weighted sum of terms. Settings without a name of a term are those of ``cross_modal``.
 
     Parameters
     ----------
+    terms
+        Weights of the terms. Default: ``cross_modal`` alone.
     temperature
         tau, of the loss and of the pseudo-labels.
     in_batch
@@ -212,11 +214,21 @@ class ObjectiveConfig:
         of an untrained copy.
     """
 
+    terms: Terms = field(default_factory=Terms)
     temperature: float = 0.1
     in_batch: bool = True
     batch_keys: BatchKeys | None = None
     decoupled: bool = True
     momentum: float = 0.99
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities that the terms need, in the order of `MODALITIES`."""
+        needed = {modality for name in self.terms.weights() for modality in self._modalities_of(name)}
+        return tuple(modality for modality in MODALITIES if modality in needed)
+
+    def _modalities_of(self, term: str) -> tuple[str, ...]:
+        return {"ctp": ("video",), "masked_audio": ("audio",)}.get(term, MODALITIES)
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "objective.temperature", "positive", self.temperature)
@@ -402,6 +414,26 @@ class PretrainConfig:
             f"null with encoder.norm={self.encoder.norm}, whose statistics would be those of a chunk",
             self.optim.chunk_size,
         )
+        terms = self.objective.terms.weights()
+        _require(
+            self.dictionary.selector == "none" or "cross_modal" in terms,
+            "dictionary.selector",
+            "none where objective.terms.cross_modal is 0",
+            self.dictionary.selector,
+        )
+        _require(
+            self.optim.chunk_size is None or terms.keys() <= {"cross_modal", "crossclr"},
+            "optim.chunk_size",
+            "null with objective.terms other than cross_modal and crossclr, which need more than one encoding of a batch",
+            self.optim.chunk_size,
+        )
+        if len(self.objective.modalities) == 1:
+            only = f"where objective.terms only need the {self.objective.modalities[0]}"
+            _require(
+                self.eval_every == 0, "eval_every", f"0 {only}: it measures retrieval between both", self.eval_every
+            )
+            _require(self.batches.selector == "random", "batches.selector", f"random {only}", self.batches.selector)
+            _require(not self.keeps_features, "train.video and train.audio", f"not both head {only}", "head")
         if self.dictionary.selector != "none":
             _require(
                 self.dictionary.warmup_steps < self.optim.steps,

@@ -13,18 +13,21 @@ result is that of one large batch, unless the backbones have batch norm themselv
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from cmacc.clips import seeds
 from cmacc.encoders import MODALITIES, Backbone, Encoder, Encoding, Modality, statistics_kept
+from cmacc.objectives import ExtraInput
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.randomness import seeded_generators
+
+_Name = TypeVar("_Name", bound=str)
 
 
 @runtime_checkable
@@ -32,15 +35,19 @@ class EncodedBatch(Protocol):
     """The encodings of this process's part of a batch, with the way back to the weights."""
 
     queries: dict[Modality, Encoding]
+    more: dict[str, Encoding]
+    """Those of the inputs that the objective has drawn."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to ``.grad`` of the weights, the same on all processes."""
         ...
 
 
-def encode_queries(learner: Learner, inputs: dict[Modality, Tensor], step: int) -> EncodedBatch:
+def encode_queries(
+    learner: Learner, inputs: dict[Modality, Tensor], more: Mapping[str, ExtraInput], step: int
+) -> EncodedBatch:
     """Encode with the query encoders, in chunks if ``optim.chunk_size`` is less than the clips of this process."""
-    return _InChunks(learner, inputs, step) if learner.in_chunks else _Whole(learner, inputs, step)
+    return _InChunks(learner, inputs, step) if learner.in_chunks else _Whole(learner, inputs, more, step)
 
 
 @torch.no_grad()
@@ -53,11 +60,11 @@ def encode_keys(learner: Learner, inputs: dict[Modality, Tensor]) -> dict[Modali
     return {modality: Encoding.cat([part[modality] for part in parts]) for modality in inputs}
 
 
-def gather_encodings(processes: Processes, encodings: dict[Modality, Encoding]) -> dict[Modality, Encoding]:
-    """The encodings of the whole batch, on every process, with their gradient; one exchange for each modality."""
+def gather_encodings(processes: Processes, encodings: dict[_Name, Encoding]) -> dict[_Name, Encoding]:
+    """The encodings of the whole batch, on every process, with their gradient; one exchange for each."""
     if processes.count == 1:
         return encodings
-    return {modality: _gathered(processes, encoding) for modality, encoding in encodings.items()}
+    return {name: _gathered(processes, encoding) for name, encoding in encodings.items()}
 
 
 def _gathered(processes: Processes, encoding: Encoding) -> Encoding:
@@ -74,13 +81,20 @@ def _gathered(processes: Processes, encoding: Encoding) -> Encoding:
 
 
 class _Whole:
-    def __init__(self, learner: Learner, inputs: dict[Modality, Tensor], step: int) -> None:
+    def __init__(
+        self, learner: Learner, inputs: dict[Modality, Tensor], more: Mapping[str, ExtraInput], step: int
+    ) -> None:
         self._learner = learner
-        first = learner.processes.rank * len(inputs["video"])
-        with learner.autocast(), _seeded_dropout(learner, step, first):
-            self.queries: dict[Modality, Encoding] = learner.replica(
-                **inputs, with_feature_maps=learner.objective.needs_feature_maps
+        rows = next(iter(inputs.values()))
+        # All inputs in one call: DistributedDataParallel expects one forward pass for each backward pass.
+        with learner.autocast(), _seeded_dropout(learner, step, learner.processes.rank * len(rows)):
+            encodings: dict[Any, Encoding] = learner.replica(
+                **inputs,
+                with_feature_maps=learner.objective.needs_feature_maps,
+                more={name: (extra.modality, extra.tensor, extra.with_feature_map) for name, extra in more.items()},
             )
+        self.queries: dict[Modality, Encoding] = {modality: encodings[modality] for modality in inputs}
+        self.more: dict[str, Encoding] = {name: encodings[name] for name in more}
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # DistributedDataParallel exchanges the encoders' gradients meanwhile
@@ -91,11 +105,12 @@ class _InChunks:
     def __init__(self, learner: Learner, inputs: dict[Modality, Tensor], step: int) -> None:
         self._learner, self._step = learner, step
         self.queries: dict[Modality, Encoding] = {}
+        self.more: dict[str, Encoding] = {}
         self._features: dict[Modality, Tensor] = {}
         # With the graph of the norm of the inputs, and cut off from it.
         self._prepared: dict[Modality, Tensor] = {}
         self._leaves: dict[Modality, Tensor] = {}
-        for modality in MODALITIES:
+        for modality in inputs:
             encoder = self._encoder(modality)
             # Before the graph: statistics that it needs must not be restored after it was built.
             with torch.no_grad(), statistics_kept(encoder.backbone):

@@ -59,8 +59,8 @@ class FeatureViews:
         self._features, self._shuffle_pairs = features, shuffle_pairs
         count, windows = features["video"].shape[:2]
         # One draw for all rows of a visit: a generator for each sample would take longer than the step.
-        self._windows: Callable[[int], Tensor] = lru_cache(maxsize=16)(
-            lambda visit: torch.from_numpy(seeded_rng(seeds.WINDOW, seed, visit).integers(windows, size=count))
+        self._windows: Callable[..., Tensor] = lru_cache(maxsize=16)(
+            lambda *visit: torch.from_numpy(seeded_rng(seeds.WINDOW, seed, *visit).integers(windows, size=count))
         )
 
     def of(self, batch: RowBatch, visit: int) -> dict[Modality, Tensor]:
@@ -71,6 +71,17 @@ class FeatureViews:
             "video": self._features["video"][rows, windows],
             "audio": self._features["audio"][self._of_audio(rows, windows)],
         }
+
+    def another(self, modality: Modality, batch: RowBatch, visit: int, number: int) -> Tensor:
+        """The features of another window of each row, drawn by (seed, visit, number, row)."""
+        rows = batch.sample_ids
+        windows = self._windows(visit, number).to(rows.device)[rows]
+        own = self._of_audio(rows, windows) if modality == "audio" else (rows, windows)
+        return self._features[modality][own]
+
+    def plain(self, modality: Modality, batch: RowBatch, visit: int) -> Tensor:
+        """The features themselves: they are those of windows without augmentation."""
+        return self.of(batch, visit)[modality]
 
     def kept(self, batch: RowBatch, visit: int) -> dict[str, Tensor]:
         """Rows and windows, from which `again` finds the features."""

@@ -14,7 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from cmacc.encoders import (
     MODALITIES,
     AudioVisualEncoder,
+    Backbone,
+    Encoder,
     EncoderPair,
+    Encoding,
     Modality,
     WholeBatchNorm,
     checkpoint_activations,
@@ -30,6 +33,7 @@ from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import build_optimizer
 from cmacc.pretraining.problem import Views
 from cmacc.pretraining.processes import Processes
+from cmacc.pretraining.terms import build_objective
 
 _NEW_NAME = "forward_sync_buffers"
 _SYNCS_BUFFERS = (
@@ -102,10 +106,7 @@ class Learner:
         processes = Processes.current(device)
         _check_divisible(config, processes)
         encoder = encoder.to(device)
-        contrast = config.objective
-        objective = objective or BidirectionalContrast(
-            contrast.temperature, contrast.in_batch, config.batch_keys, contrast.decoupled
-        )
+        objective = objective or build_objective(config, encoder)
         trained: list[nn.Module] = [encoder]
         if isinstance(objective, nn.Module):
             trained.append(objective.to(device))
@@ -142,6 +143,13 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """Autocast context; disabled if the learner uses float32."""
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def project(self, modality: str, feature_map: Tensor) -> Encoding:
+        """What a query encoder makes of (a crop of) its feature map ``(M, C, ...)``: pooling and head."""
+        encoder: Encoder = getattr(self.encoder, modality)
+        assert isinstance(encoder.backbone, Backbone)  # as it has given the map
+        with self.autocast():
+            return encoder.project(encoder.backbone.pool(feature_map))
 
     @property
     def in_chunks(self) -> bool:

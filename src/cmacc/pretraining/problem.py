@@ -51,6 +51,19 @@ class Views(Protocol):
 
 
 @runtime_checkable
+class ManyViews(Views, Protocol):
+    """Views that also serve the terms of an objective that need more inputs or targets, see `BatchViews`."""
+
+    def another(self, modality: Modality, batch: Any, visit: int, number: int) -> Tensor:
+        """Another augmented view of the batch; ``number`` >= 1."""
+        ...
+
+    def plain(self, modality: Modality, batch: Any, visit: int) -> Tensor:
+        """The inputs of the encoder without augmentation."""
+        ...
+
+
+@runtime_checkable
 class Problem(Protocol):
     """Samples with ids from 0, their order, and the encoders for them."""
 

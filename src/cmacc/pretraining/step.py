@@ -1,6 +1,8 @@
 """One training step of cross-modal active contrastive coding: the algorithm on one page, in `training_step`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from cmacc.clips.seeds import seeded_rng
 from cmacc.encoders import Encoding, Modality, saved_statistics, update_momentum
 from cmacc.negatives import Keys
 from cmacc.objectives import Encoded, ObjectiveInputs
+from cmacc.pretraining.batch_views import draw_for
 from cmacc.pretraining.clock import PhaseClock
 from cmacc.pretraining.encoding import encode_keys, encode_queries, gather_encodings
 from cmacc.pretraining.learner import Learner
@@ -85,13 +88,16 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     processes = learner.processes
     with clock.phase("transform"):
         inputs = learner.views.of(batch, visit)
+        drawn = draw_for(learner, batch, visit, inputs)
 
     restore_statistics = saved_statistics(learner.encoder)
     with clock.phase("encode"):
-        encoded = encode_queries(learner, inputs, step)
+        encoded = encode_queries(learner, inputs, drawn.inputs, step)
     with clock.phase("gather"):
         sample_ids = processes.gather(batch.sample_ids)
         queries = gather_encodings(processes, encoded.queries)
+        more = gather_encodings(processes, encoded.more)
+        given = {name: processes.gather(tensor) for name, tensor in drawn.given.items()}
     embeddings = {modality: encoding.embedding.detach() for modality, encoding in queries.items()}
 
     # Selection only needs the queries. On a GPU it runs on its own stream, in parallel with the key encoders.
@@ -116,7 +122,16 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     with clock.phase("loss"):
         keys = gather_encodings(processes, own_keys)
         outcome = learner.objective(
-            ObjectiveInputs(_by_name(queries), _by_name(keys), learner.negatives(step), sample_ids)
+            ObjectiveInputs(
+                _by_name(queries),
+                _by_name(keys),
+                learner.negatives(step),
+                sample_ids,
+                more=_by_name(more),
+                given=given,
+                project=learner.project,
+                rng=seeded_rng(seeds.OBJECTIVE, learner.config.seed, step),
+            )
         )
         learner.optimizer.zero_grad(set_to_none=True)
         encoded.backward(learner.scaler.scale(outcome.loss))
@@ -190,8 +205,8 @@ def _all_finite(encodings: dict[Modality, Encoding]) -> bool:
     return bool(torch.stack([encoding.embedding.isfinite().all() for encoding in encodings.values()]).all())
 
 
-def _by_name(encodings: dict[Modality, Encoding]) -> dict[str, Encoded]:
-    return {str(modality): encoding for modality, encoding in encodings.items()}
+def _by_name(encodings: Mapping[Any, Encoding]) -> dict[str, Encoded]:
+    return {str(name): encoding for name, encoding in encodings.items()}
 
 
 def _behind_the_rest(learner: Learner) -> torch.cuda.Stream | None:

@@ -424,7 +424,7 @@ class PretrainConfig:
         _require(
             self.optim.chunk_size is None or terms.keys() <= {"cross_modal", "crossclr"},
             "optim.chunk_size",
-            "null with objective.terms other than cross_modal and crossclr, which need more than one encoding of a batch",
+            "null with objective.terms that encode more than the batch, all but cross_modal and crossclr",
             self.optim.chunk_size,
         )
         if len(self.objective.modalities) == 1:

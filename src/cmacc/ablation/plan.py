@@ -34,6 +34,7 @@ import yaml
 from cmacc.pretraining import ConfigError, PretrainConfig, code_version, config_from_plain, to_plain
 from cmacc.pretraining.config import present_name, with_present_names
 from cmacc.pretraining.reading import UnfitError, value_of
+from cmacc.pretraining.terms import TERMS_ON_MAPS
 
 BudgetName = Literal["steps", "time"]
 _RUN_FORMAT = 3
@@ -226,6 +227,10 @@ def run_key(problem: Mapping[str, Any], config: PretrainConfig, points: int, dev
             plain["dictionary"].pop("refresh_every", None)
     if config.batches.selector == "random":
         plain["batches"] = {"selector": "random"}
+    terms = config.objective.terms.weights()
+    for name in plain["objective"]["terms"]:
+        if name not in terms:
+            plain["objective"].pop(name, None)
     plain["objective"]["batch_keys"] = config.batch_keys
     plain["optim"]["warmup_steps"] = config.optim.warmup
     for name in ("save_every", "keep_every", "health_every"):
@@ -273,9 +278,16 @@ def _cell(
                 )
             inner[last] = value
     try:
-        return Cell(regime, variant, own_problem, config_from_plain(plain))
+        config = config_from_plain(plain)
     except ConfigError as error:
         raise PlanError(f"{what}: {error}") from error
+    for term in config.objective.terms.weights():
+        if term in TERMS_ON_MAPS and own_problem.get("kind") == "vectors":
+            raise PlanError(
+                f"{what}: objective.terms.{term} must be 0 for problem.kind=vectors, since it needs pictures or "
+                "spectrograms; take problem.kind rendered or clips"
+            )
+    return Cell(regime, variant, own_problem, config)
 
 
 def _merge(into: dict[str, Any], changes: Mapping[str, Any], where: str) -> None:

@@ -81,11 +81,14 @@ def train_and_measure(
     left_at: int | None = None
     seconds = 0.0
     labels, held_out_labels = dataset.labels.numpy(), dataset.held_out_labels.numpy()
+    terms = config.objective.terms.weights()
     for done in trainer.steps():
         seconds += done.seconds
         figures = _over_both(done.metrics, _DIRECTIONS)
         if "mutual_information_ceiling" in done.metrics:
             figures["mutual_information_ceiling"] = done.metrics["mutual_information_ceiling"]
+        # Of several terms, each has its own names.
+        figures |= {name: value for name, value in done.metrics.items() if name.partition("/")[0] in terms}
         for name, value in figures.items():
             sums[name].append(value)
         if left_at is None and "batch_loss" in figures:
@@ -97,7 +100,7 @@ def train_and_measure(
             health = dictionaries_health(trainer.learner, done.batch.labels, trainer.problem.labels, done.step)
             metrics |= _over_both(health, _DICTIONARIES)
             metrics |= scores_of(dataset.measured(trainer.learner), labels, held_out_labels)
-            if config.objective.in_batch:
+            if recent:
                 metrics |= {
                     "plateau_steps": float(left_at or done.step + 1),
                     "left_plateau": float(left_at is not None),

@@ -52,8 +52,14 @@ class ViewsOfBatch:
 
 
 def draw_for(learner: Learner, batch: Batch, visit: int, inputs: Mapping[Modality, Tensor]) -> Drawn:
-    """What the learner's objective draws; nothing for one that only needs the queries."""
+    """What the learner's objective draws; nothing for one that only needs the queries.
+
+    With ``data.shuffle_pairs``, the targets are those of other samples of the batch.
+    """
     if not isinstance(learner.objective, DrawingObjective):
         return Drawn()
     by_name = {str(modality): rows for modality, rows in inputs.items()}
-    return learner.objective.draw(ViewsOfBatch(learner.views, batch, visit, learner.config.seed, by_name))
+    drawn = learner.objective.draw(ViewsOfBatch(learner.views, batch, visit, learner.config.seed, by_name))
+    if not learner.config.data.shuffle_pairs:
+        return drawn
+    return Drawn(drawn.inputs, {name: rows.roll(1, dims=0) for name, rows in drawn.given.items()})

@@ -48,8 +48,12 @@ class ClipViews:
         return {modality: self._augmented(modality, batch, views) for modality in self._modalities}
 
     def another(self, modality: Modality, batch: ClipBatch, visit: int, number: int) -> Tensor:
-        """Another view of one modality, of the same windows."""
+        """Another view of one modality, of the same windows; as a control, of those of other files of the batch."""
         batch = self._paired(batch)
+        if self._config.data.shuffle_pairs:
+            batch = dataclasses.replace(
+                batch, frames=batch.frames.roll(1, dims=0), waveforms=batch.waveforms.roll(1, dims=0)
+            )
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids), number)
         return self._augmented(modality, batch, views)
 

@@ -53,7 +53,8 @@ class DataConfig:
         Windows per file whose features are kept, if both backbones are frozen (``head`` in `TrainConfig`). The files
         are then decoded only once, without augmentation.
     shuffle_pairs
-        A control experiment: every video gets the audio of another file, so that there is nothing to learn.
+        A control experiment without anything to learn: every video gets the audio of another file, and the second views
+        and targets of other terms of the objective are those of other files, too.
     """
 
     manifest: Path = Path("manifest.parquet")

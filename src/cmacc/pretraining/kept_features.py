@@ -73,10 +73,12 @@ class FeatureViews:
         }
 
     def another(self, modality: Modality, batch: RowBatch, visit: int, number: int) -> Tensor:
-        """The features of another window of each row, drawn by (seed, visit, number, row)."""
+        """The features of another window of each row or, as a control, of other rows of the batch."""
         rows = batch.sample_ids
         windows = self._windows(visit, number).to(rows.device)[rows]
         own = self._of_audio(rows, windows) if modality == "audio" else (rows, windows)
+        if self._shuffle_pairs:
+            own = (own[0].roll(1, dims=0), own[1].roll(1, dims=0))
         return self._features[modality][own]
 
     def plain(self, modality: Modality, batch: RowBatch, visit: int) -> Tensor:

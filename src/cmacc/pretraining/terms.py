@@ -8,8 +8,8 @@ from cmacc.encoders import Backbone, EncoderPair
 from cmacc.objectives import BidirectionalContrast, Objective, WeightedObjectives
 from cmacc.pretraining.config import ConfigError, PretrainConfig
 
-# Terms that work on feature maps, and those of which modalities.
-_MAPS_OF = {
+# Terms that work on feature maps, and the modalities of these.
+TERMS_ON_MAPS = {
     "stica": ("video", "audio"),
     "ctp": ("video",),
     "face": ("video", "audio"),
@@ -29,7 +29,7 @@ def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     """
     weights = config.objective.terms.weights()
     for term in weights:
-        for modality in _MAPS_OF.get(term, ()):
+        for modality in TERMS_ON_MAPS.get(term, ()):
             backbone = getattr(encoder, modality).backbone
             if not isinstance(backbone, Backbone):
                 raise ConfigError(

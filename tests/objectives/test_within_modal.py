@@ -121,7 +121,8 @@ def test_it_draws_another_view_of_each_modality_that_the_batch_has() -> None:
     assert list(of_audio.draw(views).inputs) == ["audio"]
     with pytest.raises(ValueError, match=r"objective.within_modal.modalities .* uses \(video\), got \['audio'\]"):
         of_audio.draw(only_video)
-    assert not (objective.needs_keys or objective.needs_feature_maps)
+    assert not objective.needs_keys
+    assert not objective.needs_feature_maps
 
 
 def test_a_sample_alone_reports_nothing() -> None:

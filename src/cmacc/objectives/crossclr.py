@@ -52,7 +52,8 @@ class CrossCLRConfig:
         Quantile in (0, 1]: samples whose connectivity is above it are no negatives; 1: all are.
     kappa
         kappa > 0 of the proximity weights: the smaller, the more a batch's most typical samples count. None: equal
-        weights.
+        weights. A kappa far below the spread of the connectivities gives one sample of a batch all the weight; the
+        metric ``effective_share`` shows it.
     queue_size
         Number of recent samples that connectivity is measured to, at least the batch size.
     form
@@ -68,7 +69,7 @@ class CrossCLRConfig:
     temperature: float = 0.03
     intra_weight: float = 0.8
     gamma: float = 0.9
-    kappa: float | None = None
+    kappa: float | None = 0.2
     queue_size: int = 3000
     form: CrossCLRForm = "sound"
 

@@ -205,12 +205,13 @@ class CrossCLR(nn.Module):
             logits.append((intra + math.log(weight)).masked_fill(no_intra, -torch.inf))
         return torch.cat(logits, dim=1).logsumexp(1) - positive
 
+    @torch.no_grad()
     def _input_features(self, inputs: ObjectiveInputs) -> dict[str, Float[Tensor, "batch features"]]:
         """Input features of length one by modality; empty if connectivity is not used."""
         features: dict[str, Tensor] = {}
         for modality in self.queues:
             described = modality in self._described
-            rows = inputs.given[modality] if described else inputs.queries[modality].feature.detach()
+            rows = inputs.given[modality] if described else inputs.queries[modality].feature
             features[modality] = functional.normalize(rows.to(self._queue(modality).embedding), dim=1)
         return features
 
@@ -261,9 +262,9 @@ def describe_input(modality: str, inputs: Float[Tensor, "batch *axes"]) -> Float
     """A coarse description of each input, which needs no training: its averages over a grid, minus their mean.
 
     Without the mean, which is the picture's brightness or the sound's level, the cosine of two descriptions is the
-    correlation of two layouts: where a picture is bright, and when and at what pitch a sound is loud. With it, nearly
-    all cosines would be close to one. The mean *over samples* must stay: connectivity is the cosine to what samples
-    have in common, times a constant, and would be noise around zero without that.
+    correlation of two layouts: where a picture is bright, and when and at what pitch a sound is loud. With it, the
+    cosine would say little but that both are bright, or both quiet. The mean *over samples* is not subtracted: it is
+    what connectivity measures the cosine to, and without it connectivity would be noise around zero.
 
     Parameters
     ----------

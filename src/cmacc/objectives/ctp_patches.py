@@ -7,6 +7,7 @@ frame with the number of frames, so that a patch crosses the same share of the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,42 +220,42 @@ def _paste_one(clean: Tensor, pasted: Tensor, tracks: Tracks) -> None:
     # Index of the first pixel of each box in the flattened clips' first channel.
     of_frame = each[:, None] * (channels * frames) + np.arange(frames)
     starts = (of_frame * height + corner[..., 1]) * width + corner[..., 0]
-    whole = (
-        size[..., 0],
-        size[..., 1],
-        size[each, source, 0, None],
-        size[each, source, 1, None],
-        starts,
-        starts[each, source, None],
-        counts.cumsum().reshape(counts.shape) - counts,
-        tracks.shape[:, None],
+    counts_here = torch.from_numpy(counts.reshape(-1)).to(device)
+    box_width, box_height, source_width, source_height, start, source_start, first, shape = _at_pixels(
+        counts_here,
+        (
+            size[..., 0],
+            size[..., 1],
+            size[each, source, 0, None],
+            size[each, source, 1, None],
+            starts,
+            starts[each, source, None],
+            counts.cumsum().reshape(counts.shape) - counts,
+            tracks.shape[:, None],
+        ),
+        int(counts.sum()),
     )
     steepness = 1 / np.maximum(_HARD_EDGE - tracks.soft_from, 1e-6)
-    real = (tracks.opacity, steepness[:, None])
-    box = torch.repeat_interleave(_to_device(counts, device), output_size=int(counts.sum()))
-    box_width, box_height, source_width, source_height, start, source_start, first, shape = _to_device(
-        np.stack(np.broadcast_arrays(*whole)), device
-    )[:, box]
+    opacity, steep = _at_pixels(counts_here, (tracks.opacity, steepness[:, None]), int(counts.sum()))
     dtype = torch.promote_types(clean.dtype, torch.float32)
-    opacity, steep = _to_device(np.stack(np.broadcast_arrays(*real)), device).to(dtype)[:, box]
 
-    place = torch.arange(len(box), device=device) - first
+    place = torch.arange(len(first), device=device) - first
     row = place // box_width
     column = place - row * box_width
     left, right, x = _neighbours(column, box_width, source_width, dtype)
     upper, lower, y = _neighbours(row, box_height, source_height, dtype)
     channel = torch.arange(channels, device=device)[:, None] * (frames * height * width)
-    content, at = clean.view(-1), channel + source_start
-    above = torch.lerp(content[at + upper * width + left].to(dtype), content[at + upper * width + right].to(dtype), x)
-    below = torch.lerp(content[at + lower * width + left].to(dtype), content[at + lower * width + right].to(dtype), x)
+    upper, lower = channel + (source_start + upper * width), channel + (source_start + lower * width)
+    above = torch.lerp(clean.take(upper + left).to(dtype), clean.take(upper + right).to(dtype), x)
+    below = torch.lerp(clean.take(lower + left).to(dtype), clean.take(lower + right).to(dtype), x)
 
     across, down = ((column + 0.5) / box_width - 0.5).abs(), ((row + 0.5) / box_height - 0.5).abs()
     round_, pointed = shape == SHAPES.index("ellipse"), shape == SHAPES.index("rhombus")
     distance = torch.where(round_, across.hypot(down), torch.where(pointed, across + down, across.maximum(down)))
-    alpha = opacity * ((_HARD_EDGE - distance) * steep).clamp(0, 1)
+    alpha = (opacity * ((_HARD_EDGE - distance) * steep).clamp(0, 1)).to(dtype)
     target = channel + (start + row * width + column)
-    flat = pasted.view(-1)
-    flat[target] = torch.lerp(flat[target].to(dtype), torch.lerp(above, below, y), alpha).to(pasted.dtype)
+    beneath = pasted.take(target).to(dtype)
+    pasted.view(-1)[target] = torch.lerp(beneath, torch.lerp(above, below, y), alpha).to(pasted.dtype)
 
 
 def _neighbours(place: Tensor, size: Tensor, source_size: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,6 +267,10 @@ def _neighbours(place: Tensor, size: Tensor, source_size: Tensor, dtype: torch.d
     return before, torch.minimum(before + 1, last), at - before
 
 
-def _to_device(values: NDArray[np.int64] | NDArray[np.float64], device: torch.device) -> Tensor:
-    """Of clips and frames, flattened."""
-    return torch.from_numpy(values.reshape(*values.shape[:-2], -1)).to(device)
+def _at_pixels(counts: Tensor, columns: Sequence[NDArray[Any]], total: int) -> list[Tensor]:
+    """Each column, ``(clips, frames)``, repeated for the pixels of each box."""
+    # Row by row: with `dim`, repeat_interleave takes twenty times as long.
+    table = np.stack(np.broadcast_arrays(*columns)).reshape(len(columns), -1)
+    if table.dtype == np.float64:
+        table = table.astype(np.float32)
+    return [row.repeat_interleave(counts, output_size=total) for row in torch.from_numpy(table).to(counts.device)]

@@ -163,9 +163,7 @@ def test_a_generator_of_the_same_seed_draws_the_same() -> None:
 
 def test_linear_interpolation_without_inner_key_frames_is_constant_velocity() -> None:
     values = np.array([[[3.0, 8.0], [18.0, -7.0]]])
-    linear, faster, slower = (
-        interpolate(np.array([0, 15]), values, np.array([kind]))[0] for kind in range(3)
-    )
+    linear, faster, slower = (interpolate(np.array([0, 15]), values, np.array([kind]))[0] for kind in range(3))
     np.testing.assert_allclose(np.diff(linear, axis=0), np.tile([1.0, -1.0], (15, 1)))
     # Quadratic: constant second differences, from rest or to rest.
     np.testing.assert_allclose(np.diff(faster, n=2, axis=0), np.tile([30 / 225, -30 / 225], (14, 1)))
@@ -204,11 +202,7 @@ def test_draws_have_the_stated_shares() -> None:
     check_shares(np.array([soft.sum(), (~soft).sum()]), (SOFT_EDGE_SHARE, 1 - SOFT_EDGE_SHARE))
     assert kstest(soft_from[soft], "uniform", (0.30, 0.15)).pvalue > SIGNIFICANCE
     shown = np.concatenate(
-        [
-            np.delete(each.opacity[p], [0, each.source_frame[p]]) > 0
-            for each in of_clips
-            for p in range(len(each.shape))
-        ]
+        [np.delete(each.opacity[p], [0, each.source_frame[p]]) > 0 for each in of_clips for p in range(len(each.shape))]
     )
     check_shares(np.array([shown.sum(), (~shown).sum()]), (0.7, 0.3))
     assert kstest([each.opacity[p, 0] for each in of_clips for p in range(20)], "uniform", (0.8, 0.2)).pvalue > 1e-5

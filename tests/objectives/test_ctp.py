@@ -222,3 +222,32 @@ def test_clips_of_another_length_are_refused() -> None:
         objective.draw(Views({"video": torch.randn(1, 3, 5, 32, 32)}))
     with pytest.raises(ValueError, match="frame_count must be at least 2, got 1"):
         CatchThePatch(SMALL, 2, frame_count=1)
+
+
+def noise(seed: int) -> Views:
+    """Noise that grows brighter with time, so that a patch from another frame can be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    brightness = torch.arange(4.0).sub(1.5)[:, None, None]
+    return Views({"video": 0.1 * torch.randn(16, 3, 4, 32, 32, generator=generator) + brightness}, seed)
+
+
+@pytest.mark.slow
+def test_a_small_network_learns_to_follow_patches() -> None:
+    """On clips and tracks that it has not seen, its boxes overlap the true ones clearly more than staying ones."""
+    network = nn.Sequential(
+        nn.Conv3d(3, 16, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.BatchNorm3d(16), nn.ReLU(),
+        nn.Conv3d(16, 32, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.BatchNorm3d(32), nn.ReLU(),
+    )  # fmt: skip
+    objective = CatchThePatch(CatchThePatchConfig(channels=32, hidden=128, visible=1.0), 32, frame_count=4)
+    optimizer = torch.optim.AdamW([*network.parameters(), *objective.parameters()], lr=0.003)
+    for step in range(100):
+        drawn = objective.draw(noise(step))
+        optimizer.zero_grad()
+        result_of(objective, drawn, network(drawn.inputs["pasted"].tensor)).loss.backward()
+        optimizer.step()
+    network.eval()
+    held_out = [objective.draw(noise(seed)) for seed in range(1000, 1005)]
+    with torch.no_grad():
+        metrics = [result_of(objective, drawn, network(drawn.inputs["pasted"].tensor)).metrics for drawn in held_out]
+    tracked, staying = (np.mean([each[name].item() for each in metrics]) for name in ("iou", "iou_staying"))
+    assert tracked > staying + 0.05

@@ -210,7 +210,7 @@ def paste(
 def _paste_one(clean: Tensor, pasted: Tensor, tracks: Tracks) -> None:
     """Paste one patch onto each clip, in place; here the rows of the tracks are clips.
 
-    Only the pixels within the boxes are computed, about a tenth of all. Their number is known here, so that nothing
+    Only the pixels within the boxes are computed, about a seventh of all. Their number is known here, so that nothing
     waits for a GPU.
     """
     (clips, channels, frames, height, width), device = clean.shape, clean.device
@@ -220,9 +220,9 @@ def _paste_one(clean: Tensor, pasted: Tensor, tracks: Tracks) -> None:
     # Index of the first pixel of each box in the flattened clips' first channel.
     of_frame = each[:, None] * (channels * frames) + np.arange(frames)
     starts = (of_frame * height + corner[..., 1]) * width + corner[..., 0]
-    counts_here = torch.from_numpy(counts.reshape(-1)).to(device)
+    pixels = torch.from_numpy(counts.reshape(-1)).to(device)
     box_width, box_height, source_width, source_height, start, source_start, first, shape = _at_pixels(
-        counts_here,
+        pixels,
         (
             size[..., 0],
             size[..., 1],
@@ -236,7 +236,7 @@ def _paste_one(clean: Tensor, pasted: Tensor, tracks: Tracks) -> None:
         int(counts.sum()),
     )
     steepness = 1 / np.maximum(_HARD_EDGE - tracks.soft_from, 1e-6)
-    opacity, steep = _at_pixels(counts_here, (tracks.opacity, steepness[:, None]), int(counts.sum()))
+    opacity, steep = _at_pixels(pixels, (tracks.opacity, steepness[:, None]), int(counts.sum()))
     dtype = torch.promote_types(clean.dtype, torch.float32)
 
     place = torch.arange(len(first), device=device) - first
@@ -269,7 +269,7 @@ def _neighbours(place: Tensor, size: Tensor, source_size: Tensor, dtype: torch.d
 
 def _at_pixels(counts: Tensor, columns: Sequence[NDArray[Any]], total: int) -> list[Tensor]:
     """Each column, ``(clips, frames)``, repeated for the pixels of each box."""
-    # Row by row: with `dim`, repeat_interleave takes twenty times as long.
+    # Row by row, on CPUs in a third of the time of looking up a box for each pixel.
     table = np.stack(np.broadcast_arrays(*columns)).reshape(len(columns), -1)
     if table.dtype == np.float64:
         table = table.astype(np.float32)

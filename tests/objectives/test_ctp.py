@@ -240,7 +240,7 @@ def test_a_small_network_learns_to_follow_patches() -> None:
     )  # fmt: skip
     objective = CatchThePatch(CatchThePatchConfig(channels=32, hidden=128, visible=1.0), 32, frame_count=4)
     optimizer = torch.optim.AdamW([*network.parameters(), *objective.parameters()], lr=0.003)
-    for step in range(100):
+    for step in range(70):
         drawn = objective.draw(noise(step))
         optimizer.zero_grad()
         result_of(objective, drawn, network(drawn.inputs["pasted"].tensor)).loss.backward()

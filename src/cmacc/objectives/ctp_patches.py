@@ -1,5 +1,4 @@
-"""Patches that move and scale over a clip (Wang et al., 2021, "Unsupervised visual representation learning by tracking
-patches in video"): draw their tracks, and paste them.
+"""Patches that move and scale over a clip (Wang et al., 2021): draw their tracks, and paste them.
 
 The paper's constants are for 112 pixels and 16 frames. Lengths scale with the shorter side of the frame, and change a
 frame with the number of frames, so that a patch crosses the same share of the picture within a clip of any size.

@@ -1,7 +1,11 @@
 """Losses on embeddings and negatives."""
 
 from cmacc.objectives.bidirectional import BatchKeys, BidirectionalContrast
+from cmacc.objectives.crossclr import CrossCLR, CrossCLRConfig
 from cmacc.objectives.crossmodal import CrossModalContrast, DirectionLoss
+from cmacc.objectives.ctp import CatchThePatch, CatchThePatchConfig
+from cmacc.objectives.face import FaceConfig, FaceReconstruction
+from cmacc.objectives.masked_audio import MaskedAudio, MaskedAudioConfig
 from cmacc.objectives.objective import (
     BatchViews,
     DrawingObjective,
@@ -14,9 +18,23 @@ from cmacc.objectives.objective import (
     ObjectiveResult,
     WeightedObjectives,
 )
+from cmacc.objectives.stica import STiCA, STiCAConfig
 from cmacc.objectives.terms import Terms
+from cmacc.objectives.within_modal import WithinModalConfig, WithinModalContrast
 
 __all__ = [
+    "CatchThePatch",
+    "CatchThePatchConfig",
+    "CrossCLR",
+    "CrossCLRConfig",
+    "FaceConfig",
+    "FaceReconstruction",
+    "MaskedAudio",
+    "MaskedAudioConfig",
+    "STiCA",
+    "STiCAConfig",
+    "WithinModalConfig",
+    "WithinModalContrast",
     "BatchKeys",
     "BatchViews",
     "BidirectionalContrast",

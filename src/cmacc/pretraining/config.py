@@ -11,7 +11,16 @@ import yaml
 from cmacc.clips import AugmentConfig, ClipSpec
 from cmacc.encoders import MODALITIES, EncoderConfig, Modality, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
-from cmacc.objectives import BatchKeys, Terms
+from cmacc.objectives import (
+    BatchKeys,
+    CatchThePatchConfig,
+    CrossCLRConfig,
+    FaceConfig,
+    MaskedAudioConfig,
+    STiCAConfig,
+    Terms,
+    WithinModalConfig,
+)
 from cmacc.pretraining.reading import UnfitError, dataclass_of
 
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
@@ -213,6 +222,8 @@ class ObjectiveConfig:
     momentum
         m of the key encoders, in [0, 1]. It starts lower, as (1 + t) / (10 + t), so that the first keys are not those
         of an untrained copy.
+    within_modal, crossclr, stica, ctp, face, masked_audio
+        Settings of the other terms.
     """
 
     terms: Terms = field(default_factory=Terms)
@@ -221,6 +232,12 @@ class ObjectiveConfig:
     batch_keys: BatchKeys | None = None
     decoupled: bool = True
     momentum: float = 0.99
+    within_modal: WithinModalConfig = field(default_factory=WithinModalConfig)
+    crossclr: CrossCLRConfig = field(default_factory=CrossCLRConfig)
+    stica: STiCAConfig = field(default_factory=STiCAConfig)
+    ctp: CatchThePatchConfig = field(default_factory=CatchThePatchConfig)
+    face: FaceConfig = field(default_factory=FaceConfig)
+    masked_audio: MaskedAudioConfig = field(default_factory=MaskedAudioConfig)
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -229,6 +246,8 @@ class ObjectiveConfig:
         return tuple(modality for modality in MODALITIES if modality in needed)
 
     def _modalities_of(self, term: str) -> tuple[str, ...]:
+        if term == "within_modal":
+            return self.within_modal.modalities
         return {"ctp": ("video",), "masked_audio": ("audio",)}.get(term, MODALITIES)
 
     def __post_init__(self) -> None:
@@ -427,6 +446,12 @@ class PretrainConfig:
             "optim.chunk_size",
             "null with objective.terms that encode more than the batch, all but cross_modal and crossclr",
             self.optim.chunk_size,
+        )
+        _require(
+            "crossclr" not in terms or self.objective.crossclr.queue_size >= self.optim.batch_size,
+            "objective.crossclr.queue_size",
+            f"at least optim.batch_size ({self.optim.batch_size})",
+            self.objective.crossclr.queue_size,
         )
         if len(self.objective.modalities) == 1:
             only = f"where objective.terms only need the {self.objective.modalities[0]}"

@@ -4,8 +4,18 @@ from collections.abc import Callable
 
 import torch
 
-from cmacc.encoders import Backbone, EncoderPair
-from cmacc.objectives import BidirectionalContrast, Objective, WeightedObjectives
+from cmacc.encoders import MODALITIES, Backbone, EncoderPair, Modality
+from cmacc.objectives import (
+    BidirectionalContrast,
+    CatchThePatch,
+    CrossCLR,
+    FaceReconstruction,
+    MaskedAudio,
+    Objective,
+    STiCA,
+    WeightedObjectives,
+    WithinModalContrast,
+)
 from cmacc.pretraining.config import ConfigError, PretrainConfig
 
 # Terms that work on feature maps, and the modalities of these.
@@ -49,4 +59,39 @@ def _cross_modal(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     return BidirectionalContrast(own.temperature, own.in_batch, config.batch_keys, own.decoupled)
 
 
-_BUILD: dict[str, Callable[[PretrainConfig, EncoderPair], Objective]] = {"cross_modal": _cross_modal}
+def _crossclr(config: PretrainConfig, encoder: EncoderPair) -> Objective:
+    # A backbone that is trained on clips has no constant feature of an input: there it describes the inputs themselves.
+    sizes = {
+        modality: getattr(encoder, modality).feature_size
+        for modality in MODALITIES
+        if not isinstance(getattr(encoder, modality).backbone, Backbone)
+    }
+    return CrossCLR(config.objective.crossclr, sizes)
+
+
+def _face(config: PretrainConfig, encoder: EncoderPair) -> Objective:
+    clip = config.data.clip
+    # The picture and the sound of a clip have the same centre; a picture longer than the sound is heard in part.
+    share = min(1.0, clip.picture_seconds / clip.audio_seconds) / 2
+    return FaceReconstruction(config.objective.face, _map_channels(encoder, "audio"), (0.5 - share, 0.5 + share))
+
+
+def _map_channels(encoder: EncoderPair, modality: Modality) -> int:
+    backbone = getattr(encoder, modality).backbone
+    assert isinstance(backbone, Backbone)
+    return backbone.map_channels
+
+
+_BUILD: dict[str, Callable[[PretrainConfig, EncoderPair], Objective]] = {
+    "cross_modal": _cross_modal,
+    "within_modal": lambda config, _: WithinModalContrast(config.objective.within_modal),
+    "crossclr": _crossclr,
+    "stica": lambda config, _: STiCA(config.objective.stica),
+    "ctp": lambda config, encoder: CatchThePatch(
+        config.objective.ctp, _map_channels(encoder, "video"), config.data.clip.frame_count
+    ),
+    "face": _face,
+    "masked_audio": lambda config, encoder: MaskedAudio(
+        config.objective.masked_audio, _map_channels(encoder, "audio"), config.encoder.mel_bins
+    ),
+}

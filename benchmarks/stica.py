@@ -110,6 +110,7 @@ def measure(scale: str, pooling: str, crops: int, rounds: int, device: torch.dev
     config, (count, frames, pixels) = SCALES[scale]
     torch.manual_seed(0)
     pair = AudioVisualEncoder(dataclasses.replace(config, video_pooling=pooling)).to(device)  # type: ignore[arg-type]
+    pair.video.to(memory_format=torch.channels_last_3d)  # as training does
     batch = {name: torch.randn(count, 3, frames, pixels, pixels, device=device) for name in ("video", "view")}
     batch["audio"] = torch.randn(count, config.mel_bins, 200, device=device)
     cropping = STiCA(STiCAConfig(large_crops=crops, small_crops=crops))

@@ -10,7 +10,6 @@ from torch.nn.functional import gelu, layer_norm
 
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
 from cmacc.encoders.pooling import TransformerPool
-from cmacc.encoders.video import build_video_backbone
 from cmacc.pretraining.features import weights_hash
 
 SMALL = {"mel_bins": 16, "hidden_size": 24, "embedding_size": 10}
@@ -100,11 +99,6 @@ def test_an_encoder_with_it_trains_and_pools_its_own_map() -> None:
     assert all(parameter.grad is not None for parameter in pair.video.parameters())
     with torch.autocast("cpu", torch.bfloat16):
         assert pair(video=video)["video"].embedding.isfinite().all()
-
-
-def test_a_resnet_with_it_has_a_feature_of_as_many_numbers() -> None:
-    backbone, size = build_video_backbone("r3d_18", "transformer")
-    assert backbone.eval()(torch.randn(1, 3, 1, 8, 8)).shape == (1, size) == (1, 512)
 
 
 def test_without_it_neither_weights_nor_hashes_in_cards_change() -> None:

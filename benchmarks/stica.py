@@ -1,7 +1,7 @@
-"""Seconds a step (CPU seconds on a CPU) of STiCA's crops of the feature map, against the same crops of the pictures (plain multi-crop).
+"""Seconds a step of STiCA's crops of the feature map, against the same crops of the pictures (plain multi-crop).
 
-A step encodes two views and the sound, and takes the loss back into the weights. The variants take turns within each
-round, so that what disturbs the machine disturbs all; printed are the medians of the rounds.
+On a CPU, seconds of the processor. A step encodes two views and the sound, and takes the loss back into the weights. The
+variants take turns within each round, so that what disturbs the machine disturbs all; printed are the medians of the rounds.
 
 * ``whole``: no crops, video against audio alone;
 * ``map crops``: `STiCA`, whose crops of the map go through the pooling and the head;

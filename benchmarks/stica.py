@@ -1,7 +1,8 @@
 """Seconds a step of STiCA's crops of the feature map, against the same crops of the pictures (plain multi-crop).
 
-On a CPU, seconds of the processor. A step encodes two views and the sound, and takes the loss back into the weights. The
-variants take turns within each round, so that what disturbs the machine disturbs all; printed are the medians of the rounds.
+On a CPU, seconds of the processor. A step encodes two views and the sound, and takes the loss back into the weights.
+The variants take turns within each round, so that what disturbs the machine disturbs all; printed are the medians of
+the rounds.
 
 * ``whole``: no crops, video against audio alone;
 * ``map crops``: `STiCA`, whose crops of the map go through the pooling and the head;
@@ -11,8 +12,8 @@ variants take turns within each round, so that what disturbs the machine disturb
 ``--scale small``: the tiny encoders, 32 clips of 16 x 64 x 64, a CPU's runs; ``paper``: r3d_18 and resnet18, 32 clips
 of 30 x 112 x 112, for a GPU; ``tiny`` says nothing.
 
-``OMP_NUM_THREADS=1 python benchmarks/stica.py --crops 1 --rounds 3 --out benchmarks/results/stica-cpu.json``: about a
-minute of one idle core.
+``OMP_NUM_THREADS=1 python benchmarks/stica.py --crops 1 --rounds 3 --out benchmarks/results/stica-cpu.json``:
+about two minutes of one core.
 """
 
 import argparse

@@ -5,7 +5,7 @@ of the gradient at its output and the penultimate feature (see `cmacc.negatives.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +16,7 @@ from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms
+from cmacc.encoders.pooling import VideoPoolingName
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
@@ -49,11 +50,15 @@ class EncoderConfig:
         whole batch.
     frame_pooling
         How image towers pool the features of the frames: ``mean``, or ``attention``, with a learned query.
+    video_pooling
+        How cmacc's own video backbones pool their feature map: ``own``, as the backbone says (``tiny`` keeps eight time
+        bins, the others take the mean), or ``transformer``, two transformer layers over time (`TransformerPool`). Its
+        feature has as many numbers as the map has channels, and does not depend on the order of the map's times.
 
     Raises
     ------
     ValueError
-        A size is not positive, or a name is unknown.
+        A size is not positive, a name is unknown, or a video tower, which pools its map itself, has another pooling.
     """
 
     video: str = "tiny"
@@ -64,6 +69,8 @@ class EncoderConfig:
     embedding_size: int = 128
     norm: NormName = "group"
     frame_pooling: FramePoolingName = "mean"
+    # Not in the text, which is part of the hashes of weights in cards: they cover the pooling's weights anyway.
+    video_pooling: VideoPoolingName = field(default="own", repr=False)
 
     def __post_init__(self) -> None:
         for modality, own in (("video", VideoBackboneName), ("audio", AudioBackboneName)):
@@ -80,6 +87,14 @@ class EncoderConfig:
             raise ValueError(f"EncoderConfig: head must be one of {', '.join(get_args(HeadName))}, got {self.head!r}")
         if self.norm not in get_args(NormName):
             raise ValueError(f"EncoderConfig: norm must be one of {', '.join(get_args(NormName))}, got {self.norm!r}")
+        if self.video_pooling not in get_args(VideoPoolingName):
+            names = ", ".join(get_args(VideoPoolingName))
+            raise ValueError(f"EncoderConfig: video_pooling must be one of {names}, got {self.video_pooling!r}")
+        if self.video_pooling != "own" and is_tower(self.video):
+            raise ValueError(
+                f"EncoderConfig: video_pooling must be own with a tower ({self.video}), which pools its map itself, "
+                f"got {self.video_pooling!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -262,6 +277,10 @@ def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> 
     if is_tower(name):
         tower = open_tower(name, modality, frame_pooling=config.frame_pooling, with_weights=with_weights)
         return tower, tower.feature_size
-    backbone, size = build_video_backbone(name) if modality == "video" else build_audio_backbone(name, config.mel_bins)
+    backbone: Backbone
+    if modality == "video":
+        backbone, size = build_video_backbone(name, config.video_pooling)
+    else:
+        backbone, size = build_audio_backbone(name, config.mel_bins)
     set_norms(backbone, config.norm)
     return backbone, size

@@ -8,13 +8,47 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmacc.encoders.backbone import LAYERS_A_CONVOLUTION, Backbone
+from cmacc.encoders.pooling import TransformerPool, VideoPoolingName
 
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
 _TIME_BINS = 8
 
 
-class TinyVideo(Backbone):
+class VideoBackbone(Backbone):
+    """A video backbone whose own pooling another module can replace.
+
+    Attributes
+    ----------
+    feature_size
+        f, of its own pooling.
+    pooling
+        The module that pools instead; None: its own pooling does.
+    """
+
+    feature_size: int
+    pooling: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not a plain attribute: hashes of weights in cards cover those, and most backbones have no other pooling.
+        self.register_module("pooling", None)
+
+    def pool(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch features"]:
+        """The feature of a map of any size."""
+        if self.pooling is None:
+            return self.own_pool(feature_map)
+        pooled: Tensor = self.pooling(feature_map)
+        return pooled
+
+    def own_pool(self, feature_map: Tensor) -> Tensor:
+        """``(M, f)``: the feature without another pooling."""
+        raise NotImplementedError
+
+
+class TinyVideo(VideoBackbone):
     """Four 3-D convolutions, about 1M parameters, for CPUs and small frames (48 to 112 px).
 
     Pooling adds the maximum over space to the mean: the source of a sound is often small, and the mean alone could lose
@@ -43,7 +77,7 @@ class TinyVideo(Backbone):
             x = self.through(self.layers[first : first + LAYERS_A_CONVOLUTION], x)
         return x
 
-    def pool(
+    def own_pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
     ) -> Float[Tensor, "batch features"]:
         """Maximum plus mean over space, in eight time bins."""
@@ -51,10 +85,10 @@ class TinyVideo(Backbone):
         return functional.adaptive_avg_pool1d(over_space, _TIME_BINS).flatten(1)
 
 
-class VideoResNet(Backbone):
+class VideoResNet(VideoBackbone):
     """One of torchvision's video ResNets without its classifier. The parameters keep torchvision's names."""
 
-    map_channels = 512
+    map_channels = feature_size = 512
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -75,7 +109,7 @@ class VideoResNet(Backbone):
                 x = self.through(block, x)
         return x
 
-    def pool(
+    def own_pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
     ) -> Float[Tensor, "batch features"]:
         """The mean over time and space."""
@@ -88,16 +122,22 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
     return [convolution, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
 
 
-def build_video_backbone(name: str) -> tuple[Backbone, int]:
-    """The untrained backbone of that name, and the size of its feature.
+def build_video_backbone(name: str, pooling: VideoPoolingName = "own") -> tuple[VideoBackbone, int]:
+    """The untrained backbone of that name with that pooling, and the size of its feature.
 
     Raises
     ------
     ValueError
         ``name`` is not one of `VideoBackboneName`.
     """
-    if name == "tiny":
-        return TinyVideo(), TinyVideo.feature_size
+    backbone = TinyVideo() if name == "tiny" else _resnet(name)
+    if pooling == "own":
+        return backbone, backbone.feature_size
+    backbone.pooling = TransformerPool(backbone.map_channels)
+    return backbone, backbone.map_channels
+
+
+def _resnet(name: str) -> VideoResNet:
     if name not in get_args(VideoBackboneName):
         raise ValueError(
             f"build_video_backbone: name must be one of {', '.join(get_args(VideoBackboneName))}, got {name!r}"
@@ -105,7 +145,4 @@ def build_video_backbone(name: str) -> tuple[Backbone, int]:
     import torchvision.models.video as torchvision_video  # importing takes seconds, so only these backbones do it
 
     build: Callable[..., nn.Module] = getattr(torchvision_video, name)
-    network = build(weights=None)
-    classifier = network.fc
-    assert isinstance(classifier, nn.Linear)
-    return VideoResNet(network), classifier.in_features
+    return VideoResNet(build(weights=None))

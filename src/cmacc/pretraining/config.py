@@ -543,7 +543,10 @@ def with_present_names(plain: Any) -> Any:
 
 
 # Older runs do not name these settings: they were made before the settings existed, with this behaviour.
-SETTINGS_BEFORE: dict[str, dict[str, Any]] = {"encoder": {"norm": "batch"}, "objective": {"decoupled": False}}
+SETTINGS_BEFORE: dict[str, dict[str, Any]] = {
+    "encoder": {"norm": "batch", "frame_pooling": "mean", "video_pooling": "own"},
+    "objective": {"decoupled": False},
+}
 
 
 def read_config(path: Path) -> PretrainConfig:

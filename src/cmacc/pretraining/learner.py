@@ -145,11 +145,23 @@ class Learner:
         return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     def project(self, modality: str, feature_map: Tensor) -> Encoding:
-        """What a query encoder makes of (a crop of) its feature map ``(M, C, ...)``: pooling and head."""
+        """What a query encoder makes of (a crop of) its feature map ``(M, C, ...)``: pooling and head.
+
+        The running statistics of the head do not change: evaluation and key encoders are for whole clips.
+        """
         encoder: Encoder = getattr(self.encoder, modality)
         assert isinstance(encoder.backbone, Backbone)  # as it has given the map
-        with self.autocast():
-            return encoder.project(encoder.backbone.pool(feature_map))
+        norms = [norm for norm in encoder.hidden.modules() if isinstance(norm, WholeBatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        try:
+            # Not `statistics_kept`, which would change buffers that the backward pass needs.
+            for norm in norms:
+                norm.momentum = 0.0
+            with self.autocast():
+                return encoder.project(encoder.backbone.pool(feature_map))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
     @property
     def in_chunks(self) -> bool:

@@ -61,7 +61,7 @@ def _cross_modal(config: PretrainConfig, encoder: EncoderPair) -> Objective:
 
 def _crossclr(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     # A backbone that is trained on clips has no constant feature of an input: there it describes the inputs themselves.
-    sizes = {
+    sizes: dict[str, int] = {
         modality: getattr(encoder, modality).feature_size
         for modality in MODALITIES
         if not isinstance(getattr(encoder, modality).backbone, Backbone)

@@ -1,0 +1,289 @@
+"""The terms of the objective in the engine: each learns what there is to learn, resumes, and is refused where it must.
+
+Their losses are tested in `tests/objectives`; here they train, from a config, on a planted world.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cmacc.ablation import PlanError, plan_from_plain
+from cmacc.ablation.vectors import VectorDataset, VectorWorld
+from cmacc.clips import AugmentConfig, ClipBatch, ClipSpec, to_video
+from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+from cmacc.objectives import CrossCLRConfig, MaskedAudioConfig, Terms, WithinModalConfig
+from cmacc.pretraining import (
+    ConfigError,
+    DataConfig,
+    DictionaryConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PretrainConfig,
+    Trainer,
+    config_from_plain,
+    to_plain,
+    untrained_encoder,
+)
+from cmacc.pretraining.checkpoint import load_checkpoint, save_checkpoint
+from cmacc.pretraining.clip_views import ClipViews, audio_input
+from cmacc.pretraining.table import TableProblem
+from cmacc.transfer import ranks
+
+CPU = torch.device("cpu")
+CLIP = ClipSpec(
+    frame_count=6, frame_rate_hz=6.0, frame_height=32, frame_width=32, audio_seconds=1.0, sample_rate_hz=8000
+)
+# Every term by itself, but those of one modality together: their metrics tell them apart.
+ALONE = {
+    "crossclr": {"crossclr": 1.0},
+    "stica": {"stica": 1.0},
+    "others": {"within_modal": 1.0, "ctp": 0.2, "face": 1.0, "masked_audio": 1.0},
+}
+ALL = dict.fromkeys(to_plain(Terms()), 1.0)
+
+
+class Planted:
+    """Clips of a lamp that is lit while a tone sounds: its column tells the pitch, and the film grows lighter."""
+
+    in_float32 = True
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        frames = rng.integers(0, 60, (count, CLIP.frame_count, 32, 32, 3))
+        frames += (20 * np.arange(CLIP.frame_count))[:, None, None, None]
+        waveforms = 0.01 * rng.normal(size=(count, CLIP.sample_count))
+        seconds = np.arange(CLIP.sample_count) / CLIP.sample_rate_hz
+        for clip in range(count):
+            column, onset, lit = rng.integers(0, 7), rng.integers(0, 5), rng.integers(1, 4)
+            frames[clip, onset : onset + lit, 18:28, 4 * column : 4 * column + 5] = 255
+            heard = (seconds >= onset / 6) & (seconds < (onset + lit) / 6)
+            waveforms[clip] += 0.3 * heard * np.sin(2 * np.pi * 300 * 1.45**column * seconds)
+        self.frames = torch.from_numpy(frames.clip(0, 255).astype(np.uint8))
+        self.waveforms = torch.from_numpy(waveforms.astype(np.float32))
+        self.labels = torch.full((count,), -1)
+
+    def encoder(self, config: PretrainConfig) -> AudioVisualEncoder:
+        return untrained_encoder(config)
+
+    def views(self, config: PretrainConfig) -> ClipViews:
+        return ClipViews(config, CPU)
+
+    def batch(self, sample_ids: Tensor) -> ClipBatch:
+        return ClipBatch(self.frames[sample_ids], self.waveforms[sample_ids], sample_ids, self.labels[sample_ids], {})
+
+
+def config_of(terms: dict[str, float], steps: int = 60, **settings: Any) -> PretrainConfig:
+    objective = ObjectiveConfig(
+        terms=Terms(**{"cross_modal": 0.0, **terms}),
+        crossclr=CrossCLRConfig(queue_size=48),
+        masked_audio=MaskedAudioConfig(block_bands=8, block_frames=8),
+    )
+    plain = PretrainConfig(
+        data=DataConfig(clip=CLIP, augment=AugmentConfig(min_crop_area=0.9, flip_probability=0.0, gain_db=3.0)),
+        encoder=EncoderConfig(mel_bins=32, hidden_size=64, embedding_size=32),
+        objective=objective,
+        optim=OptimConfig(batch_size=16, steps=steps, warmup_steps=5, learning_rate=2e-3),
+        precision="fp32",
+    )
+    return dataclasses.replace(plain, **settings)
+
+
+def trainer_on(data: Any, config: PretrainConfig) -> Trainer:
+    return Trainer(TableProblem(data, config, CPU), config, CPU)
+
+
+def last_metrics(trainer: Trainer, count: int = 12) -> dict[str, float]:
+    """Means over the last steps."""
+    found = [done.metrics for done in trainer.steps()][-count:]
+    return {name: float(np.mean([row[name] for row in found])) for name in found[-1]}
+
+
+@torch.no_grad()
+def rank_in_standard_errors(trainer: Trainer) -> float:
+    """How far the mean rank of a held-out clip's sound lies from chance; see `test_learning`."""
+    held_out, encoder = Planted(100, 7), trainer.learner.encoder.eval()
+    sounds = audio_input(trainer.config.encoder, CLIP.sample_rate_hz)(held_out.waveforms)
+    found = encoder(video=to_video(held_out.frames), audio=sounds)
+    video, audio = (found[modality].embedding.numpy() for modality in ("video", "audio"))
+    both_ways = np.concatenate([ranks(video, audio), ranks(audio, video)])
+    count = len(video)
+    return float((both_ways.mean() - (count + 1) / 2) / np.sqrt((count**2 - 1) / 12 / count))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")  # for speed: other tests have the shape checks
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("name", ["crossclr", "stica"])
+def test_terms_on_pairs_learn_them_and_are_at_chance_when_pairs_are_shuffled(name: str, shuffled: bool) -> None:
+    config = config_of(ALONE[name])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle_pairs=shuffled))
+    trainer = trainer_on(Planted(192, 0), config)
+    list(trainer.steps())
+    errors = rank_in_standard_errors(trainer)
+    if shuffled:
+        assert abs(errors) < 4  # p < 1e-4 under chance
+    else:
+        assert errors < -6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("users_checks")
+def test_the_other_terms_learn_and_do_not_with_targets_of_other_clips() -> None:
+    found: list[dict[str, float]] = []
+    for shuffled in (False, True):
+        config = config_of(ALONE["others"], steps=90)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle_pairs=shuffled))
+        found.append(last_metrics(trainer_on(Planted(192, 0), config)))
+    paired, shuffled_pairs = found
+    chance = 1 / 16
+    for modality in ("video", "audio"):
+        assert paired[f"within_modal/{modality}/top1"] > 0.5
+        # Of 12 batches of 16 views in two directions; not independent, so the limit is wide.
+        assert shuffled_pairs[f"within_modal/{modality}/top1"] < 2.5 * chance
+    assert paired["ctp/iou"] > paired["ctp/iou_staying"] + 0.03
+    assert shuffled_pairs["ctp/iou"] < shuffled_pairs["ctp/iou_staying"] + 0.03
+    assert paired["face/l1"] < 0.9 * paired["face/l1_other_sound"]
+    assert shuffled_pairs["face/l1"] > 0.97 * shuffled_pairs["face/l1_other_sound"]
+    assert paired["masked_audio/explained"] > 0.2
+    assert shuffled_pairs["masked_audio/explained"] < 0.1
+
+
+@pytest.mark.parametrize("terms", [*({name: 1.0} for name in ALL), ALL], ids=[*ALL, "all"])
+def test_a_run_resumes_bit_by_bit(terms: dict[str, float], tmp_path: Path) -> None:
+    data, config = Planted(48, 0), config_of(terms, steps=5)
+    whole = trainer_on(data, config)
+    wanted = [done.metrics for done in whole.steps(3)]
+    folder = save_checkpoint(whole.learner, tmp_path, 3, 0)
+    wanted += [done.metrics for done in whole.steps()]
+    again = trainer_on(data, config)
+    load_checkpoint(again.learner, folder)
+    again.next_step = 3
+    found = [done.metrics for done in again.steps()]
+    timed = ("seconds", "clips_per_second")
+    for one, other in zip(wanted[3:], found, strict=True):
+        assert {k: v for k, v in one.items() if not k.startswith(timed)} == {
+            k: v for k, v in other.items() if not k.startswith(timed)
+        }
+    for one_tensor, other_tensor in zip(
+        whole.learner.encoder.state_dict().values(), again.learner.encoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one_tensor, other_tensor)
+
+
+def test_a_weighted_sum_is_logged_term_by_term() -> None:
+    trainer = trainer_on(Planted(48, 0), config_of({"cross_modal": 1.0, "within_modal": 0.5, "ctp": 0.1}, steps=1))
+    (done,) = trainer.steps()
+    row = done.metrics
+    parts = row["cross_modal/loss"] + 0.5 * row["within_modal/loss"] + 0.1 * row["ctp/loss"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_cross_modal_alone_is_what_it_was_with_and_without_a_name() -> None:
+    """A weight of 1 and no other term: the metrics have no prefix, and the loss is that of `BidirectionalContrast`."""
+    data = Planted(48, 0)
+    plain = [done.metrics for done in trainer_on(data, config_of({"cross_modal": 1.0}, steps=2)).steps()]
+    # With another weight it is one of a sum; the first loss is before any step.
+    half = [done.metrics for done in trainer_on(data, config_of({"cross_modal": 0.5}, steps=2)).steps()]
+    assert "video_to_audio/loss" in plain[0]
+    assert half[0]["cross_modal/loss"] == plain[0]["loss"]
+    assert half[0]["loss"] == pytest.approx(plain[0]["loss"] / 2, rel=1e-6)
+
+
+def test_a_term_does_not_change_the_encoders_first_weights_nor_the_views() -> None:
+    data = Planted(48, 0)
+    alone, more = (
+        trainer_on(data, config_of(terms, steps=1))
+        for terms in ({"cross_modal": 1.0}, {"cross_modal": 1.0, "ctp": 1.0})
+    )
+    for one, other in zip(
+        alone.learner.encoder.state_dict().values(), more.learner.encoder.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    (first,), (second,) = list(alone.steps()), list(more.steps())
+    assert second.metrics["cross_modal/loss"] == first.metrics["loss"]
+
+
+def test_crops_do_not_move_the_running_statistics_of_heads() -> None:
+    trainer = trainer_on(Planted(48, 0), config_of({"stica": 1.0}, steps=1))
+    norms = [m for m in trainer.learner.encoder.video.hidden.modules() if hasattr(m, "running_mean")]
+    list(trainer.steps())
+    # The query and the other view: two passes in training mode, and none of the crops.
+    plain = trainer_on(Planted(48, 0), config_of({"within_modal": 1.0}, steps=1))
+    list(plain.steps())
+    wanted = [m for m in plain.learner.encoder.video.hidden.modules() if hasattr(m, "running_mean")]
+    for one, other in zip(norms, wanted, strict=True):
+        assert torch.allclose(one.running_mean, other.running_mean)  # type: ignore[arg-type]
+        assert torch.allclose(one.running_var, other.running_var)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("term", ["ctp", "stica", "face", "masked_audio"])
+def test_what_needs_maps_is_refused_on_vectors(term: str) -> None:
+    dataset = VectorDataset(VectorWorld(samples=32, held_out=16), 0, CPU)
+    with pytest.raises(ConfigError, match=rf"objective\.terms\.{term} must be 0 without a feature map of the"):
+        trainer_on(dataset, config_of({term: 1.0}, steps=1))
+    plain = {"problem": {"kind": "vectors"}, "variants": {"one": {f"objective.terms.{term}": 1.0}}}
+    with pytest.raises(
+        PlanError, match=rf"variant 'one': objective\.terms\.{term} must be 0 for problem\.kind=vectors"
+    ):
+        plan_from_plain(plain)
+
+
+@pytest.mark.parametrize("term", ["within_modal", "crossclr"])
+def test_other_terms_train_on_vectors(term: str) -> None:
+    dataset = VectorDataset(VectorWorld(samples=64, held_out=16), 0, CPU)
+    (first, second) = trainer_on(dataset, config_of({term: 1.0}, steps=2)).steps()
+    assert np.isfinite(second.metrics["loss"])
+    assert first.metrics["loss"] != second.metrics["loss"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"objective": {"terms": {"cross_modal": 0}}}, "objective.terms must have a weight above 0, got none"),
+        ({"objective": {"terms": {"ctp": -1}}}, "objective.terms.ctp must be at least 0 and finite, got -1"),
+        ({"objective": {"terms": {"other": 1}}}, "unknown setting objective.terms.other"),
+        (
+            {"objective": {"terms": {"cross_modal": 0, "crossclr": 1}}, "dictionary": {"selector": "newest"}},
+            "dictionary.selector must be none where objective.terms.cross_modal is 0, got newest",
+        ),
+        (
+            {"objective": {"terms": {"within_modal": 1}}, "optim": {"chunk_size": 4}},
+            "optim.chunk_size must be null with objective.terms that encode more than the batch",
+        ),
+        (
+            {"objective": {"terms": {"cross_modal": 0, "ctp": 1}}, "eval_every": 5},
+            "eval_every must be 0 where objective.terms only need the video, got 5",
+        ),
+        (
+            {"objective": {"terms": {"crossclr": 1}, "crossclr": {"queue_size": 8}}},
+            r"objective.crossclr.queue_size must be at least optim.batch_size \(32\), got 8",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        config_from_plain(settings)
+
+
+def test_the_modalities_are_those_that_the_terms_need() -> None:
+    assert ObjectiveConfig().modalities == ("video", "audio")
+    assert config_of({"ctp": 1.0}).objective.modalities == ("video",)
+    assert config_of({"masked_audio": 1.0}).objective.modalities == ("audio",)
+    audio = ObjectiveConfig(
+        terms=Terms(cross_modal=0.0, within_modal=1.0), within_modal=WithinModalConfig(modalities=("audio",))
+    )
+    assert audio.modalities == ("audio",)
+
+
+def test_a_dictionary_goes_with_cross_modal_among_others() -> None:
+    config = config_of(
+        {"cross_modal": 1.0, "masked_audio": 0.5}, steps=3, dictionary=DictionaryConfig("active", 16, 32)
+    )
+    rows = [done.metrics for done in trainer_on(Planted(64, 0), config).steps()]
+    assert "masked_audio/loss" in rows[-1]
+    assert rows[-1]["refreshed_keys"] > 0

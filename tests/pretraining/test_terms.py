@@ -55,14 +55,14 @@ class Planted:
     def __init__(self, count: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         frames = rng.integers(0, 60, (count, CLIP.frame_count, 32, 32, 3))
-        frames += (20 * np.arange(CLIP.frame_count))[:, None, None, None]
-        waveforms = 0.01 * rng.normal(size=(count, CLIP.sample_count))
+        frames += (6 * np.arange(CLIP.frame_count))[:, None, None, None]
+        waveforms = 1e-4 * rng.normal(size=(count, CLIP.sample_count))
         seconds = np.arange(CLIP.sample_count) / CLIP.sample_rate_hz
         for clip in range(count):
-            column, onset, lit = rng.integers(0, 7), rng.integers(0, 5), rng.integers(1, 4)
-            frames[clip, onset : onset + lit, 18:28, 4 * column : 4 * column + 5] = 255
+            column, onset, lit = rng.integers(0, 7), rng.integers(0, 5), rng.integers(2, 5)
+            frames[clip, onset : onset + lit, 18:30, 3 * column : 3 * column + 12] = 255
             heard = (seconds >= onset / 6) & (seconds < (onset + lit) / 6)
-            waveforms[clip] += 0.3 * heard * np.sin(2 * np.pi * 300 * 1.45**column * seconds)
+            waveforms[clip] += 0.3 * heard * np.sign(np.sin(2 * np.pi * 150 * 1.45**column * seconds))
         self.frames = torch.from_numpy(frames.clip(0, 255).astype(np.uint8))
         self.waveforms = torch.from_numpy(waveforms.astype(np.float32))
         self.labels = torch.full((count,), -1)
@@ -87,7 +87,7 @@ def config_of(terms: dict[str, float], steps: int = 60, **settings: Any) -> Pret
         data=DataConfig(clip=CLIP, augment=AugmentConfig(min_crop_area=0.9, flip_probability=0.0, gain_db=3.0)),
         encoder=EncoderConfig(mel_bins=32, hidden_size=64, embedding_size=32),
         objective=objective,
-        optim=OptimConfig(batch_size=16, steps=steps, warmup_steps=5, learning_rate=2e-3),
+        optim=OptimConfig(batch_size=16, steps=steps, warmup_steps=min(5, steps // 4), learning_rate=2e-3),
         precision="fp32",
     )
     return dataclasses.replace(plain, **settings)
@@ -104,15 +104,16 @@ def last_metrics(trainer: Trainer, count: int = 12) -> dict[str, float]:
 
 
 @torch.no_grad()
-def rank_in_standard_errors(trainer: Trainer) -> float:
-    """How far the mean rank of a held-out clip's sound lies from chance; see `test_learning`."""
+def found_first(trainer: Trainer) -> int:
+    """Of 100 held-out clips in both directions, how many find their own pair first; by chance, 2.
+
+    Not the mean rank: a map of the columns that is learnt by accident, right or wrong, moves it far from chance.
+    """
     held_out, encoder = Planted(100, 7), trainer.learner.encoder.eval()
     sounds = audio_input(trainer.config.encoder, CLIP.sample_rate_hz)(held_out.waveforms)
     found = encoder(video=to_video(held_out.frames), audio=sounds)
     video, audio = (found[modality].embedding.numpy() for modality in ("video", "audio"))
-    both_ways = np.concatenate([ranks(video, audio), ranks(audio, video)])
-    count = len(video)
-    return float((both_ways.mean() - (count + 1) / 2) / np.sqrt((count**2 - 1) / 12 / count))
+    return int((ranks(video, audio) == 1).sum() + (ranks(audio, video) == 1).sum())
 
 
 @pytest.mark.slow
@@ -124,11 +125,11 @@ def test_terms_on_pairs_learn_them_and_are_at_chance_when_pairs_are_shuffled(nam
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, shuffle_pairs=shuffled))
     trainer = trainer_on(Planted(192, 0), config)
     list(trainer.steps())
-    errors = rank_in_standard_errors(trainer)
+    count = found_first(trainer)
     if shuffled:
-        assert abs(errors) < 4  # p < 1e-4 under chance
+        assert count < 12  # p < 1e-5 under chance, Binomial(200, 1 / 100)
     else:
-        assert errors < -6
+        assert count > 60
 
 
 @pytest.mark.slow
@@ -257,7 +258,7 @@ def test_other_terms_train_on_vectors(term: str) -> None:
         ),
         (
             {"objective": {"terms": {"cross_modal": 0, "ctp": 1}}, "eval_every": 5},
-            "eval_every must be 0 where objective.terms only need the video, got 5",
+            "eval_every must be 0 where objective.terms only need the video: it measures",
         ),
         (
             {"objective": {"terms": {"crossclr": 1}, "crossclr": {"queue_size": 8}}},

@@ -62,4 +62,5 @@ def draw_for(learner: Learner, batch: Batch, visit: int, inputs: Mapping[Modalit
     drawn = learner.objective.draw(ViewsOfBatch(learner.views, batch, visit, learner.config.seed, by_name))
     if not learner.config.data.shuffle_pairs:
         return drawn
-    return Drawn(drawn.inputs, {name: rows.roll(1, dims=0) for name, rows in drawn.given.items()})
+    # By two: by one, pictures would stand beside the audio that takes their place.
+    return Drawn(drawn.inputs, {name: rows.roll(2, dims=0) for name, rows in drawn.given.items()})

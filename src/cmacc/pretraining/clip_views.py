@@ -51,8 +51,9 @@ class ClipViews:
         """Another view of one modality, of the same windows; as a control, of those of other files of the batch."""
         batch = self._paired(batch)
         if self._config.data.shuffle_pairs:
+            # By two: by one, a second view of the pictures would be of the file whose audio is in its place.
             batch = dataclasses.replace(
-                batch, frames=batch.frames.roll(1, dims=0), waveforms=batch.waveforms.roll(1, dims=0)
+                batch, frames=batch.frames.roll(2, dims=0), waveforms=batch.waveforms.roll(2, dims=0)
             )
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids), number)
         return self._augmented(modality, batch, views)

@@ -499,6 +499,8 @@ def to_plain(config: Any) -> Any:
     """The config as nested dicts of plain values, for YAML or JSON."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return list(config)
     return str(config) if isinstance(config, Path) else config
 
 

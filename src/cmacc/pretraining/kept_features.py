@@ -78,7 +78,7 @@ class FeatureViews:
         windows = self._windows(visit, number).to(rows.device)[rows]
         own = self._of_audio(rows, windows) if modality == "audio" else (rows, windows)
         if self._shuffle_pairs:
-            own = (own[0].roll(1, dims=0), own[1].roll(1, dims=0))
+            own = (own[0].roll(2, dims=0), own[1].roll(2, dims=0))  # as in `ClipViews`
         return self._features[modality][own]
 
     def plain(self, modality: Modality, batch: RowBatch, visit: int) -> Tensor:

@@ -165,8 +165,10 @@ def _terms_loss_panel(run: RunFolder) -> Figure | None:
         return None
     told = ", ".join(f"{weights[name]:g} for {name}" for name in found)
     caption = f"The loss of each term. The run minimises their sum with the weights {told}."
+    if len(weights) == 1:
+        caption = "The loss that the run minimises."
     lines, legend = _named_lines(found)
-    return Figure("Loss of each term", line_panel(lines), caption, legend)
+    return Figure("Loss by term", line_panel(lines), caption, legend)
 
 
 def _terms_top1_panel(run: RunFolder) -> Figure | None:
@@ -182,7 +184,7 @@ def _terms_top1_panel(run: RunFolder) -> Figure | None:
     )
     lines, legend = _named_lines(found)
     svg = line_panel(lines, levels=[1 / batch], bottom=0.0, percent=True)
-    return Figure("Top-1 accuracy of each term", svg, caption, legend)
+    return Figure("Top-1 accuracy by term", svg, caption, legend)
 
 
 def _rank_panel(run: RunFolder) -> Figure | None:

@@ -206,7 +206,8 @@ def test_the_card_of_a_run_on_one_modality_says_what_was_not_trained(
     exported: Exported, small_config: PretrainConfig
 ) -> None:
     plain = json.loads((exported.folder / "config.json").read_text())
-    of_two = model_card(small_config, exported.pair, plain, "")
+    pair = AudioVisualEncoder(small_config.encoder)
+    of_two = model_card(small_config, pair, plain, "")
     assert "common space of video and\naudio" in of_two
     assert "was trained" not in of_two
     encoder = dataclasses.replace(small_config.encoder, video_input="differences")
@@ -214,7 +215,7 @@ def test_the_card_of_a_run_on_one_modality_says_what_was_not_trained(
     alone = dataclasses.replace(
         small_config, encoder=encoder, objective=objective, dictionary=DictionaryConfig(selector="none")
     )
-    text = model_card(alone, exported.pair, plain, "")
+    text = model_card(alone, pair, plain, "")
     assert "by `ctp`.\n**Only the video encoder was trained**: the audio encoder has its first weights" in text
     assert "inside, what changes from frame to frame" in text
     assert "common space" not in text

@@ -121,8 +121,10 @@ def test_the_hash_of_weights_tells_poolings_apart() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"^TransformerPool: channels must be a positive multiple of 4, got 6"):
         TransformerPool(6)
-    with pytest.raises(ValueError, match=r"^EncoderConfig: video_pooling must be one of own, transformer, got 'mean'"):
-        EncoderConfig(video_pooling="mean")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"^EncoderConfig: video_pooling must be one of own, mean, transformer, got 'max'"
+    ):
+        EncoderConfig(video_pooling="max")  # type: ignore[arg-type]
     message = r"^EncoderConfig: video_pooling must be own with a tower \(timm:test_resnet\), which pools its map itself"
     with pytest.raises(ValueError, match=message):
         EncoderConfig(video="timm:test_resnet", video_pooling="transformer")

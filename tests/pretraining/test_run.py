@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import dataclasses
 import json
@@ -6,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cmacc.clips import Manifest
+from cmacc.clips import Manifest, list_folders, scan
+from cmacc.objectives import Terms, WithinModalConfig
 from cmacc.pretraining import (
     CheckpointError,
     DictionaryConfig,
@@ -334,3 +337,68 @@ def test_a_broken_checkpoint_is_named(small_config: PretrainConfig, tmp_path: Pa
     (folder / "model.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
         load_encoder(untrained_encoder(small_config), folder)
+
+
+def one_stream_of(config: PretrainConfig, kind: str, count: int, folder: Path) -> Path:
+    """A manifest of files that hold one stream of the small world's, as it is."""
+    folder.mkdir()
+    for record in Manifest.read(config.data.manifest).records[:count]:
+        path = folder / (record.path.stem + (".mp4" if kind == "video" else ".m4a"))
+        with contextlib.closing(av.open(str(record.path))) as source, av.open(str(path), "w", format="mp4") as target:
+            (stream,) = (stream for stream in source.streams if stream.type == kind)
+            copied = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copied
+                    target.mux(packet)
+    manifest = scan(list_folders([folder])).manifest
+    manifest.write(folder / "manifest.parquet")
+    has_other = [record.has_audio if kind == "video" else record.has_picture for record in manifest.records]
+    assert has_other == [False] * count
+    return folder / "manifest.parquet"
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_a_run_on_one_modality_takes_files_without_the_other(
+    small_config: PretrainConfig, tmp_path: Path, modality: str
+) -> None:
+    """It learns, stops and resumes bit by bit, and leaves the other encoder as it was."""
+    encoder = dataclasses.replace(small_config.encoder, video_input="differences", video_pooling="mean")
+    config = dataclasses.replace(
+        small_config,
+        data=dataclasses.replace(
+            small_config.data, manifest=one_stream_of(small_config, modality, 12, tmp_path / "files")
+        ),
+        encoder=encoder,
+        dictionary=DictionaryConfig(),
+        objective=ObjectiveConfig(
+            terms=Terms(cross_modal=0.0, within_modal=1.0), within_modal=WithinModalConfig(modalities=(modality,))
+        ),
+        optim=dataclasses.replace(small_config.optim, steps=4),
+        save_every=2,
+        health_every=1,
+    )
+    whole, parts = run(config, tmp_path / "whole"), tmp_path / "parts"
+    metrics = rows(whole)
+    assert {f"within_modal/{modality}/top1", f"{modality}/effective_rank"} <= metrics[-1].keys()
+    other = "audio" if modality == "video" else "video"
+    assert not any(other in name.split("/") for name in metrics[-1])
+
+    start_run(config, parts)
+    done = 0
+
+    def on_step(step: int, steps: int, row: dict[str, float]) -> None:
+        nonlocal done
+        done = step
+
+    assert not pretrain(parts, on_step=on_step, should_stop=lambda: done == 2).finished
+    assert pretrain(parts).finished
+    assert rows(parts) == metrics
+    trained, again, first = untrained_encoder(config), untrained_encoder(config), untrained_encoder(config)
+    load_encoder(trained, last_checkpoint(whole))
+    load_encoder(again, last_checkpoint(parts))
+    for name, tensor in trained.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+        if name.startswith(other):
+            assert torch.equal(first.state_dict()[name], tensor)
+    assert not torch.equal(getattr(first, modality).last.weight, getattr(trained, modality).last.weight)

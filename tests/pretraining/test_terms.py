@@ -176,6 +176,15 @@ def test_a_run_resumes_bit_by_bit(terms: dict[str, float], tmp_path: Path) -> No
         assert torch.equal(one_tensor, other_tensor)
 
 
+def test_all_terms_run_on_frame_differences_pooled_by_their_mean() -> None:
+    """A frame fewer, and a map that is pooled by another module: patches, crops and frames to predict still fit."""
+    config = config_of(ALL, optim=OptimConfig(batch_size=8, steps=2, warmup_steps=0))
+    encoder = dataclasses.replace(config.encoder, video_input="differences", video_pooling="mean")
+    rows = [done.metrics for done in trainer_on(Planted(48, 0), dataclasses.replace(config, encoder=encoder)).steps()]
+    assert {f"{name}/loss" for name in ALL} <= rows[-1].keys()
+    assert np.isfinite(list(rows[-1].values())).all()
+
+
 def test_a_weighted_sum_is_logged_term_by_term() -> None:
     trainer = trainer_on(Planted(48, 0), config_of({"cross_modal": 1.0, "within_modal": 0.5, "ctp": 0.1}, steps=1))
     (done,) = trainer.steps()

@@ -21,8 +21,11 @@ from safetensors.torch import load_file, save_file
 import cmacc
 from cmacc.clips import ClipSpec, Manifest, decode_clip
 from cmacc.encoders import AudioVisualEncoder, EncoderConfig
+from cmacc.objectives import Terms
 from cmacc.pretraining import (
     CheckpointError,
+    DictionaryConfig,
+    ObjectiveConfig,
     PretrainConfig,
     last_checkpoint,
     load_encoder,
@@ -33,6 +36,7 @@ from cmacc.pretraining import (
 from cmacc.transfer import CmaccEncoder, load_pair, open_encoder
 from cmacc.transfer import export as export_module
 from cmacc.transfer.export import Exported, ExportError, export_run, is_export, push, read_export
+from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import EncoderGraph, largest_difference, write_graph
 
 RESULTS = "| task | value |\n|---|---|\n| pairs {R@1} | 0.25 |"
@@ -196,6 +200,35 @@ def test_the_hub_reads_the_model_card(exported: Exported) -> None:
         assert fact in card.text, fact
     assert "`active` from a pool of 24" in card.text
     assert "onnxruntime" not in card.text
+
+
+def test_the_card_of_a_run_on_one_modality_says_what_was_not_trained(
+    exported: Exported, small_config: PretrainConfig
+) -> None:
+    plain = json.loads((exported.folder / "config.json").read_text())
+    pair = AudioVisualEncoder(small_config.encoder)
+    of_two = model_card(small_config, pair, plain, "")
+    assert "common space of video and\naudio" in of_two
+    assert "was trained" not in of_two
+    encoder = dataclasses.replace(small_config.encoder, video_input="differences")
+    objective = ObjectiveConfig(terms=Terms(cross_modal=0.0, ctp=1.0))
+    alone = dataclasses.replace(
+        small_config, encoder=encoder, objective=objective, dictionary=DictionaryConfig(selector="none")
+    )
+    text = model_card(alone, pair, plain, "")
+    assert "by `ctp`.\n**Only the video encoder was trained**: the audio encoder has its first weights" in text
+    assert "inside, what changes from frame to frame" in text
+    assert "common space" not in text
+    assert "Negatives" not in text
+    assert "CM-ACC" not in text
+
+
+def test_a_graph_of_frame_differences_gives_what_torch_gives(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    config = EncoderConfig(video_input="differences", video_pooling="mean", hidden_size=16, embedding_size=8)
+    clip = ClipSpec(frame_count=4, frame_height=16, frame_width=16, audio_seconds=0.5)
+    encoder = CmaccEncoder(AudioVisualEncoder(config).eval(), clip, is_grey=False)
+    assert write_graph(EncoderGraph(encoder, "video"), tmp_path / "video.onnx") < 1e-5
 
 
 def _python_blocks(folder: Path) -> list[str]:

@@ -11,7 +11,9 @@ import pytest
 
 from cmacc.cli import main
 from cmacc.clips import Manifest
+from cmacc.objectives import Terms
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, PretrainConfig, pretrain, start_run
+from cmacc.pretraining.config import read_config, write_config
 from cmacc.viewer import ReportError, write_inspection
 from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
 from cmacc.viewer.replay import ReplayError, SelectionReplay
@@ -182,6 +184,11 @@ def test_batches_that_would_be_chosen_stand_beside_random_ones(page: str, make_r
         assert float(active) >= float(drawn)  # they are put together by this very likeness
     with pytest.raises(ReplayError, match=r"dictionary.selector must be active, .*, got none"):
         write_inspection(alone, tmp_path / "none.html", steps=[4])
+    config = read_config(alone / "config.yaml")
+    objective = dataclasses.replace(config.objective, terms=Terms(cross_modal=0.0, ctp=1.0))
+    write_config(dataclasses.replace(config, objective=objective), alone / "config.yaml")
+    with pytest.raises(ReplayError, match=r"objective.terms must need video and audio .*, got a run on video alone"):
+        write_inspection(alone, tmp_path / "video.html")
 
 
 def test_command(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,8 +19,9 @@ from safetensors.numpy import save_file
 
 from cmacc.clips import ClipSpec, Manifest, decode_clip, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
+from cmacc.objectives import Terms, WithinModalConfig
 from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig
-from cmacc.pretraining.config import write_config
+from cmacc.pretraining.config import read_config, write_config
 from cmacc.viewer import ReportError, write_report
 from cmacc.viewer.figures import Series, smoothed, thinned
 from cmacc.viewer.similarity import chosen_queries, plane
@@ -288,6 +289,28 @@ def test_run_without_results_or_dictionary_says_so(make_run: MakeRun) -> None:
     assert "no embeddings" in _section(page, "queries")
     assert "1 of 60 steps so far" in page
     assert "1 line of metrics.jsonl that could not be read" in _section(page, "curves")
+
+
+def test_run_on_one_modality_shows_its_curves_and_promises_no_pairs(make_run: MakeRun) -> None:
+    run_dir = make_run(selector="none", evaluated=False)
+    config = read_config(run_dir / "config.yaml")
+    objective = replace(
+        config.objective,
+        terms=Terms(cross_modal=0.0, within_modal=0.5, ctp=2.0),
+        within_modal=WithinModalConfig(modalities=("video",)),
+    )
+    write_config(replace(config, objective=objective), run_dir / "config.yaml")
+    own = {"within_modal/loss": 2.0, "ctp/loss": 3.0, "within_modal/video/top1": 0.5, "video/effective_rank": 3.0}
+    lines = [json.dumps({"step": step, "loss": 7.0, **own}) + "\n" for step in range(60)]
+    (run_dir / "metrics.jsonl").write_text("".join(lines))
+    page = write_report(run_dir).read_text()
+    curves = _section(page, "curves")
+    for text in ("0.5 for within_modal, 2 for ctp", "within_modal, video", "1 in 4", "at most 4", "Effective rank"):
+        assert text in curves
+    assert "by within_modal, ctp. Only the video encoder was trained." in page
+    for anchor in ("map", "queries"):
+        assert "no pairs of video and" in _section(page, anchor)
+    assert "other clips of the" not in page
 
 
 def test_file_that_is_gone_is_named(make_run: MakeRun, world: Path) -> None:

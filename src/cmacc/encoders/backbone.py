@@ -1,7 +1,7 @@
 """The interface of backbones: from inputs to a feature map, and from the map to one feature.
 
-What depends on the whole batch, the norm of the inputs, is a step of its own (`Backbone.prepare`). Everything after it
-can be computed for a few samples at a time (see `cmacc.pretraining.encoding`).
+What comes before the layers is a step of its own (`Backbone.prepare`), because the norm of the inputs depends on the
+whole batch. Everything after it can be computed for a few samples at a time (see `cmacc.pretraining.encoding`).
 """
 
 from contextlib import nullcontext
@@ -30,7 +30,10 @@ class Backbone(nn.Module):
     recompute = False
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """The inputs after a norm over the whole batch, if there is one; of the same shape."""
+        """What `body` takes, a row for each input: after a norm over the whole batch, or differences of frames.
+
+        Without either, the inputs themselves.
+        """
         return inputs
 
     def body(self, prepared: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms
 from cmacc.encoders.pooling import VideoPoolingName
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
-from cmacc.encoders.video import VideoBackboneName, build_video_backbone
+from cmacc.encoders.video import VideoBackboneName, VideoInputName, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
 
@@ -52,13 +52,19 @@ class EncoderConfig:
         How image towers pool the features of the frames: ``mean``, or ``attention``, with a learned query.
     video_pooling
         How cmacc's own video backbones pool their feature map: ``own``, as the backbone says (``tiny`` keeps eight time
-        bins, the others take the mean), or ``transformer``, two transformer layers over time (`TransformerPool`). Its
-        feature has as many numbers as the map has channels, and does not depend on the order of the map's times.
+        bins, the others take the mean); ``mean``, the mean over time and space; or ``transformer``, two transformer
+        layers over time (`TransformerPool`). The feature of the latter two has as many numbers as the map has channels,
+        and does not depend on the order of the map's times.
+    video_input
+        What cmacc's own video backbones see: ``frames``, or ``differences``, the change of brightness from each frame
+        to the next (`cmacc.encoders.video.FrameDifferences`), for which clips need at least two frames. Good for
+        actions, blind to what is still and to colour.
 
     Raises
     ------
     ValueError
-        A size is not positive, a name is unknown, or a video tower, which pools its map itself, has another pooling.
+        A size is not positive, a name is unknown, or a video tower, which pools its map itself and takes frames, has
+        another pooling or input.
     """
 
     video: str = "tiny"
@@ -69,8 +75,9 @@ class EncoderConfig:
     embedding_size: int = 128
     norm: NormName = "group"
     frame_pooling: FramePoolingName = "mean"
-    # Not in the text, which is part of the hashes of weights in cards: they cover the pooling's weights anyway.
+    # Not in the text, which is part of the hashes of weights in cards: they cover the modules of both anyway.
     video_pooling: VideoPoolingName = field(default="own", repr=False)
+    video_input: VideoInputName = field(default="frames", repr=False)
 
     def __post_init__(self) -> None:
         for modality, own in (("video", VideoBackboneName), ("audio", AudioBackboneName)):
@@ -94,6 +101,14 @@ class EncoderConfig:
             raise ValueError(
                 f"EncoderConfig: video_pooling must be own with a tower ({self.video}), which pools its map itself, "
                 f"got {self.video_pooling!r}"
+            )
+        if self.video_input not in get_args(VideoInputName):
+            names = ", ".join(get_args(VideoInputName))
+            raise ValueError(f"EncoderConfig: video_input must be one of {names}, got {self.video_input!r}")
+        if self.video_input != "frames" and is_tower(self.video):
+            raise ValueError(
+                f"EncoderConfig: video_input must be frames with a tower ({self.video}), which was made for them, "
+                f"got {self.video_input!r}"
             )
 
 
@@ -279,7 +294,7 @@ def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> 
         return tower, tower.feature_size
     backbone: Backbone
     if modality == "video":
-        backbone, size = build_video_backbone(name, config.video_pooling)
+        backbone, size = build_video_backbone(name, config.video_pooling, config.video_input)
     else:
         backbone, size = build_audio_backbone(name, config.mel_bins)
     set_norms(backbone, config.norm)

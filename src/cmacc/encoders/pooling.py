@@ -1,12 +1,29 @@
-"""Pooling by attention over time, as in STiCA (Patrick et al., 2021), in place of a video backbone's own pooling."""
+"""Pooling in place of a video backbone's own: the mean, or attention over time as in STiCA (Patrick et al., 2021)."""
 
 from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-VideoPoolingName = Literal["own", "transformer"]
+VideoPoolingName = Literal["own", "mean", "transformer"]
 _LAYERS, _HEADS, _WIDENING, _DEVIATION = 2, 4, 4, 0.02
+
+
+class MeanPool(nn.Module):
+    """The mean of a feature map over time and space.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MeanPool()(torch.ones(2, 16, 5, 3, 4)).shape
+    torch.Size([2, 16])
+    """
+
+    def forward(
+        self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
+    ) -> Float[Tensor, "batch channels"]:
+        """``(M, C)`` from ``(M, C, T, H, W)``, for T, H and W of at least one."""
+        return feature_map.mean(dim=(2, 3, 4))
 
 
 class TransformerPool(nn.Module):

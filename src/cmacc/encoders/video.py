@@ -8,15 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmacc.encoders.backbone import LAYERS_A_CONVOLUTION, Backbone
-from cmacc.encoders.pooling import TransformerPool, VideoPoolingName
+from cmacc.encoders.pooling import MeanPool, TransformerPool, VideoPoolingName
 
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
+VideoInputName = Literal["frames", "differences"]
+
 _TIME_BINS = 8
+_LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
+# Neighbouring frames are alike: their differences are smaller than the normalised frames.
+_DIFFERENCE_GAIN = 2.0
 
 
 class VideoBackbone(Backbone):
-    """A video backbone whose own pooling another module can replace.
+    """A video backbone with modules in place of its own pooling and, in `prepare`, before its layers.
 
     Attributes
     ----------
@@ -24,15 +29,34 @@ class VideoBackbone(Backbone):
         f, of its own pooling.
     pooling
         The module that pools instead; None: its own pooling does.
+    differences
+        The module that turns frames into what the layers see; None: they see the frames.
     """
 
     feature_size: int
     pooling: nn.Module | None
+    differences: nn.Module | None
 
     def __init__(self) -> None:
         super().__init__()
-        # Not a plain attribute: hashes of weights in cards cover those, and most backbones have no other pooling.
+        # Not plain attributes: hashes of weights in cards cover those, and most backbones have neither module.
         self.register_module("pooling", None)
+        self.register_module("differences", None)
+
+    def prepare(
+        self, inputs: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch 3 prepared_time height width"]:
+        """Normalised frames, or their differences: one time fewer.
+
+        Raises
+        ------
+        ValueError
+            Clips of a single frame have no differences.
+        """
+        if self.differences is None:
+            return inputs
+        prepared: Tensor = self.differences(inputs)
+        return prepared
 
     def pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
@@ -46,6 +70,39 @@ class VideoBackbone(Backbone):
     def own_pool(self, feature_map: Tensor) -> Tensor:
         """``(M, f)``: the feature without another pooling."""
         raise NotImplementedError
+
+
+class FrameDifferences(nn.Module):
+    """What changes from each frame to the next: ``2 * (luma[t + 1] - luma[t])``, in all three channels.
+
+    Neither a still background nor colour is in it, by which clips of one file are otherwise too easily told from those
+    of others. The three channels are equal, so that layers for colour fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> FrameDifferences()(torch.zeros(2, 3, 16, 32, 32)).shape
+    torch.Size([2, 3, 15, 32, 32])
+    """
+
+    def forward(
+        self, video: Float[Tensor, "batch 3 time height width"]
+    ) -> Float[Tensor, "batch 3 time-1 height width"]:
+        """From normalised frames.
+
+        Raises
+        ------
+        ValueError
+            There is only one frame.
+        """
+        if video.shape[2] < 2:
+            raise ValueError(
+                f"FrameDifferences: clips must have at least 2 frames to see what changes, got {video.shape[2]}"
+            )
+        red, green, blue = video.split(1, dim=1)
+        luma = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+        changes: Tensor = _DIFFERENCE_GAIN * (luma[:, :, 1:] - luma[:, :, :-1])
+        return changes.expand(-1, 3, -1, -1, -1)  # a view: only what is encoded at a time is copied
 
 
 class TinyVideo(VideoBackbone):
@@ -122,8 +179,10 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
     return [convolution, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
 
 
-def build_video_backbone(name: str, pooling: VideoPoolingName = "own") -> tuple[VideoBackbone, int]:
-    """The untrained backbone of that name with that pooling, and the size of its feature.
+def build_video_backbone(
+    name: str, pooling: VideoPoolingName = "own", sees: VideoInputName = "frames"
+) -> tuple[VideoBackbone, int]:
+    """The untrained backbone of that name with that pooling and input, and the size of its feature.
 
     Raises
     ------
@@ -131,9 +190,11 @@ def build_video_backbone(name: str, pooling: VideoPoolingName = "own") -> tuple[
         ``name`` is not one of `VideoBackboneName`.
     """
     backbone = TinyVideo() if name == "tiny" else _resnet(name)
+    if sees == "differences":
+        backbone.differences = FrameDifferences()
     if pooling == "own":
         return backbone, backbone.feature_size
-    backbone.pooling = TransformerPool(backbone.map_channels)
+    backbone.pooling = MeanPool() if pooling == "mean" else TransformerPool(backbone.map_channels)
     return backbone, backbone.map_channels
 
 

@@ -427,6 +427,12 @@ class PretrainConfig:
             f"at most optim.batch_size ({self.optim.batch_size})",
             self.batches.group_size,
         )
+        _require(
+            self.encoder.video_input == "frames" or self.data.clip.frame_count >= 2,
+            "data.clip.frame_count",
+            f"at least 2 with encoder.video_input={self.encoder.video_input}, which is what changes between frames",
+            self.data.clip.frame_count,
+        )
         own = [m for m in MODALITIES if not is_tower(getattr(self.encoder, m))]
         _require(
             self.optim.chunk_size is None or not own or self.encoder.norm == "group",
@@ -546,7 +552,7 @@ def with_present_names(plain: Any) -> Any:
 
 # Older runs do not name these settings: they were made before the settings existed, with this behaviour.
 SETTINGS_BEFORE: dict[str, dict[str, Any]] = {
-    "encoder": {"norm": "batch", "frame_pooling": "mean", "video_pooling": "own"},
+    "encoder": {"norm": "batch", "frame_pooling": "mean", "video_pooling": "own", "video_input": "frames"},
     "objective": {"decoupled": False},
 }
 

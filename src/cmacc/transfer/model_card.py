@@ -19,6 +19,7 @@ def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str
         A Markdown table; empty if nothing was measured.
     """
     clip, encoder, dictionary = config.data.clip, config.encoder, config.dictionary
+    terms = config.objective.terms.weights()
     negatives = ["the other clips of the batch"] if config.objective.in_batch else []
     if dictionary.selector != "none":
         negatives.append(
@@ -36,17 +37,46 @@ def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str
         size=encoder.embedding_size,
         clip=clip,
         frames=frames,
+        how=_how(config),
         colour=" (converted to grey inside: trained without colour)" if plain["is_grey"] else "",
+        differences="; inside, what changes from frame to frame" if encoder.video_input == "differences" else "",
         onnx=_CARD_ONNX.format(frames=frames, clip=clip, **plain["onnx"]) if plain["onnx"] else "",
         step=plain["step"],
         steps=config.optim.steps,
         batch_size=config.optim.batch_size,
-        negatives=" and ".join(negatives),
+        negatives=f"- Negatives: {' and '.join(negatives)}\n" if "cross_modal" in terms else "",
         seed=config.seed,
         data=f"the manifest with fingerprint `{data}`" if data else "a manifest with unknown fingerprint",
         results=results.strip() or "No results were measured before the export.",
     )
 
+
+def _how(config: PretrainConfig) -> str:
+    """How the encoders were trained, and what their outputs are for."""
+    terms, modalities = config.objective.terms.weights(), config.objective.modalities
+    if terms.keys() == {"cross_modal"}:
+        return _CROSS_MODAL
+    named = f"trained on unlabelled files by {' and '.join(f'`{name}`' for name in terms)}.\n"
+    if len(modalities) == 2:
+        return named + _OUTPUTS
+    other = "audio" if modalities[0] == "video" else "video"
+    return named + _ONE_MODALITY.format(modality=modalities[0], other=other)
+
+
+_CROSS_MODAL = """\
+trained on unlabelled video to match the two halves of a
+clip, with cross-modal active contrastive coding ([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021).
+Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding` in a common space of video and
+audio."""
+
+_OUTPUTS = "Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding`."
+
+_ONE_MODALITY = (
+    """\
+**Only the {modality} encoder was trained**: the {other} encoder has its first weights, and the embeddings of the two
+have nothing in common. """
+    + _OUTPUTS
+)
 
 _TAGS = ("audio-visual", "contrastive-learning", "self-supervised-learning", "feature-extraction", "video", "audio")
 
@@ -60,14 +90,11 @@ tags:
 
 # Video and audio encoders of cmacc
 
-A video encoder (`{video}`) and an audio encoder (`{audio}`), trained on unlabelled video to match the two halves of a
-clip, with cross-modal active contrastive coding ([CM-ACC](https://arxiv.org/abs/2009.09805), Ma et al., ICLR 2021).
-Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding` in a common space of video and
-audio.
+A video encoder (`{video}`) and an audio encoder (`{audio}`), {how}
 
 | | video | audio |
 |---|---|---|
-| input | `frames`, uint8 RGB 0..255{colour} | `waveforms`, float32 mono in [-1, 1] |
+| input | `frames`, uint8 RGB 0..255{colour}{differences} | `waveforms`, float32 mono in [-1, 1] |
 | shape | `(B, {frames})` | `(B, {clip.sample_count})` |
 | a clip is | {clip.frame_count} frames, {clip.frame_rate_hz:g} per second | {clip.audio_seconds:g} s at \
 {clip.sample_rate_hz} Hz |
@@ -98,8 +125,7 @@ with torch.inference_mode():
 ## Training
 
 - Steps: {step} of {steps}, with batches of {batch_size} clips
-- Negatives: {negatives}
-- Seed: {seed}
+{negatives}- Seed: {seed}
 - Data: {data}
 
 All settings are in `config.json`. The data is not part of this folder.

@@ -24,7 +24,7 @@ from cmacc.viewer.inspect_pictures import (
     hard_negatives_of,
 )
 from cmacc.viewer.page import Figure, check_out, render, write_page
-from cmacc.viewer.replay import Selection, SelectionReplay
+from cmacc.viewer.replay import ReplayError, Selection, SelectionReplay
 from cmacc.viewer.selection import SelectionFacts, selection_facts
 
 OnStep = Callable[[int, int], None]
@@ -80,11 +80,16 @@ def write_inspection(
     ReportError
         The page exists already.
     ReplayError, ConfigError, ManifestError, CheckpointError
-        The run has no such checkpoint, or a file of it cannot be read.
+        The run has no such checkpoint or trains one modality alone, or a file of it cannot be read.
     """
     out = out or run_dir / "inspect.html"
     check_out("inspect", out, overwrite)
     replay = SelectionReplay(run_dir, device)
+    if len(replay.config.objective.modalities) == 1:
+        raise ReplayError(
+            f"run {run_dir}: objective.terms must need video and audio to inspect negatives between them, got a run on "
+            f"{replay.config.objective.modalities[0]} alone"
+        )
     wanted: Sequence[int] = ()
     if replay.config.dictionary.selector != "none" or steps:
         wanted = sorted(set(steps)) or replay.default_steps()

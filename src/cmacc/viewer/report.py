@@ -68,6 +68,11 @@ def _summary(run: RunFolder) -> str:
     finished = run.step_count >= config.optim.steps
     done = f"{run.step_count:,} steps" if finished else f"{run.step_count:,} of {config.optim.steps:,} steps so far"
     text = f"Trained for {done}, with batches of {config.optim.batch_size} clips and {negatives}."
+    terms = config.objective.terms.weights()
+    if terms.keys() != {"cross_modal"}:
+        text = f"Trained for {done}, with batches of {config.optim.batch_size} clips, by {', '.join(terms)}."
+    if len(config.objective.modalities) == 1:
+        text += f" Only the {config.objective.modalities[0]} encoder was trained."
     if config.data.shuffle_pairs:
         text += " A control run: every video got the audio of another clip, so that there was nothing to learn."
     loss = run.metrics.get("loss")

@@ -1,4 +1,4 @@
-"""Figures of training: learning curves, time per phase, and the health of the two dictionaries."""
+"""Figures of training: learning curves, time per phase, and the health of embeddings and dictionaries."""
 
 import math
 
@@ -57,8 +57,11 @@ _COLOURS = {"audio": "c1", "video": "c2"}
 
 
 def curves(run: RunFolder) -> list[Figure]:
-    """Loss, accuracy, learning rate, speed and time."""
+    """Loss, accuracy, spread of the embeddings, learning rate, speed and time."""
     figures = [_loss_panel(run), _top1_panel(run), _information_panel(run)]
+    figures += [_terms_loss_panel(run), _terms_top1_panel(run)]
+    # Of other runs, the curves above tell a collapse.
+    figures += [_rank_panel(run)] if len(run.config.objective.modalities) == 1 else []
     if series := run.metrics.get("learning_rate"):
         caption = "Learning rate of the optimizer: warm-up, then cosine decay."
         figures.append(Figure("Learning rate", line_panel([Line(series, "c3")], bottom=0.0), caption))
@@ -152,6 +155,56 @@ def _information_panel(run: RunFolder) -> Figure | None:
     )
     svg = line_panel([*lines, Line(ceilings, "muted")], bottom=min(0.0, *(float(x.series.values.min()) for x in lines)))
     return Figure("Mutual information", svg, caption, [*legend, ("muted", "ceiling", "line")])
+
+
+def _terms_loss_panel(run: RunFolder) -> Figure | None:
+    """The losses of an objective of other terms than ``cross_modal`` alone."""
+    weights = run.config.objective.terms.weights()
+    found = {name: series for name in weights if (series := run.metrics.get(f"{name}/loss")) is not None}
+    if not found:
+        return None
+    told = ", ".join(f"{weights[name]:g} for {name}" for name in found)
+    caption = f"The loss of each term. The run minimises their sum with the weights {told}."
+    if len(weights) == 1:
+        caption = "The loss that the run minimises."
+    lines, legend = _named_lines(found)
+    return Figure("Loss by term", line_panel(lines), caption, legend)
+
+
+def _terms_top1_panel(run: RunFolder) -> Figure | None:
+    terms = run.config.objective.terms.weights()
+    of_terms = (name for name in run.metrics if name.endswith("/top1") and name.split("/")[0] in terms)
+    found = {name.removesuffix("/top1").replace("/", ", "): run.metrics[name] for name in sorted(of_terms)}
+    if not found:
+        return None
+    batch = run.config.optim.batch_size
+    caption = (
+        "How often what belongs together scores above all else, on training clips. Dotted: chance among the clips of "
+        f"the batch, 1 in {batch:,}."
+    )
+    lines, legend = _named_lines(found)
+    svg = line_panel(lines, levels=[1 / batch], bottom=0.0, percent=True)
+    return Figure("Top-1 accuracy by term", svg, caption, legend)
+
+
+def _rank_panel(run: RunFolder) -> Figure | None:
+    (modality,) = run.config.objective.modalities
+    series = run.metrics.get(f"{modality}/effective_rank")
+    if series is None:
+        return None
+    config = run.config
+    most = min(config.optim.batch_size, config.encoder.embedding_size)
+    caption = (
+        f"Number of directions that the {modality} embeddings of a batch effectively use, at most {most:,}. A drop "
+        "towards 1 is collapse."
+    )
+    return Figure("Effective rank", line_panel([Line(series, _COLOURS[modality])], bottom=0.0), caption)
+
+
+def _named_lines(found: dict[str, Series]) -> tuple[list[Line], Legend]:
+    colours = [f"c{number}" for number in range(1, len(PHASES) + 1)]
+    drawn = list(zip(colours, found.items(), strict=False))
+    return [Line(series, c, smooth=True) for c, (_, series) in drawn], [(c, name, "line") for c, (name, _) in drawn]
 
 
 def _directions(run: RunFolder, name: str) -> tuple[list[Line], Legend]:

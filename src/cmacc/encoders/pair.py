@@ -18,7 +18,7 @@ from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms
 from cmacc.encoders.pooling import VideoPoolingName
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
-from cmacc.encoders.video import VideoBackboneName, VideoInputName, build_video_backbone
+from cmacc.encoders.video import VideoBackboneName, VideoInputName, VideoMapStride, build_video_backbone
 
 HeadName = Literal["linear", "mlp"]
 
@@ -59,6 +59,9 @@ class EncoderConfig:
         What cmacc's own video backbones see: ``frames``, or ``differences``, the change of brightness from each frame
         to the next (`cmacc.encoders.video.FrameDifferences`), for which clips need at least two frames. Good for
         actions, blind to what is still and to colour.
+    video_map_stride
+        Pixels from one place of the feature map to the next, for cmacc's own video backbones: 16, or 8, which costs
+        time. Terms that say where something is need it (``ctp``; the paper's is 8). The weights are of the same shapes.
 
     Raises
     ------
@@ -75,9 +78,10 @@ class EncoderConfig:
     embedding_size: int = 128
     norm: NormName = "group"
     frame_pooling: FramePoolingName = "mean"
-    # Not in the text, which is part of the hashes of weights in cards: they cover the modules of both anyway.
+    # Not in the text, which is part of the hashes of weights in cards: they cover the modules of these anyway.
     video_pooling: VideoPoolingName = field(default="own", repr=False)
     video_input: VideoInputName = field(default="frames", repr=False)
+    video_map_stride: VideoMapStride = field(default=16, repr=False)
 
     def __post_init__(self) -> None:
         for modality, own in (("video", VideoBackboneName), ("audio", AudioBackboneName)):
@@ -109,6 +113,13 @@ class EncoderConfig:
             raise ValueError(
                 f"EncoderConfig: video_input must be frames with a tower ({self.video}), which was made for them, "
                 f"got {self.video_input!r}"
+            )
+        if self.video_map_stride not in get_args(VideoMapStride):
+            raise ValueError(f"EncoderConfig: video_map_stride must be 8 or 16, got {self.video_map_stride!r}")
+        if self.video_map_stride != 16 and is_tower(self.video):
+            raise ValueError(
+                f"EncoderConfig: video_map_stride must be 16 with a tower ({self.video}), whose map is its own, "
+                f"got {self.video_map_stride!r}"
             )
 
 
@@ -294,7 +305,7 @@ def _backbone(modality: Modality, config: EncoderConfig, with_weights: bool) -> 
         return tower, tower.feature_size
     backbone: Backbone
     if modality == "video":
-        backbone, size = build_video_backbone(name, config.video_pooling, config.video_input)
+        backbone, size = build_video_backbone(name, config.video_pooling, config.video_input, config.video_map_stride)
     else:
         backbone, size = build_audio_backbone(name, config.mel_bins)
     set_norms(backbone, config.norm)

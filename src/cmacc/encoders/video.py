@@ -13,6 +13,7 @@ from cmacc.encoders.pooling import MeanPool, TransformerPool, VideoPoolingName
 VideoBackboneName = Literal["tiny", "r3d_18", "mc3_18", "r2plus1d_18"]
 
 VideoInputName = Literal["frames", "differences"]
+VideoMapStride = Literal[8, 16]
 
 _TIME_BINS = 8
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue
@@ -69,6 +70,11 @@ class VideoBackbone(Backbone):
 
     def own_pool(self, feature_map: Tensor) -> Tensor:
         """``(M, f)``: the feature without another pooling."""
+        raise NotImplementedError
+
+    @property
+    def last_stage(self) -> nn.Module:
+        """The layers of the last stride over space, after which the map has a place for 16 x 16 pixels."""
         raise NotImplementedError
 
 
@@ -134,6 +140,11 @@ class TinyVideo(VideoBackbone):
             x = self.through(self.layers[first : first + LAYERS_A_CONVOLUTION], x)
         return x
 
+    @property
+    def last_stage(self) -> nn.Module:
+        """The last convolution."""
+        return self.layers[-LAYERS_A_CONVOLUTION:]
+
     def own_pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
     ) -> Float[Tensor, "batch features"]:
@@ -166,6 +177,11 @@ class VideoResNet(VideoBackbone):
                 x = self.through(block, x)
         return x
 
+    @property
+    def last_stage(self) -> nn.Module:
+        """The last two blocks."""
+        return self.layer4
+
     def own_pool(
         self, feature_map: Float[Tensor, "batch channels map_time map_height map_width"]
     ) -> Float[Tensor, "batch features"]:
@@ -180,9 +196,9 @@ def _convolution(inputs: int, outputs: int, kernel: tuple[int, ...], stride: tup
 
 
 def build_video_backbone(
-    name: str, pooling: VideoPoolingName = "own", sees: VideoInputName = "frames"
+    name: str, pooling: VideoPoolingName = "own", sees: VideoInputName = "frames", map_stride: VideoMapStride = 16
 ) -> tuple[VideoBackbone, int]:
-    """The untrained backbone of that name with that pooling and input, and the size of its feature.
+    """The untrained backbone of that name with that pooling, input and map, and the size of its feature.
 
     Raises
     ------
@@ -190,6 +206,10 @@ def build_video_backbone(
         ``name`` is not one of `VideoBackboneName`.
     """
     backbone = TinyVideo() if name == "tiny" else _resnet(name)
+    if map_stride == 8:
+        for layer in backbone.last_stage.modules():
+            if isinstance(layer, nn.Conv3d) and layer.stride[1:] == (2, 2):
+                layer.stride = (layer.stride[0], 1, 1)
     if sees == "differences":
         backbone.differences = FrameDifferences()
     if pooling == "own":

@@ -121,7 +121,8 @@ class TrackHead(nn.Module):
         super().__init__()
         self.frame_count = frame_count
         self.over_time = nn.Conv3d(map_channels, channels, (_TIME_BINS, 1, 1))
-        self.hidden = nn.Linear(channels * _REGION**2, hidden)
+        # Without a norm, the first steps of Adam move the sums over thousands of inputs so far that all units die.
+        self.hidden = nn.Sequential(nn.Linear(channels * _REGION**2, hidden), nn.LayerNorm(hidden), nn.ReLU())
         self.codes = nn.Linear(hidden, frame_count * 4)
         nn.init.kaiming_normal_(self.over_time.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.over_time.bias)  # type: ignore[arg-type]
@@ -156,7 +157,7 @@ class TrackHead(nn.Module):
         clip = torch.arange(clips, device=cells.device).repeat_interleave(patches, output_size=clips * patches)
         regions = torch.cat([clip[:, None].to(regions), regions.flatten(0, 1)], dim=1)
         cut: Tensor = roi_align(cells, regions, _REGION, sampling_ratio=_SAMPLES, aligned=True)
-        codes: Tensor = self.codes(functional.relu(self.hidden(cut.flatten(1))))
+        codes: Tensor = self.codes(self.hidden(cut.flatten(1)))
         return codes.view(clips, patches, self.frame_count, 4)
 
 

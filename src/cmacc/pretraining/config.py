@@ -552,7 +552,13 @@ def with_present_names(plain: Any) -> Any:
 
 # Older runs do not name these settings: they were made before the settings existed, with this behaviour.
 SETTINGS_BEFORE: dict[str, dict[str, Any]] = {
-    "encoder": {"norm": "batch", "frame_pooling": "mean", "video_pooling": "own", "video_input": "frames"},
+    "encoder": {
+        "norm": "batch",
+        "frame_pooling": "mean",
+        "video_pooling": "own",
+        "video_input": "frames",
+        "video_map_stride": 16,
+    },
     "objective": {"decoupled": False},
 }
 

@@ -286,7 +286,7 @@ def test_the_modalities_are_those_that_the_terms_need() -> None:
 
 def test_all_other_terms_take_windows_of_clips() -> None:
     terms = {name: weight for name, weight in ALL.items() if name != "face"}
-    config = config_of(terms, steps=2, encoder=EncoderConfig(audio="small", mel_bins=32))
+    config = config_of(terms, steps=6, encoder=EncoderConfig(audio="small", mel_bins=32))
     augment = dataclasses.replace(config.data.augment, window=0.5, stretch=1.5)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
     rows = [done.metrics for done in trainer_on(Planted(48, 0), config).steps()]

@@ -225,7 +225,7 @@ def test_svm_trains_on_distinct_windows_only() -> None:
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_svm_of_more_features_than_examples_is_that_of_the_unrotated_ones(classes: int) -> None:
-    side = clouds(12, 120, classes, 400, windows=2, noise=6.0)
+    side = clouds(12, 120, classes, 400, windows=2, noise=0.3)
     train, test = taken(side, slice(60)), taken(side, slice(60, 120))
     examples = train.features.reshape(-1, 400).astype(np.float64)
     mean, deviation = examples.mean(axis=0), examples.std(axis=0)

@@ -56,6 +56,23 @@ def test_the_costs_in_a_comment_are_those_that_the_benchmark_derives(name: str) 
     assert size.forward_passes == (4 if has_keys else 3)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_config_and_its_pretrain_command_is_accepted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config_of(["--config", str(path)])
+    for words in commands_of(path.stem):
+        if words[:2] == ["cmacc", "pretrain"]:
+            config_of(words[2:])
+
+
+def test_sounds_need_no_picture_and_are_compared_whole() -> None:
+    config = config_of(["--config", str(ROOT / "recipes" / "sounds.yaml")])
+    assert config.objective.modalities == ("audio",)
+    assert config.data.augment.window * config.data.clip.audio_seconds == pytest.approx(2)
+
+
 def test_operations_are_counted_as_they_are_known_for_r3d_18() -> None:
     video, audio = BENCHMARK["gigamacs"]("r3d_18", "resnet18", 112)
     assert round(video, 1) == 40.7  # torchvision's table of its models

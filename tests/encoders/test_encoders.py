@@ -1,12 +1,15 @@
 """What the encoders promise of their outputs, for every backbone on small inputs."""
 
+from typing import Any, cast
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from cmacc.encoders import AudioVisualEncoder, Encoder, EncoderConfig, Encoding
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
-from cmacc.encoders.norm import InputNorm, WholeBatchNorm
+from cmacc.encoders.norm import InputNorm, WholeBatchNorm, set_norms
 from cmacc.encoders.pair import HeadName
 from cmacc.encoders.video import VideoBackboneName, build_video_backbone
 
@@ -19,7 +22,7 @@ VIDEO, SPECTROGRAMS = (2, 3, 4, 32, 32), (2, 16, 40)
         ("tiny", "tiny", (1536, 1536)),
         ("r3d_18", "resnet18", (512, 512)),
         ("mc3_18", "resnet18_1d", (512, 512)),
-        ("r2plus1d_18", "tiny", (512, 1536)),
+        ("r2plus1d_18", "small", (512, 7680)),
     ],
 )
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -47,12 +50,13 @@ def test_shapes_and_what_belongs_together(
         assert (encoding.embedding[0] - encoding.embedding[1]).norm() > 1e-3
 
 
+@pytest.mark.parametrize("audio", ["tiny", "small"])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
-def test_every_parameter_gets_a_gradient(head: HeadName) -> None:
+def test_every_parameter_gets_a_gradient(head: HeadName, audio: str) -> None:
     """A parameter without one would stop DistributedDataParallel."""
-    pair = AudioVisualEncoder(EncoderConfig(mel_bins=16, head=head))
-    video, audio = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS)).values()
-    (video.embedding.sum() + audio.embedding.sum()).backward()
+    pair = AudioVisualEncoder(EncoderConfig(audio=audio, mel_bins=16, head=head))
+    video, sound = pair(torch.randn(VIDEO), torch.randn(SPECTROGRAMS)).values()
+    (video.embedding.sum() + sound.embedding.sum()).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in pair.parameters())
 
 
@@ -67,6 +71,40 @@ def test_tiny_is_tiny() -> None:
 def test_tiny_video_takes_any_length_and_size(frames: int, pixels: int) -> None:
     backbone, size = build_video_backbone("tiny")
     assert backbone.eval()(torch.randn(1, 3, frames, pixels, pixels)).shape == (1, size)
+
+
+@pytest.mark.parametrize("time", [1, 7, 101, 501])
+@pytest.mark.parametrize("mel_bins", [1, 16, 64, 80, 128])
+def test_small_audio_takes_any_length_and_mel_bands(time: int, mel_bins: int) -> None:
+    backbone, size = build_audio_backbone("small", mel_bins)
+    inputs = torch.randn(2, mel_bins, time, requires_grad=True)
+    features = backbone.eval()(inputs)
+    assert features.shape == (2, size)
+    features.sum().backward()
+    assert inputs.grad is not None
+    assert inputs.grad.isfinite().all()
+
+
+def test_small_audio_is_statistics_of_three_convolutions() -> None:
+    """Written out in NumPy, at 80 mels, where bands are whole rows, and a time that is halved without rest."""
+    backbone, size = build_audio_backbone("small", 80)
+    set_norms(backbone.eval(), "group")
+    x = torch.randn(3, 80, 192)
+    with torch.no_grad():
+        features, wanted = backbone(x).numpy(), []
+        layers = cast(Any, backbone).layers
+        outputs = backbone.prepare(x)[:, None]
+        for number, layer in enumerate(layers):
+            outputs = layer(outputs)
+            if number > 0:
+                rows = outputs.numpy().astype(float)
+                wanted.append(rows.reshape(3, rows.shape[1], 10, -1, rows.shape[3]).mean(axis=3))
+    means = np.concatenate([rows.mean(axis=3) for rows in wanted], axis=1).reshape(3, -1)
+    deviations = np.concatenate([rows.std(axis=3) for rows in wanted], axis=1).reshape(3, -1)
+    assert features.shape == (3, size)
+    np.testing.assert_allclose(features[:, : size // 2], means, atol=1e-5)
+    np.testing.assert_allclose(features[:, size // 2 :] ** 2, deviations**2 + 1e-5, atol=1e-5)
+    assert deviations.mean() > 0.1
 
 
 def test_tiny_features_tell_when_something_happens() -> None:
@@ -116,7 +154,7 @@ def test_errors() -> None:
         EncoderConfig(head="none")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name must be one of tiny, r3d_18, mc3_18, r2plus1d_18, got 'resnet18'"):
         build_video_backbone("resnet18")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="name must be one of tiny, resnet18, resnet18_1d, got 'r3d_18'"):
+    with pytest.raises(ValueError, match="name must be one of tiny, small, resnet18, resnet18_1d, got 'r3d_18'"):
         build_audio_backbone("r3d_18", 16)  # type: ignore[arg-type]
 
 
@@ -126,6 +164,7 @@ def test_errors() -> None:
         ("video", "tiny", (2, 192, 4, 3, 3)),
         ("video", "r3d_18", (2, 512, 1, 3, 3)),
         ("audio", "tiny", (2, 192, 2, 13)),
+        ("audio", "small", (2, 384, 10, 13)),
         ("audio", "resnet18", (2, 512, 1, 4)),
         ("audio", "resnet18_1d", (2, 512, 4)),
     ],
@@ -160,7 +199,9 @@ def test_torchvisions_weights_fit_the_video_backbone_by_their_own_names() -> Non
     assert own.keys() == theirs.keys()
 
 
-@pytest.mark.parametrize(("video", "audio"), [("tiny", "tiny"), ("r3d_18", "resnet18"), ("r2plus1d_18", "resnet18_1d")])
+@pytest.mark.parametrize(
+    ("video", "audio"), [("tiny", "tiny"), ("tiny", "small"), ("r3d_18", "resnet18"), ("r2plus1d_18", "resnet18_1d")]
+)
 def test_with_group_norm_a_feature_does_not_depend_on_the_rest_of_the_batch(video: str, audio: str) -> None:
     """But for what the sound's mel bands are standardised by, which is frozen here."""
     told = {"video": torch.randn(4, 3, 4, 32, 32), "audio": torch.randn(4, 16, 60)}

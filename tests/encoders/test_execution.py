@@ -47,6 +47,7 @@ def saved_bytes(pair: EncoderPair, inputs: dict[str, Tensor]) -> int:
     [
         ("tiny", "tiny", "batch"),
         ("tiny", "tiny", "group"),
+        ("tiny", "small", "group"),
         ("r3d_18", "resnet18", "batch"),
         ("r2plus1d_18", "resnet18_1d", "batch"),
     ],

@@ -224,7 +224,7 @@ def test_a_sample_alone_has_no_other_sound() -> None:
     assert result.loss.isfinite()
 
 
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet18_1d"])
+@pytest.mark.parametrize("name", ["tiny", "small", "resnet18", "resnet18_1d"])
 def test_every_audio_backbone_gets_a_gradient(name: str) -> None:
     backbone, _ = build_audio_backbone(name, 20)
     assert isinstance(backbone, Backbone)

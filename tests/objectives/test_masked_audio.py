@@ -254,7 +254,7 @@ def test_untrained_it_explains_nothing_and_a_nearly_silent_recording_is_not_blow
     assert result.metrics["l1"].item() == result.metrics["baseline"].item() > 0
 
 
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet18_1d"])
+@pytest.mark.parametrize("name", ["tiny", "small", "resnet18", "resnet18_1d"])
 @pytest.mark.parametrize("frames", [50, 101])
 def test_every_backbone_is_decoded_to_the_size_of_its_input(name: str, frames: int) -> None:
     backbone, _ = build_audio_backbone(name, 20)

@@ -292,6 +292,10 @@ def test_other_terms_train_on_vectors(term: str) -> None:
             "eval_every must be 0 where objective.terms only need the video: it measures",
         ),
         (
+            {"objective": {"terms": {"face": 1}}, "data": {"augment": {"window": 0.5}}},
+            "data.augment.window must be 1 with objective.terms.face, .*, got 0.5",
+        ),
+        (
             {"objective": {"terms": {"crossclr": 1}, "crossclr": {"queue_size": 8}}},
             r"objective.crossclr.queue_size must be at least optim.batch_size \(32\), got 8",
         ),
@@ -310,6 +314,17 @@ def test_the_modalities_are_those_that_the_terms_need() -> None:
         terms=Terms(cross_modal=0.0, within_modal=1.0), within_modal=WithinModalConfig(modalities=("audio",))
     )
     assert audio.modalities == ("audio",)
+
+
+def test_all_other_terms_take_windows_of_clips() -> None:
+    terms = {name: weight for name, weight in ALL.items() if name != "face"}
+    config = config_of(terms, steps=6, encoder=EncoderConfig(audio="small", mel_bins=32))
+    augment = dataclasses.replace(config.data.augment, window=0.5, stretch=1.5)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
+    rows = [done.metrics for done in trainer_on(Planted(48, 0), config).steps()]
+    for name in terms:
+        assert np.isfinite([row[f"{name}/loss"] for row in rows if f"{name}/loss" in row]).all()
+        assert any(key.startswith(f"{name}/") for key in rows[-1])
 
 
 def test_a_dictionary_goes_with_cross_modal_among_others() -> None:

@@ -314,6 +314,14 @@ def test_torchvisions_backbones_export_too(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", ""), "the exporter chatters"
 
 
+def test_small_audio_exports(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    clip = ClipSpec(frame_count=4, frame_height=32, frame_width=32, audio_seconds=0.5)
+    config = EncoderConfig(audio="small", mel_bins=32, hidden_size=16, embedding_size=16)
+    encoder = CmaccEncoder(AudioVisualEncoder(config).eval(), clip, is_grey=True)
+    assert write_graph(EncoderGraph(encoder, "audio"), tmp_path / "audio.onnx") < 1e-4
+
+
 def test_towers_export_for_batches_of_any_size(tmp_path: Path) -> None:
     """CLIP over frames, whose lookup of positions has the name of our output; a graph is refused in one line."""
     pytest.importorskip("onnxruntime")

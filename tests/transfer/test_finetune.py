@@ -560,6 +560,14 @@ def test_files_without_the_medium(told: Told) -> None:
         ({"label_smoothing": -0.1}, r"label_smoothing must be in \[0, 1\), got -0.1"),
         ({"augment": AugmentConfig(frequency_mask=0.0)}, "augment.time_mask must be 0 .*, got 0.15"),
         ({"augment": AugmentConfig(time_mask=0.0)}, "augment.frequency_mask must be 0 .*, got 0.15"),
+        (
+            {"augment": AugmentConfig(time_mask=0.0, frequency_mask=0.0, stretch=2.0)},
+            "augment.stretch must be 1 .*, got 2.0",
+        ),
+        (
+            {"augment": AugmentConfig(time_mask=0.0, frequency_mask=0.0, window=0.5)},
+            "augment.window must be 1 .*, got 0.5",
+        ),
     ],
 )
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ from cmacc.pretraining.features import unit_rows
 from cmacc.transfer.metrics import Metric, ProtocolError, summarised
 from cmacc.transfer.protocols import (
     Rows,
+    _distinct,
     averaged,
     chosen_c,
     class_retrieval,
@@ -220,6 +221,31 @@ def test_svm_trains_on_distinct_windows_only() -> None:
     )
     by_hand = counted.predict(StandardScaler().fit(once.features[:, 0]).transform(test.features[:, 0])) == test.labels
     assert by_hand.tolist() != svm(often, test)[0].per_item.astype(bool).tolist()  # six times would have differed
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_svm_of_more_features_than_examples_is_that_of_the_unrotated_ones(classes: int) -> None:
+    side = clouds(12, 120, classes, 400, windows=2, noise=0.3)
+    train, test = taken(side, slice(60)), taken(side, slice(60, 120))
+    examples = train.features.reshape(-1, 400).astype(np.float64)
+    mean, deviation = examples.mean(axis=0), examples.std(axis=0)
+    model = LinearSVC(C=0.01 / 2, dual=True, tol=1e-8, max_iter=100_000)
+    model.fit((examples - mean) / deviation, train.labels.repeat(2))
+    scores = model.decision_function((test.features.reshape(-1, 400) - mean) / deviation).reshape(60, 2, -1).mean(1)
+    scores = np.concatenate([-scores, scores], axis=1) if classes == 2 else scores
+    right = scores.argmax(axis=1) == test.labels
+    assert svm(train, test)[0].per_item.tolist() == right.tolist()
+    assert 0.3 < right.mean() < 1
+
+
+def test_distinct_windows_are_those_of_numpy() -> None:
+    rows = np.random.default_rng(0).integers(-1, 2, (40, 3)).astype(np.float32) * np.float32(0.1)
+    rows[::7] = -0.0
+    wanted = np.unique(rows, axis=0)
+    got = _distinct(rows)
+    assert got.dtype == np.float32
+    assert np.array_equal(got, wanted)
+    assert len(got) < 40
 
 
 @pytest.mark.parametrize("train_count", [150, 12])  # more and fewer than k

@@ -24,7 +24,9 @@ from cmacc.clips.loading.transforms import (
     draw_view,
     grey_video,
     mask_spectrograms,
+    stretch_spectrograms,
     to_video,
+    window_length,
 )
 from cmacc.clips.media.decoding import MediaInfo, decode_clip, decode_clips, probe
 from cmacc.clips.media.film import FILM_SOUND_RATE_HZ, FilmWriter, encode_part
@@ -85,8 +87,10 @@ __all__ = [
     "probe",
     "read_chosen",
     "scan",
+    "stretch_spectrograms",
     "to_video",
     "training_loader",
     "verify",
+    "window_length",
     "workers_of",
 ]

@@ -17,6 +17,7 @@ from cmacc.clips import (
     grey_video,
     mask_spectrograms,
     seeds,
+    stretch_spectrograms,
     to_video,
 )
 from cmacc.clips.seeds import seeded_rng
@@ -105,5 +106,6 @@ class ClipViews:
 
     def _audio(self, waveforms: Float[Tensor, "batch samples"], views: list[View]) -> Float[Tensor, "batch *axes"]:
         inputs: Tensor = self._audio_input(augment_waveforms(waveforms, views))
-        # A tower makes its own spectrogram, if any, so there is none to mask.
-        return mask_spectrograms(inputs, views) if isinstance(self._audio_input, LogMel) else inputs
+        if not isinstance(self._audio_input, LogMel):  # a tower makes its own spectrogram, if any
+            return inputs
+        return mask_spectrograms(stretch_spectrograms(inputs, views), views)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from cmacc.clips import AugmentConfig, ClipSpec
+from cmacc.clips import AugmentConfig, ClipSpec, window_length
 from cmacc.encoders import MODALITIES, EncoderConfig, Modality, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import (
@@ -85,6 +85,11 @@ class DataConfig:
             self.start_method in (None, "fork", "spawn"), "data.start_method", "fork, spawn or null", self.start_method
         )
         _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "in [0, 1]", self.max_bad_fraction)
+
+    @property
+    def view_frame_count(self) -> int:
+        """Frames of a training view: of a clip, those that ``augment.window`` covers."""
+        return window_length(self.clip.frame_count, self.augment.window)
 
 
 @dataclass(frozen=True)
@@ -458,6 +463,12 @@ class PretrainConfig:
             "objective.crossclr.queue_size",
             f"at least optim.batch_size ({self.optim.batch_size})",
             self.objective.crossclr.queue_size,
+        )
+        _require(
+            "face" not in terms or self.data.augment.window == 1,
+            "data.augment.window",
+            "1 with objective.terms.face, which reconstructs the whole clip from the sound of a view",
+            self.data.augment.window,
         )
         if len(self.objective.modalities) == 1:
             only = f"where objective.terms only need the {self.objective.modalities[0]}"

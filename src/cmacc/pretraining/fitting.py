@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cmacc.clips import ClipSpec
+from cmacc.clips import ClipSpec, window_length
 from cmacc.encoders import MODALITIES, Modality, is_tower, open_tower
 from cmacc.encoders.towers import absolute_tower
 from cmacc.pretraining.clip_views import audio_input
@@ -63,6 +63,8 @@ def fitted_to_towers(config: PretrainConfig) -> tuple[PretrainConfig, list[str]]
 def check_towers(config: PretrainConfig) -> None:
     """Open the towers of a run with their weights, and encode one silent, black clip, before anything is written.
 
+    With ``data.augment.window``, also one as short as the training views.
+
     Raises
     ------
     TowerError
@@ -71,5 +73,8 @@ def check_towers(config: PretrainConfig) -> None:
     if not any(is_tower(getattr(config.encoder, modality)) for modality in MODALITIES):
         return
     pair, clip = untrained_encoder(config).eval(), config.data.clip
-    pair.video(torch.zeros(1, 3, clip.frame_count, clip.frame_height, clip.frame_width))
-    pair.audio(audio_input(config.encoder, clip.sample_rate_hz)(torch.zeros(1, clip.sample_count)))
+    to_audio = audio_input(config.encoder, clip.sample_rate_hz)
+    for window in sorted({config.data.augment.window, 1.0}):
+        frames, samples = (window_length(size, window) for size in (clip.frame_count, clip.sample_count))
+        pair.video(torch.zeros(1, 3, frames, clip.frame_height, clip.frame_width))
+        pair.audio(to_audio(torch.zeros(1, samples)))

@@ -88,7 +88,7 @@ _BUILD: dict[str, Callable[[PretrainConfig, EncoderPair], Objective]] = {
     "crossclr": _crossclr,
     "stica": lambda config, _: STiCA(config.objective.stica),
     "ctp": lambda config, encoder: CatchThePatch(
-        config.objective.ctp, _map_channels(encoder, "video"), config.data.clip.frame_count
+        config.objective.ctp, _map_channels(encoder, "video"), config.data.view_frame_count
     ),
     "face": _face,
     "masked_audio": lambda config, encoder: MaskedAudio(

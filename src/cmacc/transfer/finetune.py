@@ -119,6 +119,18 @@ class FinetuneSettings:
         for name in ("time_mask", "frequency_mask"):
             value = getattr(self.augment, name)
             _require(value == 0, f"FinetuneSettings: augment.{name}", "0 (encoders take waveforms)", value)
+        _require(
+            self.augment.stretch == 1,
+            "FinetuneSettings: augment.stretch",
+            "1 (encoders take waveforms)",
+            self.augment.stretch,
+        )
+        _require(
+            self.augment.window == 1,
+            "FinetuneSettings: augment.window",
+            "1 (clips are as in the test)",
+            self.augment.window,
+        )
 
 
 @dataclass(frozen=True)

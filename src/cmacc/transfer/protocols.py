@@ -126,19 +126,22 @@ def svm(train: Rows, test: Rows) -> list[Metric]:
     from sklearn.svm import LinearSVC
 
     _check_sides(train, test)
-    distinct = [np.unique(windows, axis=0) for windows in train.features]
+    distinct = [_distinct(windows) for windows in train.features]
     counts = [len(windows) for windows in distinct]
     examples = np.concatenate(distinct).astype(np.float64)
     # C multiplies the sum of errors: with ten windows per file, regularisation would otherwise be ten times as weak.
     weights = np.repeat([1 / count for count in counts], counts)
-    scaler = StandardScaler().fit(examples, sample_weight=weights)
+    with np.errstate(invalid="ignore"):
+        # Of a constant feature, rounding can make the weighted variance negative; scikit-learn then leaves it unscaled.
+        scaler = StandardScaler().fit(examples, sample_weight=weights)
     # The dual solver was 1.6 times (12,800 x 512, 50 classes) to 3.6 times (6,000 x 1,536) as fast as the primal one.
     model = LinearSVC(C=_SVM_C, dual=True, random_state=_SEED, max_iter=_SVM_ITERATIONS)
-    with _convergence_ignored():
-        model.fit(scaler.transform(examples), np.repeat(train.labels, counts), sample_weight=weights)
     count, windows_per_file, width = test.features.shape
     windows = scaler.transform(test.features.reshape(-1, width).astype(np.float64))
-    scores = model.decision_function(windows).reshape(count, windows_per_file, -1).mean(axis=1)
+    fitted, asked = _in_span(scaler.transform(examples), windows)
+    with _convergence_ignored():
+        model.fit(fitted, np.repeat(train.labels, counts), sample_weight=weights)
+    scores = model.decision_function(asked).reshape(count, windows_per_file, -1).mean(axis=1)
     if scores.shape[1] == 1:  # for two classes, scikit-learn only returns the values of the second
         scores = np.concatenate([-scores, scores], axis=1)
     return [_accuracy(np.asarray(model.classes_[scores.argmax(axis=1)], np.int64), train.labels, test.labels)]
@@ -364,18 +367,34 @@ def _logistic(
     from threadpoolctl import threadpool_limits
 
     scaler = StandardScaler().fit(train.astype(np.float64))
-    fitted, asked = scaler.transform(train.astype(np.float64)), scaler.transform(test.astype(np.float64))
-    if len(fitted) < fitted.shape[1]:
-        # The solution lies in the span of the training rows, and the L2 penalty is invariant under rotation. So a
-        # rotation into that span gives the same solution; 400 rows of width 1,536 are fitted about four times as fast.
-        basis = np.linalg.qr(fitted.T)[0]
-        fitted, asked = fitted @ basis, asked @ basis
+    fitted, asked = _in_span(scaler.transform(train.astype(np.float64)), scaler.transform(test.astype(np.float64)))
     # L-BFGS computes hundreds of products of this size. If they are small, waking BLAS threads for each costs more than
     # the product: 7 times as long for 480 rows and 8 classes on two busy cores.
     small = fitted.size * len(np.unique(labels)) < _SMALL_PRODUCT
     with _convergence_ignored(), threadpool_limits(1 if small else None):
         models = [LogisticRegression(C=c, max_iter=_LINEAR_ITERATIONS).fit(fitted, labels) for c in cs]
     return [np.asarray(model.predict(asked), np.int64) for model in models]
+
+
+def _distinct(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The windows without repeated ones, in lexicographic order.
+
+    As ``np.unique(windows, axis=0)``, which makes a field of every column: 35 ms a file for 7,680 columns.
+    """
+    return np.array(sorted(set(map(tuple, windows.tolist()))), windows.dtype)
+
+
+def _in_span(train: NDArray[np.float64], test: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both rotated into the span of the training rows if these are fewer than the features, else as they are.
+
+    A linear model's solution lies in that span, and an L2 penalty is invariant under rotation, so the solution is the
+    same. 400 rows of width 1,536 are fitted about four times as fast by logistic regression, and 320 of 7,680 nine
+    times as fast by `svm`.
+    """
+    if len(train) >= train.shape[1]:
+        return train, test
+    basis = np.linalg.qr(train.T)[0]
+    return train @ basis, test @ basis
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from cmacc.clips.loading.logmel import LogMel
 
 
-@pytest.mark.parametrize("rate_hz", [16_000, 22_050])
+@pytest.mark.parametrize("rate_hz", [16_000, 22_050, 40_960, 44_100, 96_000])
 @pytest.mark.parametrize("mel_bins", [40, 64, 80, 128])
 # Narrow bands at the low end hold no bin of the transform; librosa says so, and we must agree with it there too.
 @pytest.mark.filterwarnings("ignore:Empty filters")
@@ -22,7 +22,7 @@ def test_power_equals_librosa(rate_hz: int, mel_bins: int) -> None:
         wanted = librosa.feature.melspectrogram(
             y=wave,
             sr=rate_hz,
-            n_fft=1024,
+            n_fft={44_100: 2048, 96_000: 4096}.get(rate_hz, 1024),  # the window has 1,102 and 2,400 samples
             win_length=round(0.025 * rate_hz),
             hop_length=round(0.010 * rate_hz),
             center=True,

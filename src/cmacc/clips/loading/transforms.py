@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +20,9 @@ _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Strength of the augmentation of training views; zeros (and ``min_crop_area=1``) mean no change.
+    """Strength of the augmentation of training views.
+
+    No change are zeros, and 1 for ``min_crop_area``, ``max_aspect_change``, ``window`` and ``stretch``.
 
     Parameters
     ----------
@@ -37,6 +39,11 @@ class AugmentConfig:
         Largest change of the audio level, up or down.
     time_mask, frequency_mask
         Largest masked share of the spectrogram's axes, in [0, 1).
+    window
+        Share of the clip's time that a view covers, in (0, 1]. Picture and sound are cut at the same relative place.
+        Every view draws its own, so two views of a clip are two parts of it. Targets and evaluations see whole clips.
+    stretch
+        Largest factor by which a spectrogram is stretched or squeezed along each of its axes, >= 1.
     """
 
     min_crop_area: float = 0.4
@@ -49,12 +56,16 @@ class AugmentConfig:
     gain_db: float = 6.0
     time_mask: float = 0.15
     frequency_mask: float = 0.15
+    window: float = 1.0
+    stretch: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_crop_area <= 1:
-            raise ValueError(f"AugmentConfig: min_crop_area must be in (0, 1], got {self.min_crop_area}")
-        if not self.max_aspect_change >= 1:
-            raise ValueError(f"AugmentConfig: max_aspect_change must be at least 1, got {self.max_aspect_change}")
+        for name in ("min_crop_area", "window"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"AugmentConfig: {name} must be in (0, 1], got {getattr(self, name)}")
+        for name in ("max_aspect_change", "stretch"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"AugmentConfig: {name} must be at least 1 and finite, got {getattr(self, name)}")
         for name in ("flip_probability", "grey_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"AugmentConfig: {name} must be in [0, 1], got {getattr(self, name)}")
@@ -67,7 +78,12 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class View:
-    """Parameters of one augmentation. Crops and masks are relative to the frame or spectrogram size, in [0, 1]."""
+    """Parameters of one augmentation. Crops and masks are relative to the frame or spectrogram size, in [0, 1].
+
+    ``window`` is the share of the clip's time, and ``window_place`` where it starts: 0 at the first place where it
+    fits, below 1. ``stretch_time`` and ``stretch_frequency`` are the size and the centre of what is resized to the
+    spectrogram, along the axis in [-1, 1]: (1, 0) is the spectrogram itself, and of a larger size, the rest is padding.
+    """
 
     crop_top: float
     crop_left: float
@@ -81,12 +97,17 @@ class View:
     gain_db: float
     time_mask: tuple[float, float]
     frequency_mask: tuple[float, float]
+    window: float
+    window_place: float
+    stretch_time: tuple[float, float]
+    stretch_frequency: tuple[float, float]
 
 
 def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
     """Draw one view. The number of draws is constant, so that switching off one part does not change the others."""
     area, aspect, top, left, flip, grey, brightness, contrast, saturation, gain = rng.random(10).tolist()
     time_length, time_start, band_width, band_start = rng.random(4).tolist()
+    window_place, time_size, time_centre, band_size, band_centre = rng.random(5).tolist()
     scale = math.sqrt(config.min_crop_area + (1 - config.min_crop_area) * area)
     stretch = config.max_aspect_change ** (aspect - 0.5)  # height / width changes by stretch squared
     height, width = min(1.0, scale * stretch), min(1.0, scale / stretch)
@@ -103,6 +124,10 @@ def draw_view(config: AugmentConfig, rng: np.random.Generator) -> View:
         gain_db=config.gain_db * (2 * gain - 1),
         time_mask=_mask(config.time_mask, time_length, time_start),
         frequency_mask=_mask(config.frequency_mask, band_width, band_start),
+        window=config.window,
+        window_place=window_place,
+        stretch_time=_stretch(config.stretch, time_size, time_centre),
+        stretch_frequency=_stretch(config.stretch, band_size, band_centre),
     )
 
 
@@ -114,6 +139,27 @@ def _mask(longest: float, length_draw: float, start_draw: float) -> tuple[float,
     length = longest * length_draw
     start = (1 - length) * start_draw
     return start, start + length
+
+
+def _stretch(largest: float, size_draw: float, centre_draw: float) -> tuple[float, float]:
+    size = largest ** (2 * size_draw - 1)
+    return size, abs(1 - size) * (2 * centre_draw - 1)
+
+
+def window_length(size: int, window: float) -> int:
+    """Frames, or samples, of a view of a clip with ``size`` of them; at least one."""
+    return max(1, round(window * size))
+
+
+def _windows(values: Shaped[Tensor, "batch time *rest"], views: Sequence[View]) -> Shaped[Tensor, "batch window *rest"]:
+    """The part of each clip that its view covers. All possible starts are equally likely."""
+    size = values.shape[1]
+    (length,) = {window_length(size, view.window) for view in views}  # else they would not form a batch
+    if length == size:
+        return values
+    starts = [min(int(view.window_place * (size - length + 1)), size - length) for view in views]
+    places = torch.tensor(starts, device=values.device)[:, None] + torch.arange(length, device=values.device)
+    return values[torch.arange(len(values), device=values.device)[:, None], places]
 
 
 def to_video(frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch 3 time height width"]:
@@ -129,8 +175,9 @@ def grey_video(video: Float[Tensor, "batch 3 time height width"]) -> Float[Tenso
 
 def augment_video(
     frames: UInt8[Tensor, "batch time height width 3"], views: Sequence[View]
-) -> Float[Tensor, "batch 3 time height width"]:
-    """Crop, resize, flip and change the colours of each clip according to its view; then normalise."""
+) -> Float[Tensor, "batch 3 window height width"]:
+    """Cut, crop, resize, flip and change the colours of each clip according to its view; then normalise."""
+    frames = _windows(frames, views)
     batch, time, height, width, _ = frames.shape
     rows = _sampled_places([(view.crop_top, view.crop_height) for view in views], height, frames.device)
     columns = _sampled_places([(view.crop_left, view.crop_width) for view in views], width, frames.device)
@@ -187,10 +234,27 @@ def _column(values: Iterable[float], device: torch.device) -> Float[Tensor, " ro
 
 def augment_waveforms(
     waveforms: Float[Tensor, "batch samples"], views: Sequence[View]
-) -> Float[Tensor, "batch samples"]:
-    """Scale each waveform by the gain of its view."""
+) -> Float[Tensor, "batch window"]:
+    """Cut each waveform to the window of its view, and scale it by the gain."""
+    waveforms = _windows(waveforms, views)
     gains = waveforms.new_tensor([10 ** (view.gain_db / 20) for view in views])
     return waveforms * gains[:, None]
+
+
+def stretch_spectrograms(
+    spectrograms: Float[Tensor, "batch mels time"], views: Sequence[View]
+) -> Float[Tensor, "batch mels time"]:
+    """Stretch or squeeze each spectrogram along both axes: the random resized crop of BYOL-A (Niizumi et al. 2021).
+
+    What is squeezed is padded with the values at its edge, not with BYOL-A's zeros: zero is no silence in our scale.
+    """
+    sizes, centres = zip(*[zip(view.stretch_time, view.stretch_frequency, strict=True) for view in views], strict=True)
+    if all(size == (1.0, 1.0) for size in sizes):
+        return spectrograms
+    # In grid_sample's coordinates, where the axes run from -1 to 1: time first.
+    affine = torch.cat([torch.tensor(sizes).diag_embed(), torch.tensor(centres)[:, :, None]], dim=2).to(spectrograms)
+    grid = functional.affine_grid(affine, [len(views), 1, *spectrograms.shape[1:]], align_corners=False)
+    return functional.grid_sample(spectrograms[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 
 def mask_spectrograms(

@@ -232,8 +232,12 @@ def noise(seed: int) -> Views:
 
 
 @pytest.mark.slow
-def test_a_small_network_learns_to_follow_patches() -> None:
-    """On clips and tracks that it has not seen, its boxes overlap the true ones clearly more than staying ones."""
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_small_network_learns_to_follow_patches(shuffled: bool) -> None:
+    """On clips and tracks that it has not seen, its boxes overlap the true ones clearly more than staying ones.
+
+    Not so if it learns from the boxes of other clips, as with ``data.shuffle_pairs``.
+    """
     network = nn.Sequential(
         nn.Conv3d(3, 16, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.BatchNorm3d(16), nn.ReLU(),
         nn.Conv3d(16, 32, (1, 3, 3), (1, 2, 2), (0, 1, 1)), nn.BatchNorm3d(32), nn.ReLU(),
@@ -242,6 +246,8 @@ def test_a_small_network_learns_to_follow_patches() -> None:
     optimizer = torch.optim.AdamW([*network.parameters(), *objective.parameters()], lr=0.003)
     for step in range(70):
         drawn = objective.draw(noise(step))
+        if shuffled:
+            drawn = Drawn(drawn.inputs, {name: rows.roll(2, dims=0) for name, rows in drawn.given.items()})
         optimizer.zero_grad()
         result_of(objective, drawn, network(drawn.inputs["pasted"].tensor)).loss.backward()
         optimizer.step()
@@ -250,4 +256,4 @@ def test_a_small_network_learns_to_follow_patches() -> None:
     with torch.no_grad():
         metrics = [result_of(objective, drawn, network(drawn.inputs["pasted"].tensor)).metrics for drawn in held_out]
     tracked, staying = (np.mean([each[name].item() for each in metrics]) for name in ("iou", "iou_staying"))
-    assert tracked > staying + 0.05
+    assert tracked < staying + 0.02 if shuffled else tracked > staying + 0.05

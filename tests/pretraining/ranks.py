@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec
 from cmacc.encoders import EncoderConfig
-from cmacc.objectives import BidirectionalContrast, ObjectiveInputs, ObjectiveResult
+from cmacc.objectives import (
+    BidirectionalContrast,
+    CrossCLRConfig,
+    FaceConfig,
+    MaskedAudioConfig,
+    ObjectiveInputs,
+    ObjectiveResult,
+    Terms,
+)
 from cmacc.pretraining import (
     BatchesConfig,
     DataConfig,
@@ -67,6 +75,16 @@ CONFIGS = {
     "in chunks": _with(dictionary=_dictionary(), optim=dataclasses.replace(PLAIN.optim, chunk_size=1)),
     "sync": _with(dictionary=_dictionary(), encoder=dataclasses.replace(PLAIN.encoder, norm="sync")),
     "active batches": _with(batches=BatchesConfig(selector="active", group_size=4)),
+    "all terms": _with(
+        dictionary=_dictionary(refresh="none"),
+        objective=ObjectiveConfig(
+            terms=Terms(**dict.fromkeys(Terms.names(), 0.5)),
+            crossclr=CrossCLRConfig(queue_size=16),
+            face=FaceConfig(size=8, frames_per_clip=2, width=4),
+            masked_audio=MaskedAudioConfig(block_bands=4, block_frames=8),
+        ),
+    ),
+    "pictures alone": _with(objective=ObjectiveConfig(terms=Terms(cross_modal=0.0, ctp=1.0))),
 }
 OF_FOUR = ("active, dictionary refreshed", "active batches")
 # Results of these depend on the number of processes; they must still be the same on all.

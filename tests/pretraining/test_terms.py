@@ -38,7 +38,6 @@ from cmacc.pretraining import (
     PretrainConfig,
     Trainer,
     config_from_plain,
-    to_plain,
     untrained_encoder,
 )
 from cmacc.pretraining.batch_views import draw_for
@@ -51,7 +50,7 @@ CPU = torch.device("cpu")
 CLIP = ClipSpec(
     frame_count=6, frame_rate_hz=6.0, frame_height=32, frame_width=32, audio_seconds=1.0, sample_rate_hz=8000
 )
-ALL = dict.fromkeys(to_plain(Terms()), 1.0)
+ALL = dict.fromkeys(Terms.names(), 1.0)
 
 
 class Planted:

@@ -42,6 +42,11 @@ class Terms:
         if not self.weights():
             raise ValueError("objective.terms must have a weight above 0, got none")
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """All terms."""
+        return [field.name for field in dataclasses.fields(cls)]
+
     def weights(self) -> dict[str, float]:
         """The terms that are computed, with their weights."""
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight > 0}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cmacc.clips import seeds
 from cmacc.encoders import MODALITIES, Backbone, Encoder, Encoding, Modality, statistics_kept
-from cmacc.objectives import ExtraInput
+from cmacc.objectives import DrawingObjective, ExtraInput
 from cmacc.pretraining.learner import Learner
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.randomness import seeded_generators
@@ -98,7 +98,10 @@ class _Whole:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # DistributedDataParallel exchanges the encoders' gradients meanwhile
-        self._learner.processes.average(_gradients(self._learner.objective))
+        learner = self._learner
+        learner.processes.average(_gradients(learner.objective))
+        if learner.processes.count > 1 and isinstance(learner.objective, DrawingObjective):
+            _forget_zeros(learner.encoder)
 
 
 class _InChunks:
@@ -161,6 +164,18 @@ class _InChunks:
         encoder = getattr(self._learner.encoder, modality)
         assert isinstance(encoder, Encoder)
         return encoder
+
+
+def _forget_zeros(module: nn.Module) -> None:
+    """Set gradients of nothing but zeros to None: those of weights that the loss does not depend on.
+
+    An exchange makes zeros of them. The optimizer would then shrink these weights, which it does not in one process.
+    """
+    used = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    largest = torch.stack([parameter.grad.abs().max() for parameter in used if parameter.grad is not None])
+    for parameter, value in zip(used, largest.tolist(), strict=True):
+        if value == 0:
+            parameter.grad = None
 
 
 def _gradients(module: object) -> list[Tensor]:

@@ -51,7 +51,8 @@ def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:
         return _cross_modal(config, encoder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        return WeightedObjectives({term: (weight, _BUILD[term](config, encoder)) for term, weight in weights.items()})
+        terms = {term: (weight, _BUILD[term](config, encoder)) for term, weight in weights.items()}
+    return WeightedObjectives(terms).to(encoder.video.last.weight.dtype)
 
 
 def _cross_modal(config: PretrainConfig, encoder: EncoderPair) -> Objective:

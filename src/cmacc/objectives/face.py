@@ -20,6 +20,7 @@ from cmacc.objectives.objective import BatchViews, Drawn, ObjectiveInputs, Objec
 
 _SOUND_BANDS = 4  # of the feature map: the mean over all of frequency would lose which vowel it is
 _SOUND_SIZE = 64
+_LEAST_CHANGE = 1e-3  # normalised pixels; a batch in which less moves than rounding shall not count for more
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,10 @@ class FaceReconstruction(nn.Module):
 
     Notes
     -----
-    The loss is the weighted mean over pixels of ``|reconstructed - true|``, in normalised pixels.
+    The loss is the weighted mean over pixels of ``|reconstructed - true|``, as a share of that of repeating the still
+    frame: 1 before training, whether a mouth moves or a whole picture.
 
-    Metrics, all without the weights, except ``loss``: ``l1``, the error of all pixels; ``l1_region``, that in the
+    Metrics, all without the weights and in normalised pixels, except ``loss``: ``l1``, the error of all pixels; ``l1_region``, that in the
     region; ``l1_still``, that of repeating the still frame; ``l1_other_sound``, that with the sound of another sample
     of the batch. If the last is not above ``l1``, the reconstruction does not use the sound.
     """
@@ -166,7 +168,8 @@ class FaceReconstruction(nn.Module):
             sound = sound_of_frames(feature_map.to(dtype), frames.shape[2], self.audio_span)
             error = (self.reconstruct(still, sound) - frames).abs()
             weights = self.pixel_weights.to(dtype)
-            loss = (error.mean(dim=(0, 1, 2)) * weights).sum() / weights.sum()
+            unchanged = (still[:, :, None] - frames).abs()
+            loss = _weighted(error, weights) / _weighted(unchanged, weights).clamp_min(_LEAST_CHANGE)
             with torch.no_grad():
                 other = (self.reconstruct(still, sound.roll(1, dims=0)) - frames).abs().mean()
         with torch.no_grad():
@@ -174,7 +177,7 @@ class FaceReconstruction(nn.Module):
                 "loss": loss.detach(),
                 "l1": error.mean(),
                 "l1_region": _mean_in_region(error, self.config),
-                "l1_still": (still[:, :, None] - frames).abs().mean(),
+                "l1_still": unchanged.mean(),
                 "l1_other_sound": other if len(frames) > 1 else torch.full_like(other, torch.nan),
             }
         return ObjectiveResult(loss, metrics)
@@ -211,6 +214,12 @@ def _pixel_weights(config: FaceConfig) -> Float[Tensor, "size size"]:
     weights = torch.ones(config.size, config.size)
     weights[_region(config)] = config.region_weight
     return weights
+
+
+def _weighted(
+    error: Float[Tensor, "batch 3 frames size size"], weights: Float[Tensor, "size size"]
+) -> Float[Tensor, ""]:
+    return (error.mean(dim=(0, 1, 2)) * weights).sum() / weights.sum()
 
 
 def _mean_in_region(error: Float[Tensor, "batch 3 frames size size"], config: FaceConfig) -> Float[Tensor, ""]:

@@ -175,7 +175,7 @@ def test_a_feature_map_is_what_the_feature_is_pooled_from(modality: str, name: s
     pair = AudioVisualEncoder(config).eval()
     with torch.no_grad():
         plain = pair(**{modality: inputs})[modality]
-        asked = pair(**{modality: inputs}, with_feature_maps=True)[modality]
+        asked = pair(**{modality: inputs}, feature_maps_of=(modality,))[modality]
     assert plain.feature_map is None
     assert asked.feature_map is not None
     assert asked.feature_map.shape == shape

@@ -92,7 +92,7 @@ def test_an_encoder_with_it_trains_and_pools_its_own_map() -> None:
     pair = AudioVisualEncoder(EncoderConfig(video_pooling="transformer", **SMALL))  # type: ignore[arg-type]
     assert pair.video.feature_size == 192
     video = torch.randn(2, 3, 8, 32, 32)
-    told = pair(video, torch.randn(2, 16, 40), with_feature_maps=True)["video"]
+    told = pair(video, torch.randn(2, 16, 40), feature_maps_of=("video",))["video"]
     assert told.feature.shape == (2, 192)
     assert torch.equal(told.feature, pair.video.backbone.pooling(told.feature_map))  # type: ignore[operator]
     (told.embedding @ torch.randn(10)).sum().backward()

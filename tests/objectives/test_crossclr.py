@@ -40,8 +40,8 @@ class Views:
 
     inputs: Mapping[str, Tensor]
 
-    def another(self, modality: str, number: int = 1) -> Tensor:
-        raise AssertionError(f"nobody needs view {number} of {modality}")
+    def another(self, modality: str) -> Tensor:
+        raise AssertionError(f"nobody needs another view of {modality}")
 
     def plain(self, modality: str) -> Tensor:
         return self.inputs[modality]

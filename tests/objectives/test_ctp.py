@@ -30,7 +30,7 @@ class Views:
     inputs: dict[str, Tensor]
     seed: int = 0
 
-    def another(self, modality: str, number: int = 1) -> Tensor:
+    def another(self, modality: str) -> Tensor:
         raise NotImplementedError
 
     def plain(self, modality: str) -> Tensor:
@@ -188,8 +188,7 @@ def test_regions_are_where_the_boxes_are() -> None:
     head = TrackHead(map_channels=2, frame_count=2, channels=2, hidden=50)
     with torch.no_grad():
         head.over_time.weight.copy_(torch.eye(2)[..., None, None, None].expand_as(head.over_time.weight) / 8)
-        head.hidden.weight.copy_(torch.eye(50))
-        head.hidden.bias.zero_()
+        head.hidden = nn.Sequential(nn.ReLU())  # without the linear layer and the norm
         head.codes.weight.zero_()
         # Output: the mean over the region of the map's first channel, then of its second.
         head.codes.weight[0, :25] = head.codes.weight[1, 25:] = 1 / 25

@@ -25,7 +25,7 @@ class Views:
         self._ids = list(range(len(audio))) if sample_ids is None else sample_ids
         self._visit = visit
 
-    def another(self, modality: str, number: int = 1) -> Tensor:
+    def another(self, modality: str) -> Tensor:
         raise AssertionError("not needed")
 
     def plain(self, modality: str) -> Tensor:

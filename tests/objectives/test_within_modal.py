@@ -40,8 +40,8 @@ class Views:
 
     inputs: Mapping[str, Tensor]
 
-    def another(self, modality: str, number: int = 1) -> Tensor:
-        return self.inputs[modality] + number
+    def another(self, modality: str) -> Tensor:
+        return self.inputs[modality] + 1
 
     def plain(self, modality: str) -> Tensor:
         raise AssertionError(f"nobody needs {modality} without augmentation")

@@ -50,7 +50,7 @@ def _dictionary(**settings: Any) -> DictionaryConfig:
     return DictionaryConfig(**{"selector": "active", "size": 24, "pool_size": 32} | settings)
 
 
-_CLIP = ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=16, frame_width=16, audio_seconds=0.5)
+_CLIP = ClipSpec(frame_count=4, frame_rate_hz=4.0, frame_height=16, frame_width=16, audio_seconds=1.0)
 PLAIN = PretrainConfig(
     data=DataConfig(clip=_CLIP),
     encoder=EncoderConfig(embedding_size=16, hidden_size=24, mel_bins=16),
@@ -83,6 +83,11 @@ CONFIGS = {
             face=FaceConfig(size=8, frames_per_clip=2, width=4),
             masked_audio=MaskedAudioConfig(block_bands=4, block_frames=8),
         ),
+    ),
+    "face alone": _with(
+        objective=ObjectiveConfig(
+            terms=Terms(cross_modal=0.0, face=1.0), face=FaceConfig(size=8, frames_per_clip=2, width=4)
+        )
     ),
     "pictures alone": _with(objective=ObjectiveConfig(terms=Terms(cross_modal=0.0, ctp=1.0))),
 }

@@ -264,12 +264,12 @@ def test_a_term_does_not_change_the_encoders_first_weights_nor_the_views() -> No
     assert second.metrics["cross_modal/loss"] == first.metrics["loss"]
 
 
-def test_crops_do_not_move_the_running_statistics_of_heads() -> None:
+def test_only_queries_move_the_running_statistics_of_heads() -> None:
     trainer = trainer_on(Planted(48, 0), config_of({"stica": 1.0}, steps=1))
     norms = [m for m in trainer.learner.encoder.video.hidden.modules() if hasattr(m, "running_mean")]
     list(trainer.steps())
-    # The query and the other view: two passes in training mode, and none of the crops.
-    plain = trainer_on(Planted(48, 0), config_of({"within_modal": 1.0}, steps=1))
+    # Of the queries alone, neither of the other view nor of crops.
+    plain = trainer_on(Planted(48, 0), config_of({"cross_modal": 1.0}, steps=1))
     list(plain.steps())
     wanted = [m for m in plain.learner.encoder.video.hidden.modules() if hasattr(m, "running_mean")]
     for one, other in zip(norms, wanted, strict=True):
@@ -312,8 +312,24 @@ def test_other_terms_train_on_vectors(term: str) -> None:
             "optim.chunk_size must be null with objective.terms that encode more than the batch",
         ),
         (
-            {"objective": {"terms": {"cross_modal": 0, "ctp": 1}}, "eval_every": 5},
-            "eval_every must be 0 where objective.terms only need the video: it measures",
+            {"objective": {"terms": {"cross_modal": 0, "ctp": 1, "masked_audio": 1}}, "eval_every": 5},
+            r"eval_every must be 0 where no term brings video and audio into one space \(ctp, masked_audio\), got 5",
+        ),
+        (
+            {"data": {"augment": {"window": 0.5}}},
+            "data.augment.window must be 1 where a clip's picture and",
+        ),
+        (
+            {"data": {"shuffle_pairs": True}, "optim": {"batch_size": 2}},
+            "optim.batch_size must be at least 4",
+        ),
+        (
+            {"objective": {"terms": {"face": 1}}, "data": {"clip": {"audio_seconds": 0.5}}},
+            "data.clip.audio_seconds must be at least the 1 s of picture with objective.terms.face, got 0.5",
+        ),
+        (
+            {"objective": {"terms": {"ctp": 1}}, "train": {"video": "head", "audio": "head"}},
+            "objective.terms.ctp must be 0 with train.video and train.audio both head",
         ),
         (
             {"objective": {"terms": {"face": 1}}, "data": {"augment": {"window": 0.5}}},

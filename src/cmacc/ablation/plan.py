@@ -34,7 +34,6 @@ import yaml
 from cmacc.pretraining import ConfigError, PretrainConfig, code_version, config_from_plain, to_plain
 from cmacc.pretraining.config import present_name, with_present_names
 from cmacc.pretraining.reading import UnfitError, value_of
-from cmacc.pretraining.terms import TERMS_ON_MAPS
 
 BudgetName = Literal["steps", "time"]
 _RUN_FORMAT = 3
@@ -281,8 +280,8 @@ def _cell(
         config = config_from_plain(plain)
     except ConfigError as error:
         raise PlanError(f"{what}: {error}") from error
-    for term in config.objective.terms.weights():
-        if term in TERMS_ON_MAPS and own_problem.get("kind") == "vectors":
+    for term, needs in config.objective.needs.items():
+        if (needs.query_maps or needs.own_maps) and own_problem.get("kind") == "vectors":
             raise PlanError(
                 f"{what}: objective.terms.{term} must be 0 for problem.kind=vectors, since it needs pictures or "
                 "spectrograms; take problem.kind rendered or clips"

@@ -160,10 +160,10 @@ class VectorViews:
         visits = torch.full_like(batch.sample_ids, visit)
         return {modality: self._noisy(modality, batch.sample_ids, visits) for modality in MODALITIES}
 
-    def another(self, modality: Modality, batch: VectorBatch, visit: int, number: int) -> Tensor:
+    def another(self, modality: Modality, batch: VectorBatch, visit: int) -> Tensor:
         """The vectors with other noise."""
         # Visits are few; so many apart, the rows of noise are those of no other visit.
-        return self._noisy(modality, batch.sample_ids, torch.full_like(batch.sample_ids, visit + 100_003 * number))
+        return self._noisy(modality, batch.sample_ids, torch.full_like(batch.sample_ids, visit + 100_003))
 
     def plain(self, modality: Modality, batch: VectorBatch, visit: int) -> Tensor:
         """The vectors without noise."""

@@ -10,7 +10,7 @@ from cmacc.encoders.execution import (
 )
 from cmacc.encoders.modality import MODALITIES, Modality
 from cmacc.encoders.momentum import momentum_copy, unwrapped, update_momentum
-from cmacc.encoders.norm import WholeBatchNorm, saved_statistics, statistics_kept
+from cmacc.encoders.norm import WholeBatchNorm, saved_statistics, statistics_held, statistics_kept
 from cmacc.encoders.pair import (
     AudioVisualEncoder,
     Encoder,
@@ -46,6 +46,7 @@ __all__ = [
     "require_compiler",
     "saved_statistics",
     "set_trained",
+    "statistics_held",
     "statistics_kept",
     "trusting_code",
     "unwrapped",

@@ -5,6 +5,7 @@ whole batch. Everything after it can be computed for a few samples at a time (se
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,14 @@ class Backbone(nn.Module):
         """``(M, C, ...)``, by time and, for video, space."""
         return self.body(self.prepare(inputs))
 
-    def forward(self, inputs: Tensor, prepared: bool = False) -> Tensor:
-        """``(M, f)``: features before any projection, of inputs or of ``prepared`` ones."""
-        return self.pool(self.body(inputs if prepared else self.prepare(inputs)))
+    def forward(self, inputs: Tensor, prepared: bool = False, with_map: bool = False) -> Any:
+        """``(M, f)``: features before any projection, of inputs or of ``prepared`` ones; ``with_map``, and the map.
+
+        With the map by the same call: only a call of the module is compiled by `compile_backbones`.
+        """
+        feature_map = self.body(inputs if prepared else self.prepare(inputs))
+        feature = self.pool(feature_map)
+        return (feature, feature_map) if with_map else feature
 
     def through(self, block: nn.Module, inputs: Tensor) -> Tensor:
         """The output of a block of `body`; with `recompute`, only the block's inputs are kept for the backward pass."""

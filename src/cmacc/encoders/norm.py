@@ -104,6 +104,23 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
         restore()
 
 
+@contextmanager
+def statistics_held(module: nn.Module) -> Iterator[None]:
+    """Within it, batch norms normalise as in training, but their running statistics do not move.
+
+    Unlike `statistics_kept`, it writes no buffers, which the backward pass of an earlier graph may need.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
 def saved_statistics(module: nn.Module) -> Callable[[], None]:
     """A function that restores the running statistics of all batch norms to what they are now."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cmacc.encoders.audio import AudioBackboneName, build_audio_backbone
 from cmacc.encoders.backbone import Backbone
 from cmacc.encoders.modality import MODALITIES, Modality
-from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms
+from cmacc.encoders.norm import NormName, WholeBatchNorm, set_norms, statistics_held
 from cmacc.encoders.pooling import VideoPoolingName
 from cmacc.encoders.towers import FramePoolingName, Tower, is_tower, open_tower
 from cmacc.encoders.video import VideoBackboneName, VideoInputName, VideoMapStride, build_video_backbone
@@ -218,8 +218,8 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"Encoder: backbone must be a Backbone to give a feature map, got {type(self.backbone).__name__}"
             )
-        feature_map = self.backbone.feature_map(inputs)
-        return replace(self.project(self.backbone.pool(feature_map)), feature_map=feature_map)
+        feature, feature_map = self.backbone(inputs, with_map=True)
+        return replace(self.project(feature), feature_map=feature_map)
 
     def project(self, feature: Tensor) -> Encoding:
         """The head alone. Also under autocast it runs in the precision of its weights, because the norm needs it."""
@@ -244,20 +244,23 @@ class EncoderPair(nn.Module):
         video: Float[Tensor, "batch *video_axes"] | None = None,
         audio: Float[Tensor, "batch *audio_axes"] | None = None,
         *,
-        with_feature_maps: bool = False,
+        feature_maps_of: Collection[str] = (),
         more: Mapping[str, tuple[Modality, Tensor, bool]] | None = None,
     ) -> dict[Any, Encoding]:
-        """Encode the given modalities; returns encodings by the name of the modality.
+        """Encode the given modalities, some with their feature maps; returns encodings by the name of the modality.
 
         ``more`` are further inputs by other names: their modality, the input, and whether to give its feature map.
+        They do not change the running statistics of norms, for they may be masked or pasted together.
         """
         encodings: dict[Any, Encoding] = {}
         if video is not None:
-            encodings["video"] = self.video(video, with_feature_maps)
+            encodings["video"] = self.video(video, "video" in feature_maps_of)
         if audio is not None:
-            encodings["audio"] = self.audio(audio, with_feature_maps)
+            encodings["audio"] = self.audio(audio, "audio" in feature_maps_of)
         for name, (modality, inputs, with_feature_map) in (more or {}).items():
-            encodings[name] = getattr(self, modality)(inputs, with_feature_map)
+            encoder: Encoder = getattr(self, modality)
+            with statistics_held(encoder):
+                encodings[name] = encoder(inputs, with_feature_map)
         return encodings
 
 

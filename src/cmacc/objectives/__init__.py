@@ -19,10 +19,11 @@ from cmacc.objectives.objective import (
     WeightedObjectives,
 )
 from cmacc.objectives.stica import STiCA, STiCAConfig
-from cmacc.objectives.terms import Terms
+from cmacc.objectives.terms import NEEDS, TermNeeds, Terms
 from cmacc.objectives.within_modal import WithinModalConfig, WithinModalContrast
 
 __all__ = [
+    "NEEDS",
     "BatchKeys",
     "BatchViews",
     "BidirectionalContrast",
@@ -46,6 +47,7 @@ __all__ = [
     "ObjectiveResult",
     "STiCA",
     "STiCAConfig",
+    "TermNeeds",
     "Terms",
     "WeightedObjectives",
     "WithinModalConfig",

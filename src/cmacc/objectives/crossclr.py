@@ -11,6 +11,9 @@ is. A typical sample is likely to be a false negative. It is influential if C_i 
 batch, and its proximity weight is w_i = e^(C_i / kappa). Each modality has its own connectivity: it decides which y_j
 and which x_j are negatives, and that of x gives the weights.
 
+Only the loss is in the released code. Connectivity, pruning and weights follow the paper's description, and how they
+are computed, with the default of kappa, is our own.
+
 The input feature must not change while the encoder learns, or the queue would hold features of another kind. Where the
 backbone is trained, it is a coarse description of the input itself (`describe_input`).
 """
@@ -103,7 +106,8 @@ class CrossCLR(nn.Module):
     """Inter- and intra-modal contrast, without influential negatives and with proximity weights.
 
     The loss is the mean of both directions. All state, the queues of input features, is in persistent buffers. In
-    evaluation mode nothing is pushed.
+    evaluation mode nothing is pushed. A step that is skipped, because something is not finite, still pushes its finite
+    features.
 
     Parameters
     ----------

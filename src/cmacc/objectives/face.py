@@ -91,9 +91,10 @@ class FaceReconstruction(nn.Module):
     The loss is the weighted mean over pixels of ``|reconstructed - true|``, as a share of that of repeating the still
     frame: 1 before training, whether a mouth moves or a whole picture.
 
-    Metrics, all without the weights and in normalised pixels, except ``loss``: ``l1``, the error of all pixels; ``l1_region``, that in the
-    region; ``l1_still``, that of repeating the still frame; ``l1_other_sound``, that with the sound of another sample
-    of the batch. If the last is not above ``l1``, the reconstruction does not use the sound.
+    Metrics, all without the weights and in normalised pixels, except ``loss``: ``l1``, the error of all pixels;
+    ``l1_region``, that in the region; ``l1_still``, that of repeating the still frame; ``l1_other_sound``, that with
+    the sound of another sample of the batch. If the last is not above ``l1``, the reconstruction does not use the
+    sound.
     """
 
     needs_keys = False

@@ -66,8 +66,8 @@ class BatchViews(Protocol):
         """The augmented inputs that become the queries, by modality; only the modalities that the run uses."""
         ...
 
-    def another(self, modality: str, number: int = 1) -> Tensor:
-        """Another augmented view of the same samples; ``number`` >= 1 tells several of them apart."""
+    def another(self, modality: str) -> Tensor:
+        """Another augmented view of the same samples."""
         ...
 
     def plain(self, modality: str) -> Tensor:

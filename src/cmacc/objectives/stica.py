@@ -41,7 +41,7 @@ class STiCAConfig:
         Crops of each kind (space, time), size and view: at least 0. Small crops are compared with large ones, so
         without large crops there must not be small ones.
     decoupled
-        Whether to exclude the positive from the denominators (`CrossModalContrast`).
+        Whether to exclude the positive from the denominators (`CrossModalContrast`); the paper does not.
 
     Raises
     ------

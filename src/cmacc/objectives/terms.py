@@ -1,4 +1,4 @@
-"""The terms of a training objective: their names and weights. The settings of a term stand in its own file."""
+"""The terms of a training objective: names, weights, and what each needs. Settings of a term stand in its own file."""
 
 import dataclasses
 import math
@@ -50,3 +50,41 @@ class Terms:
     def weights(self) -> dict[str, float]:
         """The terms that are computed, with their weights."""
         return {name: weight for name, weight in dataclasses.asdict(self).items() if weight > 0}
+
+
+@dataclass(frozen=True)
+class TermNeeds:
+    """What a term needs of a run, by names of modalities.
+
+    Attributes
+    ----------
+    inputs
+        What a file must have.
+    queries
+        Whose queries it uses, with a gradient.
+    query_maps
+        Whose queries must come with their feature map.
+    own_maps
+        Whose feature maps it needs of inputs that it has drawn itself.
+    aligns
+        Whether it brings video and audio into one space.
+    """
+
+    inputs: tuple[str, ...]
+    queries: tuple[str, ...]
+    query_maps: tuple[str, ...] = ()
+    own_maps: tuple[str, ...] = ()
+    aligns: bool = False
+
+
+_BOTH = ("video", "audio")
+NEEDS = {
+    "cross_modal": TermNeeds(_BOTH, _BOTH, aligns=True),
+    "within_modal": TermNeeds(_BOTH, _BOTH),  # or one modality, by its own setting
+    "crossclr": TermNeeds(_BOTH, _BOTH, aligns=True),
+    "stica": TermNeeds(_BOTH, _BOTH, query_maps=("video",), own_maps=("video",), aligns=True),
+    "ctp": TermNeeds(("video",), (), own_maps=("video",)),
+    "face": TermNeeds(_BOTH, ("audio",), query_maps=("audio",)),
+    "masked_audio": TermNeeds(("audio",), (), own_maps=("audio",)),
+}
+"""What each term needs."""

@@ -26,9 +26,9 @@ class ViewsOfBatch:
     seed: int
     inputs: Mapping[str, Tensor]
 
-    def another(self, modality: Any, number: int = 1) -> Tensor:
+    def another(self, modality: Any) -> Tensor:
         """Another augmented view of the same samples."""
-        return self._many().another(modality, self.batch, self.visit, number)
+        return self._many().another(modality, self.batch, self.visit)
 
     def plain(self, modality: Any) -> Tensor:
         """The inputs without augmentation."""

@@ -30,6 +30,9 @@ def audio_input(config: EncoderConfig, sample_rate_hz: int) -> nn.Module:
     return nn.Identity() if is_tower(config.audio) else LogMel(sample_rate_hz, config.mel_bins)
 
 
+_ANOTHER = 1  # seeds the second view of a visit; not 0, which would seed the first
+
+
 class ClipViews:
     """Augmented frames, and spectrograms or waveforms, of clips; a view depends only on (seed, visit, sample id)."""
 
@@ -48,7 +51,7 @@ class ClipViews:
         views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids))
         return {modality: self._augmented(modality, batch, views) for modality in self._modalities}
 
-    def another(self, modality: Modality, batch: ClipBatch, visit: int, number: int) -> Tensor:
+    def another(self, modality: Modality, batch: ClipBatch, visit: int) -> Tensor:
         """Another view of one modality, of the same windows; as a control, of those of other files of the batch."""
         batch = self._paired(batch)
         if self._config.data.shuffle_pairs:
@@ -56,7 +59,7 @@ class ClipViews:
             batch = dataclasses.replace(
                 batch, frames=batch.frames.roll(2, dims=0), waveforms=batch.waveforms.roll(2, dims=0)
             )
-        views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids), number)
+        views = self._drawn(batch.sample_ids.tolist(), [visit] * len(batch.sample_ids), _ANOTHER)
         return self._augmented(modality, batch, views)
 
     def plain(self, modality: Modality, batch: ClipBatch, visit: int) -> Tensor:

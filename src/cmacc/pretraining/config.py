@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,12 +13,14 @@ from cmacc.clips import AugmentConfig, ClipSpec, window_length
 from cmacc.encoders import MODALITIES, EncoderConfig, Modality, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
 from cmacc.objectives import (
+    NEEDS,
     BatchKeys,
     CatchThePatchConfig,
     CrossCLRConfig,
     FaceConfig,
     MaskedAudioConfig,
     STiCAConfig,
+    TermNeeds,
     Terms,
     WithinModalConfig,
 )
@@ -245,15 +248,37 @@ class ObjectiveConfig:
     masked_audio: MaskedAudioConfig = field(default_factory=MaskedAudioConfig)
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """The modalities that the terms need, in the order of `MODALITIES`."""
-        needed = {modality for name in self.terms.weights() for modality in self._modalities_of(name)}
-        return tuple(modality for modality in MODALITIES if modality in needed)
+    def needs(self) -> dict[str, TermNeeds]:
+        """What each of the terms needs."""
+        found = {name: NEEDS[name] for name in self.terms.weights()}
+        if "within_modal" in found:
+            found["within_modal"] = TermNeeds(self.within_modal.modalities, self.within_modal.modalities)
+        return found
 
-    def _modalities_of(self, term: str) -> tuple[str, ...]:
-        if term == "within_modal":
-            return self.within_modal.modalities
-        return {"ctp": ("video",), "masked_audio": ("audio",)}.get(term, MODALITIES)
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities that files must have, in the order of `MODALITIES`."""
+        return _ordered(modality for needs in self.needs.values() for modality in needs.inputs)
+
+    @property
+    def trained_modalities(self) -> tuple[Modality, ...]:
+        """The modalities whose encoders are trained."""
+        return _ordered(m for needs in self.needs.values() for m in (*needs.queries, *needs.own_maps))
+
+    @property
+    def query_modalities(self) -> tuple[Modality, ...]:
+        """The modalities whose queries the loss depends on."""
+        return _ordered(modality for needs in self.needs.values() for modality in needs.queries)
+
+    @property
+    def query_maps(self) -> tuple[Modality, ...]:
+        """The modalities whose queries must come with their feature map."""
+        return _ordered(modality for needs in self.needs.values() for modality in needs.query_maps)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a term brings video and audio into one space."""
+        return any(needs.aligns for needs in self.needs.values())
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, "objective.temperature", "positive", self.temperature)
@@ -415,6 +440,51 @@ class PretrainConfig:
             return self.objective.batch_keys
         return "online" if self.dictionary.selector == "none" else "both"
 
+    def _check_terms(self) -> None:
+        """Check that the rest of the settings fits the terms of the objective."""
+        objective, clip = self.objective, self.data.clip
+        for name, needs in objective.needs.items():
+            has_maps = not self.keeps_features
+            _require(
+                has_maps or not (needs.query_maps or needs.own_maps),
+                f"objective.terms.{name}",
+                "0 with train.video and train.audio both head: kept features have no feature map",
+                objective.terms.weights()[name],
+            )
+        both = len(objective.modalities) == 2
+        _require(
+            self.data.augment.window == 1
+            or not both
+            or abs(clip.picture_seconds - clip.audio_seconds) < 1 / clip.frame_rate_hz,
+            "data.augment.window",
+            "1 where a clip's picture and sound are not equally long, or parts of other times would be paired",
+            self.data.augment.window,
+        )
+        _require(
+            "face" not in objective.needs or clip.picture_seconds <= clip.audio_seconds,
+            "data.clip.audio_seconds",
+            f"at least the {clip.picture_seconds:g} s of picture with objective.terms.face",
+            clip.audio_seconds,
+        )
+        _require(
+            not self.data.shuffle_pairs or self.optim.batch_size >= 4,
+            "optim.batch_size",
+            "at least 4 with data.shuffle_pairs, for pictures, sounds and second views of different files",
+            self.optim.batch_size,
+        )
+        if "ctp" in objective.needs:
+            _require(self.data.view_frame_count >= 2, "data.clip.frame_count", "at least 2 in a view with ctp", "1")
+            side = min(clip.frame_height, clip.frame_width)
+            _require(side >= 16, "data.clip.frame_height and frame_width", "at least 16 with objective.terms.ctp", side)
+        if not objective.aligns:
+            named = ", ".join(objective.needs)
+            no_space = f"0 where no term brings video and audio into one space ({named})"
+            _require(self.eval_every == 0, "eval_every", no_space, self.eval_every)
+        if len(objective.trained_modalities) == 1:
+            only = f"where objective.terms only train the {objective.trained_modalities[0]}"
+            _require(self.batches.selector == "random", "batches.selector", f"random {only}", self.batches.selector)
+            _require(not self.keeps_features, "train.video and train.audio", f"not both head {only}", "head")
+
     def __post_init__(self) -> None:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16, fp16 or fp32", self.precision)
@@ -470,13 +540,7 @@ class PretrainConfig:
             "1 with objective.terms.face, which reconstructs the whole clip from the sound of a view",
             self.data.augment.window,
         )
-        if len(self.objective.modalities) == 1:
-            only = f"where objective.terms only need the {self.objective.modalities[0]}"
-            _require(
-                self.eval_every == 0, "eval_every", f"0 {only}: it measures retrieval between both", self.eval_every
-            )
-            _require(self.batches.selector == "random", "batches.selector", f"random {only}", self.batches.selector)
-            _require(not self.keeps_features, "train.video and train.audio", f"not both head {only}", "head")
+        self._check_terms()
         if self.dictionary.selector != "none":
             _require(
                 self.dictionary.warmup_steps < self.optim.steps,
@@ -505,6 +569,11 @@ class PretrainConfig:
                 "(else a loss has nothing to contrast with)",
                 self.objective.in_batch,
             )
+
+
+def _ordered(names: Iterable[str]) -> tuple[Modality, ...]:
+    found = set(names)
+    return tuple(modality for modality in MODALITIES if modality in found)
 
 
 def _require(holds: bool, name: str, wanted: str, got: object) -> None:

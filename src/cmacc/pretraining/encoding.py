@@ -46,8 +46,21 @@ class EncodedBatch(Protocol):
 def encode_queries(
     learner: Learner, inputs: dict[Modality, Tensor], more: Mapping[str, ExtraInput], step: int
 ) -> EncodedBatch:
-    """Encode with the query encoders, in chunks if ``optim.chunk_size`` is less than the clips of this process."""
-    return _InChunks(learner, inputs, step) if learner.in_chunks else _Whole(learner, inputs, more, step)
+    """Encode with the query encoders, in chunks if ``optim.chunk_size`` is less than the clips of this process.
+
+    Raises
+    ------
+    ValueError
+        There are more inputs, and chunks.
+    """
+    if not learner.in_chunks:
+        return _Whole(learner, inputs, more, step)
+    if more:
+        raise ValueError(
+            f"optim.chunk_size must be null for an objective that has more inputs encoded ({', '.join(more)}), "
+            f"got {learner.config.optim.chunk_size}"
+        )
+    return _InChunks(learner, inputs, step)
 
 
 @torch.no_grad()
@@ -86,13 +99,18 @@ class _Whole:
     ) -> None:
         self._learner = learner
         rows = next(iter(inputs.values()))
-        # All inputs in one call: DistributedDataParallel expects one forward pass for each backward pass.
+        queries = {modality: each for modality, each in inputs.items() if modality in learner.query_modalities}
+        rest = {modality: each for modality, each in inputs.items() if modality not in queries}
         with learner.autocast(), _seeded_dropout(learner, step, learner.processes.rank * len(rows)):
+            # All inputs in one call: DistributedDataParallel expects one forward pass for each backward pass.
             encodings: dict[Any, Encoding] = learner.replica(
-                **inputs,
-                with_feature_maps=learner.objective.needs_feature_maps,
+                **queries,
+                feature_maps_of=learner.query_maps,
                 more={name: (extra.modality, extra.tensor, extra.with_feature_map) for name, extra in more.items()},
             )
+            # For health and running statistics; the loss does not depend on them.
+            with torch.no_grad():
+                encodings |= learner.encoder(**rest)
         self.queries: dict[Modality, Encoding] = {modality: encodings[modality] for modality in inputs}
         self.more: dict[str, Encoding] = {name: encodings[name] for name in more}
 

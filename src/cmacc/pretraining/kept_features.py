@@ -72,10 +72,10 @@ class FeatureViews:
             "audio": self._features["audio"][self._of_audio(rows, windows)],
         }
 
-    def another(self, modality: Modality, batch: RowBatch, visit: int, number: int) -> Tensor:
+    def another(self, modality: Modality, batch: RowBatch, visit: int) -> Tensor:
         """The features of another window of each row or, as a control, of other rows of the batch."""
         rows = batch.sample_ids
-        windows = self._windows(visit, number).to(rows.device)[rows]
+        windows = self._windows(visit, 1).to(rows.device)[rows]
         own = self._of_audio(rows, windows) if modality == "audio" else (rows, windows)
         if self._shuffle_pairs:
             own = (own[0].roll(2, dims=0), own[1].roll(2, dims=0))  # as in `ClipViews`

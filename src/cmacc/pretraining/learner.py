@@ -25,6 +25,7 @@ from cmacc.encoders import (
     is_tower,
     momentum_copy,
     set_trained,
+    statistics_held,
 )
 from cmacc.negatives import ActiveDictionary, InputBuffer, Keys
 from cmacc.objectives import BidirectionalContrast, Objective
@@ -65,6 +66,9 @@ class Learner:
     autocast_dtype: torch.dtype | None
     device: torch.device
     selection_stream: torch.cuda.Stream | None
+    trained_modalities: tuple[Modality, ...]  # only these are encoded
+    query_modalities: tuple[Modality, ...]  # the loss depends on their queries
+    query_maps: tuple[Modality, ...]  # whose queries come with their feature map
     skipped_in_a_row: int = 0  # steps
 
     @classmethod
@@ -106,7 +110,12 @@ class Learner:
         processes = Processes.current(device)
         _check_divisible(config, processes)
         encoder = encoder.to(device)
-        objective = objective or build_objective(config, encoder)
+        trained_modalities = query_modalities = MODALITIES
+        query_maps = MODALITIES if objective is not None and objective.needs_feature_maps else ()
+        if objective is None:
+            objective, own = build_objective(config, encoder), config.objective
+            trained_modalities, query_modalities = own.trained_modalities, own.query_modalities
+            query_maps = own.query_maps
         trained: list[nn.Module] = [encoder]
         if isinstance(objective, nn.Module):
             trained.append(objective.to(device))
@@ -138,6 +147,9 @@ class Learner:
             autocast_dtype=autocast_dtype,
             device=device,
             selection_stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
+            trained_modalities=trained_modalities,
+            query_modalities=query_modalities,
+            query_maps=query_maps,
         )
 
     def autocast(self) -> torch.autocast:
@@ -147,21 +159,12 @@ class Learner:
     def project(self, modality: str, feature_map: Tensor) -> Encoding:
         """What a query encoder makes of (a crop of) its feature map ``(M, C, ...)``: pooling and head.
 
-        The running statistics of the head do not change: evaluation and key encoders are for whole clips.
+        The running statistics do not change: evaluation and key encoders are for whole clips.
         """
         encoder: Encoder = getattr(self.encoder, modality)
         assert isinstance(encoder.backbone, Backbone)  # as it has given the map
-        norms = [norm for norm in encoder.hidden.modules() if isinstance(norm, WholeBatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        try:
-            # Not `statistics_kept`, which would change buffers that the backward pass needs.
-            for norm in norms:
-                norm.momentum = 0.0
-            with self.autocast():
-                return encoder.project(encoder.backbone.pool(feature_map))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
+        with self.autocast(), statistics_held(encoder):
+            return encoder.project(encoder.backbone.pool(feature_map))
 
     @property
     def in_chunks(self) -> bool:

@@ -54,8 +54,8 @@ class Views(Protocol):
 class ManyViews(Views, Protocol):
     """Views that also serve the terms of an objective that need more inputs or targets, see `BatchViews`."""
 
-    def another(self, modality: Modality, batch: Any, visit: int, number: int) -> Tensor:
-        """Another augmented view of the batch; ``number`` >= 1."""
+    def another(self, modality: Modality, batch: Any, visit: int) -> Tensor:
+        """Another augmented view of the batch."""
         ...
 
     def plain(self, modality: Modality, batch: Any, visit: int) -> Tensor:

@@ -61,8 +61,8 @@ class _Typed:
     def of(self, batch: ClipBatch, visit: int) -> dict[Modality, Tensor]:
         return {modality: rows.to(self._dtype) for modality, rows in self._views.of(batch, visit).items()}
 
-    def another(self, modality: Modality, batch: ClipBatch, visit: int, number: int) -> Tensor:
-        return self._views.another(modality, batch, visit, number).to(self._dtype)
+    def another(self, modality: Modality, batch: ClipBatch, visit: int) -> Tensor:
+        return self._views.another(modality, batch, visit).to(self._dtype)
 
     def plain(self, modality: Modality, batch: ClipBatch, visit: int) -> Tensor:
         return self._views.plain(modality, batch, visit).to(self._dtype)

@@ -196,7 +196,7 @@ def _utilisation(trainer: Trainer, done: TrainedStep) -> Utilisation:
     inputs = learner.views.of(done.batch, trainer.problem.visit(done.step))
     return Utilisation.measured(
         learner.encoder,
-        {modality: rows[:2] for modality, rows in inputs.items()},
+        {modality: rows[:2] for modality, rows in inputs.items() if modality in learner.trained_modalities},
         learner.key_encoder if learner.needs_keys else None,
         learner.device,
         learner.autocast_dtype,

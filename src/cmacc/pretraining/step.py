@@ -87,8 +87,9 @@ def training_step(learner: Learner, batch: Batch, step: int, visit: int, clock: 
     """
     processes = learner.processes
     with clock.phase("transform"):
-        inputs = learner.views.of(batch, visit)
-        drawn = draw_for(learner, batch, visit, inputs)
+        views = learner.views.of(batch, visit)
+        drawn = draw_for(learner, batch, visit, views)
+        inputs = {modality: rows for modality, rows in views.items() if modality in learner.trained_modalities}
 
     restore_statistics = saved_statistics(learner.encoder)
     with clock.phase("encode"):

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from cmacc.encoders import MODALITIES, Backbone, EncoderPair, Modality
+from cmacc.encoders import MODALITIES, Backbone, Encoder, EncoderPair, Modality
+from cmacc.encoders.towers import Tower
 from cmacc.objectives import (
     BidirectionalContrast,
     CatchThePatch,
@@ -18,14 +19,6 @@ from cmacc.objectives import (
 )
 from cmacc.pretraining.config import ConfigError, PretrainConfig
 
-# Terms that work on feature maps, and the modalities of these.
-TERMS_ON_MAPS = {
-    "stica": ("video", "audio"),
-    "ctp": ("video",),
-    "face": ("video", "audio"),
-    "masked_audio": ("audio",),
-}
-
 
 def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     """The objective of ``config.objective``. Its own weights, if any, only depend on the run's seed.
@@ -35,11 +28,11 @@ def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     Raises
     ------
     ConfigError
-        A term needs feature maps, and an encoder has none.
+        A term needs feature maps, and an encoder has none; or it cannot describe the inputs of a trained audio tower.
     """
     weights = config.objective.terms.weights()
-    for term in weights:
-        for modality in TERMS_ON_MAPS.get(term, ()):
+    for term, needs in config.objective.needs.items():
+        for modality in (*needs.query_maps, *needs.own_maps):
             backbone = getattr(encoder, modality).backbone
             if not isinstance(backbone, Backbone):
                 raise ConfigError(
@@ -61,19 +54,25 @@ def _cross_modal(config: PretrainConfig, encoder: EncoderPair) -> Objective:
 
 
 def _crossclr(config: PretrainConfig, encoder: EncoderPair) -> Objective:
-    # A backbone that is trained on clips has no constant feature of an input: there it describes the inputs themselves.
-    sizes: dict[str, int] = {
-        modality: getattr(encoder, modality).feature_size
-        for modality in MODALITIES
-        if not isinstance(getattr(encoder, modality).backbone, Backbone)
-    }
+    sizes: dict[str, int] = {}
+    for modality in MODALITIES:
+        one: Encoder = getattr(encoder, modality)
+        # A backbone that is trained on clips has no constant feature of an input: there the inputs themselves are
+        # described. Vectors cannot be, so their features have to do.
+        is_trained_on_clips = isinstance(one.backbone, Backbone | Tower) and one.frozen_digest is None
+        if not is_trained_on_clips:
+            sizes[modality] = one.feature_size
+        elif modality == "audio" and isinstance(one.backbone, Tower) and config.objective.crossclr.uses_connectivity:
+            raise ConfigError(
+                "objective.terms.crossclr must be 0 with an audio tower that is trained, whose waveforms it cannot "
+                "describe (or set gamma=1 and kappa=null), got train.audio=" + config.train.audio
+            )
     return CrossCLR(config.objective.crossclr, sizes)
 
 
 def _face(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     clip = config.data.clip
-    # The picture and the sound of a clip have the same centre; a picture longer than the sound is heard in part.
-    share = min(1.0, clip.picture_seconds / clip.audio_seconds) / 2
+    share = clip.picture_seconds / clip.audio_seconds / 2  # picture and sound have the same centre
     return FaceReconstruction(config.objective.face, _map_channels(encoder, "audio"), (0.5 - share, 0.5 + share))
 
 

@@ -53,12 +53,14 @@ def model_card(config: PretrainConfig, pair: AudioVisualEncoder, plain: dict[str
 
 def _how(config: PretrainConfig) -> str:
     """How the encoders were trained, and what their outputs are for."""
-    terms, modalities = config.objective.terms.weights(), config.objective.modalities
+    terms, modalities = config.objective.terms.weights(), config.objective.trained_modalities
     if terms.keys() == {"cross_modal"}:
         return _CROSS_MODAL
     named = f"trained on unlabelled files by {' and '.join(f'`{name}`' for name in terms)}.\n"
+    if config.objective.aligns:
+        return named + _OUTPUTS + " in a common space of video and\naudio."
     if len(modalities) == 2:
-        return named + _OUTPUTS
+        return named + _OUTPUTS + ", of video or of\naudio, not in a common space."
     other = "audio" if modalities[0] == "video" else "video"
     return named + _ONE_MODALITY.format(modality=modalities[0], other=other)
 
@@ -69,13 +71,14 @@ clip, with cross-modal active contrastive coding ([CM-ACC](https://arxiv.org/abs
 Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding` in a common space of video and
 audio."""
 
-_OUTPUTS = "Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding`."
+_OUTPUTS = "Each returns a `feature`, for probes and fine-tuning, and an L2-normalised `embedding`"
 
 _ONE_MODALITY = (
     """\
 **Only the {modality} encoder was trained**: the {other} encoder has its first weights, and the embeddings of the two
 have nothing in common. """
     + _OUTPUTS
+    + "."
 )
 
 _TAGS = ("audio-visual", "contrastive-learning", "self-supervised-learning", "feature-extraction", "video", "audio")

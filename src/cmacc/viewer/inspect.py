@@ -85,10 +85,10 @@ def write_inspection(
     out = out or run_dir / "inspect.html"
     check_out("inspect", out, overwrite)
     replay = SelectionReplay(run_dir, device)
-    if len(replay.config.objective.modalities) == 1:
+    if not replay.config.objective.aligns:
         raise ReplayError(
-            f"run {run_dir}: objective.terms must need video and audio to inspect negatives between them, got a run on "
-            f"{replay.config.objective.modalities[0]} alone"
+            f"run {run_dir}: objective.terms must bring video and audio into one space to inspect negatives between "
+            f"them, got {', '.join(replay.config.objective.needs)}"
         )
     wanted: Sequence[int] = ()
     if replay.config.dictionary.selector != "none" or steps:

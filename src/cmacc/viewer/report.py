@@ -71,8 +71,8 @@ def _summary(run: RunFolder) -> str:
     terms = config.objective.terms.weights()
     if terms.keys() != {"cross_modal"}:
         text = f"Trained for {done}, with batches of {config.optim.batch_size} clips, by {', '.join(terms)}."
-    if len(config.objective.modalities) == 1:
-        text += f" Only the {config.objective.modalities[0]} encoder was trained."
+    if len(config.objective.trained_modalities) == 1:
+        text += f" Only the {config.objective.trained_modalities[0]} encoder was trained."
     if config.data.shuffle_pairs:
         text += " A control run: every video got the audio of another clip, so that there was nothing to learn."
     loss = run.metrics.get("loss")

@@ -61,7 +61,7 @@ def curves(run: RunFolder) -> list[Figure]:
     figures = [_loss_panel(run), _top1_panel(run), _information_panel(run)]
     figures += [_terms_loss_panel(run), _terms_top1_panel(run)]
     # Of other runs, the curves above tell a collapse.
-    figures += [_rank_panel(run)] if len(run.config.objective.modalities) == 1 else []
+    figures += [_rank_panel(run)] if len(run.config.objective.trained_modalities) == 1 else []
     if series := run.metrics.get("learning_rate"):
         caption = "Learning rate of the optimizer: warm-up, then cosine decay."
         figures.append(Figure("Learning rate", line_panel([Line(series, "c3")], bottom=0.0), caption))
@@ -165,7 +165,7 @@ def _terms_loss_panel(run: RunFolder) -> Figure | None:
         return None
     told = ", ".join(f"{weights[name]:g} for {name}" for name in found)
     caption = f"The loss of each term. The run minimises their sum with the weights {told}."
-    if len(weights) == 1:
+    if list(weights.values()) == [1.0]:
         caption = "The loss that the run minimises."
     lines, legend = _named_lines(found)
     return Figure("Loss by term", line_panel(lines), caption, legend)
@@ -188,7 +188,7 @@ def _terms_top1_panel(run: RunFolder) -> Figure | None:
 
 
 def _rank_panel(run: RunFolder) -> Figure | None:
-    (modality,) = run.config.objective.modalities
+    (modality,) = run.config.objective.trained_modalities
     series = run.metrics.get(f"{modality}/effective_rank")
     if series is None:
         return None

@@ -36,7 +36,7 @@ class LogMel(nn.Module):
         if mel_bins < 1:
             raise ValueError(f"LogMel: mel_bins must be at least 1, got {mel_bins}")
         self.hop_samples = round(sample_rate_hz * _HOP_SECONDS)
-        self.fft_size = _fft_size(sample_rate_hz)
+        self._fft_size = _fft_size(sample_rate_hz)
         self.register_buffer("window", torch.hann_window(_window_samples(sample_rate_hz)), persistent=False)
         self.register_buffer("bands", mel_bands(sample_rate_hz, mel_bins), persistent=False)
 
@@ -44,7 +44,7 @@ class LogMel(nn.Module):
         """Mel power spectrogram, before the logarithm."""
         spectrum = torch.stft(
             waveforms,
-            n_fft=self.fft_size,
+            n_fft=self._fft_size,
             hop_length=self.hop_samples,
             win_length=len(self.window),
             window=self.window,

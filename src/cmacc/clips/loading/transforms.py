@@ -43,7 +43,8 @@ class AugmentConfig:
         Share of the clip's time that a view covers, in (0, 1]. Picture and sound are cut at the same relative place.
         Every view draws its own, so two views of a clip are two parts of it. Targets and evaluations see whole clips.
     stretch
-        Largest factor by which a spectrogram is stretched or squeezed along each of its axes, >= 1.
+        Largest factor by which a spectrogram is stretched or squeezed along each of its axes, >= 1. Without effect on
+        audio towers, which take waveforms.
     """
 
     min_crop_area: float = 0.4

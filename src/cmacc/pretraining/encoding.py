@@ -118,7 +118,7 @@ class _Whole:
         loss.backward()  # DistributedDataParallel exchanges the encoders' gradients meanwhile
         learner = self._learner
         learner.processes.average(_gradients(learner.objective))
-        if learner.processes.count > 1 and isinstance(learner.objective, DrawingObjective):
+        if isinstance(learner.objective, DrawingObjective):
             _forget_zeros(learner.encoder)
 
 
@@ -187,7 +187,7 @@ class _InChunks:
 def _forget_zeros(module: nn.Module) -> None:
     """Set gradients of nothing but zeros to None: those of weights that the loss does not depend on.
 
-    An exchange makes zeros of them. The optimizer would then shrink these weights, which it does not in one process.
+    Weight decay would shrink them. Their gradient is None in one process, and zeros after an exchange between several.
     """
     used = [parameter for parameter in module.parameters() if parameter.grad is not None]
     largest = torch.stack([parameter.grad.abs().max() for parameter in used if parameter.grad is not None])

@@ -1,5 +1,6 @@
 """Figures of training: learning curves, time per phase, and the health of embeddings and dictionaries."""
 
+import itertools
 import math
 
 import numpy as np
@@ -202,7 +203,7 @@ def _rank_panel(run: RunFolder) -> Figure | None:
 
 
 def _named_lines(found: dict[str, Series]) -> tuple[list[Line], Legend]:
-    colours = [f"c{number}" for number in range(1, len(PHASES) + 1)]
+    colours = itertools.cycle(f"c{number}" for number in range(1, len(PHASES) + 1))
     drawn = list(zip(colours, found.items(), strict=False))
     return [Line(series, c, smooth=True) for c, (_, series) in drawn], [(c, name, "line") for c, (name, _) in drawn]
 

@@ -26,7 +26,7 @@ from cmacc.pretraining.config import (
 from cmacc.pretraining.learner import autocast_dtype, default_device, untrained_encoder
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.optimization import learning_rate
-from cmacc.pretraining.problem import Batch, Problem, Views
+from cmacc.pretraining.problem import Batch, ManyViews, Problem, Views
 from cmacc.pretraining.processes import Processes
 from cmacc.pretraining.provenance import Provenance, code_version, config_hash, read_provenance
 from cmacc.pretraining.run import RunOutcome, pretrain
@@ -43,6 +43,7 @@ __all__ = [
     "DictionaryConfig",
     "DivergenceError",
     "ObjectiveConfig",
+    "ManyViews",
     "OptimConfig",
     "PretrainConfig",
     "Problem",

@@ -71,7 +71,7 @@ def test_chunks_draw_the_same_dropout_twice_and_give_the_gradient_of_one_graph()
         scores = queries["video"].embedding @ queries["audio"].embedding.T / 0.1
         return nn.functional.cross_entropy(scores, torch.arange(6)) + queries["audio"].feature.square().mean()
 
-    passed = encode_queries(learner, inputs, step=3)
+    passed = encode_queries(learner, inputs, {}, step=3)
     loss = loss_of(passed.queries)
     passed.backward(loss)
     found = [p.grad for p in learner.encoder.parameters()]
@@ -94,7 +94,7 @@ def test_chunks_draw_the_same_dropout_twice_and_give_the_gradient_of_one_graph()
     for own, other in zip(found, pair.parameters(), strict=True):
         torch.testing.assert_close(own, other.grad, rtol=1e-9, atol=1e-12)
     # Other masks give another loss, so that this could fail.
-    assert loss_of(encode_queries(learner, inputs, step=4).queries).item() != pytest.approx(loss.item(), rel=1e-3)
+    assert loss_of(encode_queries(learner, inputs, {}, step=4).queries).item() != pytest.approx(loss.item(), rel=1e-3)
 
 
 def test_chunks_hold_a_fraction_of_the_activations() -> None:
@@ -118,7 +118,7 @@ def test_chunks_hold_a_fraction_of_the_activations() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            passed = encode_queries(learner, inputs, 0)
+            passed = encode_queries(learner, inputs, {}, 0)
             passed.backward(passed.queries["video"].embedding.sum() + passed.queries["audio"].embedding.sum())
         held[chunk_size] = most
     assert held[2] < 0.5 * held[None]

@@ -320,6 +320,10 @@ def test_a_run_that_compares_nothing_is_no_certificate(subject: Subject) -> None
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_recipe_can_be_cut(file: Path) -> None:
     config = config_from_plain(yaml.safe_load(file.read_text()))
+    if config.objective.terms.cross_modal == 0:
+        with pytest.raises(ValueError, match=r"^verify: objective\.terms must be cross_modal alone, got within_modal$"):
+            subject_of(config, device=CPU)
+        return
     for processes in (1, 2, 5, 16):
         small = subject_of(config, device=CPU, processes=processes)
         assert small.config.optim.batch_size == (16 if processes == 16 else 8)

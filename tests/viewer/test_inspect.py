@@ -187,7 +187,7 @@ def test_batches_that_would_be_chosen_stand_beside_random_ones(page: str, make_r
     config = read_config(alone / "config.yaml")
     objective = dataclasses.replace(config.objective, terms=Terms(cross_modal=0.0, ctp=1.0))
     write_config(dataclasses.replace(config, objective=objective), alone / "config.yaml")
-    with pytest.raises(ReplayError, match=r"objective.terms must need video and audio .*, got a run on video alone"):
+    with pytest.raises(ReplayError, match=r"objective.terms must bring video and audio into one space .*, got ctp"):
         write_inspection(alone, tmp_path / "video.html")
 
 

@@ -309,7 +309,7 @@ def test_run_on_one_modality_shows_its_curves_and_promises_no_pairs(make_run: Ma
         assert text in curves
     assert "by within_modal, ctp. Only the video encoder was trained." in page
     for anchor in ("map", "queries"):
-        assert "no pairs of video and" in _section(page, anchor)
+        assert "no pairs of them to" in _section(page, anchor)
     assert "other clips of the" not in page
 
 

@@ -443,13 +443,37 @@ class PretrainConfig:
     def _check_terms(self) -> None:
         """Check that the rest of the settings fits the terms of the objective."""
         objective, clip = self.objective, self.data.clip
+        terms = objective.terms.weights()
+        _require(
+            self.dictionary.selector == "none" or "cross_modal" in terms,
+            "dictionary.selector",
+            "none where objective.terms.cross_modal is 0",
+            self.dictionary.selector,
+        )
+        _require(
+            self.optim.chunk_size is None or terms.keys() <= {"cross_modal", "crossclr"},
+            "optim.chunk_size",
+            "null with objective.terms that encode more than the batch, all but cross_modal and crossclr",
+            self.optim.chunk_size,
+        )
+        _require(
+            "crossclr" not in terms or self.objective.crossclr.queue_size >= self.optim.batch_size,
+            "objective.crossclr.queue_size",
+            f"at least optim.batch_size ({self.optim.batch_size})",
+            self.objective.crossclr.queue_size,
+        )
+        _require(
+            "face" not in terms or self.data.augment.window == 1,
+            "data.augment.window",
+            "1 with objective.terms.face, which reconstructs the whole clip from the sound of a view",
+            self.data.augment.window,
+        )
         for name, needs in objective.needs.items():
-            has_maps = not self.keeps_features
             _require(
-                has_maps or not (needs.query_maps or needs.own_maps),
+                not self.keeps_features or not (needs.query_maps or needs.own_maps),
                 f"objective.terms.{name}",
                 "0 with train.video and train.audio both head: kept features have no feature map",
-                objective.terms.weights()[name],
+                terms[name],
             )
         both = len(objective.modalities) == 2
         _require(
@@ -461,7 +485,7 @@ class PretrainConfig:
             self.data.augment.window,
         )
         _require(
-            "face" not in objective.needs or clip.picture_seconds <= clip.audio_seconds,
+            "face" not in terms or clip.picture_seconds <= clip.audio_seconds,
             "data.clip.audio_seconds",
             f"at least the {clip.picture_seconds:g} s of picture with objective.terms.face",
             clip.audio_seconds,
@@ -472,12 +496,12 @@ class PretrainConfig:
             "at least 4 with data.shuffle_pairs, for pictures, sounds and second views of different files",
             self.optim.batch_size,
         )
-        if "ctp" in objective.needs:
-            _require(self.data.view_frame_count >= 2, "data.clip.frame_count", "at least 2 in a view with ctp", "1")
+        if "ctp" in terms:
+            _require(self.data.view_frame_count >= 2, "data.clip.frame_count", "at least 2 in a view with ctp", 1)
             side = min(clip.frame_height, clip.frame_width)
             _require(side >= 16, "data.clip.frame_height and frame_width", "at least 16 with objective.terms.ctp", side)
         if not objective.aligns:
-            named = ", ".join(objective.needs)
+            named = ", ".join(terms)
             no_space = f"0 where no term brings video and audio into one space ({named})"
             _require(self.eval_every == 0, "eval_every", no_space, self.eval_every)
         if len(objective.trained_modalities) == 1:
@@ -514,31 +538,6 @@ class PretrainConfig:
             "optim.chunk_size",
             f"null with encoder.norm={self.encoder.norm}, whose statistics would be those of a chunk",
             self.optim.chunk_size,
-        )
-        terms = self.objective.terms.weights()
-        _require(
-            self.dictionary.selector == "none" or "cross_modal" in terms,
-            "dictionary.selector",
-            "none where objective.terms.cross_modal is 0",
-            self.dictionary.selector,
-        )
-        _require(
-            self.optim.chunk_size is None or terms.keys() <= {"cross_modal", "crossclr"},
-            "optim.chunk_size",
-            "null with objective.terms that encode more than the batch, all but cross_modal and crossclr",
-            self.optim.chunk_size,
-        )
-        _require(
-            "crossclr" not in terms or self.objective.crossclr.queue_size >= self.optim.batch_size,
-            "objective.crossclr.queue_size",
-            f"at least optim.batch_size ({self.optim.batch_size})",
-            self.objective.crossclr.queue_size,
-        )
-        _require(
-            "face" not in terms or self.data.augment.window == 1,
-            "data.augment.window",
-            "1 with objective.terms.face, which reconstructs the whole clip from the sound of a view",
-            self.data.augment.window,
         )
         self._check_terms()
         if self.dictionary.selector != "none":

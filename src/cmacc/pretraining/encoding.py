@@ -190,6 +190,8 @@ def _forget_zeros(module: nn.Module) -> None:
     Weight decay would shrink them. Their gradient is None in one process, and zeros after an exchange between several.
     """
     used = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    if not used:
+        return
     largest = torch.stack([parameter.grad.abs().max() for parameter in used if parameter.grad is not None])
     for parameter, value in zip(used, largest.tolist(), strict=True):
         if value == 0:

@@ -72,7 +72,7 @@ def verify(
     Raises
     ------
     ValueError
-        ``processes`` is less than 1.
+        ``processes`` is less than 1, or the objective is not ``cross_modal`` alone.
     """
     subject = subject_of(config, device=device, processes=processes)
     lines: list[Line] = []
@@ -99,11 +99,15 @@ def subject_of(
     Raises
     ------
     ValueError
-        ``processes`` is less than 1.
+        ``processes`` is less than 1, or the objective is not ``cross_modal`` alone.
     """
     if processes < 1:
         raise ValueError(f"verify: processes must be at least 1, got {processes}")
-    return Subject(cut(config or _DEFAULTS, processes), device or default_device(), processes)
+    config = config or _DEFAULTS
+    terms = config.objective.terms.weights()
+    if terms.keys() != {"cross_modal"}:  # its lines are about dictionaries and chunks
+        raise ValueError(f"verify: objective.terms must be cross_modal alone, got {', '.join(terms)}")
+    return Subject(cut(config, processes), device or default_device(), processes)
 
 
 def cut(config: PretrainConfig, processes: int) -> PretrainConfig:

@@ -154,6 +154,8 @@ def serve(
         app = make_app(opened, uploads=Path(uploads), token=token, max_upload_bytes=max_upload_bytes)
         try:
             server_of(app, announce).run(sockets=[listener])
+            # It ends by a signal alone. On a busy machine it once ended by Ctrl-C without raising it again.
+            raise KeyboardInterrupt
         except SystemExit:
             # A search that runs would be waited for; nothing of it is kept.
             shutil.rmtree(uploads, ignore_errors=True)

@@ -335,6 +335,13 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def into_page(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Put a text between two marks of a page."""
+    before, _, rest = page.read_text().partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    page.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -364,10 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
         text = markdown(report)
         print(text)
         if options.page is not None:
-            page = options.page.read_text()
-            before, _, rest = page.partition(MARKS[0])
-            _, _, after = rest.partition(MARKS[1])
-            options.page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}")
+            into_page(options.page, MARKS, text)
 
 
 if __name__ == "__main__":

@@ -237,3 +237,37 @@ def test_localise_judges_heat_by_the_objects_box(tmp_path: Path) -> None:
     assert found["none", "exact"]["map"] == [4, 4, 4]
     assert all(0 <= row["clips"] <= 1 for row in report["results"])
     assert (tmp_path / "out.json").stat().st_size > 1000
+
+
+def test_the_tables_of_objectives_hold_means_and_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    objectives, alone = (importlib.import_module(name) for name in ("objectives", "alone"))
+    runs = tmp_path / "compared" / "runs"
+    runs.mkdir(parents=True)
+    for name, right in (("untrained", 10), ("CtP", 30)):
+        for seed in (0, 1):
+            values = [1.0] * (right + seed) + [0.0] * (40 - right - seed)
+            cost = {} if name == "untrained" else {"step_seconds": 0.5, "steps": 9, "seconds": 4.5}
+            cell = {"objective": name, "seed": seed, "budget_seconds": 5.0, "grid cost": cost, "pool cost": cost}
+            cell |= dict.fromkeys(objectives.COLUMNS, values) | {"ucf101 groups": [float(i // 4) for i in range(40)]}
+            (runs / f"{name}-{seed}.json").write_text(json.dumps(cell))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{objectives.MARKS[0]}\nold\n{objectives.MARKS[1]}\nafter\n")
+    objectives.main(["table", str(tmp_path / "compared"), "--page", str(page), "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["objectives"]["CtP"]["esc10 svm"]
+    assert found["mean"] == pytest.approx(30.5 / 40)
+    assert found["minus untrained"] == pytest.approx(0.5)
+    low, high = found["interval of the difference"]
+    assert 0.3 < low < 0.5 < high < 0.7
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert "| **76.2** ± 1.8 [" in text or "| **76.3** ± 1.8 [" in text
+    assert "old" not in text
+    report = {"recipe": "sounds", "seed": 0, "training_seconds": 1.0, "groups": None, "steps": 8}
+    right = {name: [1.0] * 30 + [0.0] * 10 for name in ("svm", "knn")}
+    wrong = {name: [0.0] * 40 for name in right}
+    (tmp_path / "sounds-0.json").write_text(json.dumps(report | {"untrained": wrong, "step 8": right}))
+    alone.main(["table", str(tmp_path)])
+    assert "| `recipes/sounds.yaml`, ESC-10 | 8 | svm | 0.0 | 75.0 | +75.0 [" in capsys.readouterr().out

@@ -32,7 +32,7 @@ from cmacc.pretraining.features import embed
 from cmacc.transfer.official import official_task
 from cmacc.transfer.protocols import knn, linear, svm
 from cmacc.transfer.tasks import TaskData
-from objectives import interval, into_page, machine, rows
+from objectives import interval, machine, rows, tell
 
 ROOT = Path(__file__).parents[1]
 WINDOWS = 10
@@ -183,12 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(options.what, options.real, options.folder, options.seeds, options.steps)
         return
     report = table(options.folder)
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-    text = markdown(report)
-    print(text)
-    if options.page is not None:
-        into_page(options.page, MARKS, text)
+    tell(report, markdown(report), options.out, options.page, MARKS)
 
 
 if __name__ == "__main__":

@@ -335,8 +335,13 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def into_page(page: Path, marks: tuple[str, str], text: str) -> None:
-    """Put a text between two marks of a page."""
+def tell(report: dict[str, Any], text: str, out: Path | None, page: Path | None, marks: tuple[str, str]) -> None:
+    """Print the text, and put it between two marks of a page; write the report as JSON."""
+    print(text)
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n")
+    if page is None:
+        return
     before, _, rest = page.read_text().partition(marks[0])
     _, _, after = rest.partition(marks[1])
     page.write_text(f"{before}{marks[0]}\n\n{text}\n\n{marks[1]}{after}")
@@ -366,12 +371,7 @@ def main(arguments: list[str] | None = None) -> None:
         run(options.folder, options.seconds, options.seeds, options.half, options.only)
     else:
         report = table(options.folder)
-        if options.out is not None:
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
-        text = markdown(report)
-        print(text)
-        if options.page is not None:
-            into_page(options.page, MARKS, text)
+        tell(report, markdown(report), options.out, options.page, MARKS)
 
 
 if __name__ == "__main__":

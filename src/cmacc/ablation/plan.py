@@ -281,7 +281,7 @@ def _cell(
     except ConfigError as error:
         raise PlanError(f"{what}: {error}") from error
     for term, needs in config.objective.needs.items():
-        if (needs.query_maps or needs.own_maps) and own_problem.get("kind") == "vectors":
+        if needs.maps and own_problem.get("kind") == "vectors":
             raise PlanError(
                 f"{what}: objective.terms.{term} must be 0 for problem.kind=vectors, since it needs pictures or "
                 "spectrograms; take problem.kind rendered or clips"

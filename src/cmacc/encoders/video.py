@@ -214,7 +214,7 @@ def build_video_backbone(
         backbone.differences = FrameDifferences()
     if pooling == "own":
         return backbone, backbone.feature_size
-    del backbone.pooling  # to be registered anew as the last part: ``train.video=last:N`` counts in this order
+    del backbone.pooling  # to become the last part again: ``train.video=last:N`` counts in this order
     backbone.pooling = MeanPool() if pooling == "mean" else TransformerPool(backbone.map_channels)
     return backbone, backbone.map_channels
 

@@ -76,6 +76,11 @@ class TermNeeds:
     own_maps: tuple[str, ...] = ()
     aligns: bool = False
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Whose encoders must give feature maps."""
+        return (*self.query_maps, *self.own_maps)
+
 
 _BOTH = ("video", "audio")
 NEEDS = {

@@ -470,7 +470,7 @@ class PretrainConfig:
         )
         for name, needs in objective.needs.items():
             _require(
-                not self.keeps_features or not (needs.query_maps or needs.own_maps),
+                not self.keeps_features or not needs.maps,
                 f"objective.terms.{name}",
                 "0 with train.video and train.audio both head: kept features have no feature map",
                 terms[name],

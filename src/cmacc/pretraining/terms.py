@@ -32,7 +32,7 @@ def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:
     """
     weights = config.objective.terms.weights()
     for term, needs in config.objective.needs.items():
-        for modality in (*needs.query_maps, *needs.own_maps):
+        for modality in needs.maps:
             backbone = getattr(encoder, modality).backbone
             if not isinstance(backbone, Backbone):
                 raise ConfigError(

@@ -4,10 +4,11 @@
     python benchmarks/objectives.py run OUT [--seconds 120] [--seeds 0 1 2] [--half 0|1] [--only NAME ...]
     python benchmarks/objectives.py table OUT [--out benchmarks/results/objectives-cpu.json] [--page docs/objectives.md]
 
-``prepare`` decodes all clips once. ``run`` trains every objective twice with every seed, for ``--seconds`` of steps:
-on GRID's training part, and on the clips of `transfer_data.py` (GRID's and UCF101's training files with sound, assorted
-clips and rendered ones). A run that stands in OUT is not made again; two processes with ``--half 0`` and ``--half 1``
-share the work. ``table`` writes all figures as JSON, and the table into the page, between its two marks.
+``prepare`` decodes all clips once, and measures what a step of each objective takes. ``run`` trains every objective
+twice with every seed, for as many steps as fit into ``--seconds``: on GRID's training part, and on the clips of
+`transfer_data.py` (GRID's and UCF101's training files with sound, assorted clips and rendered ones). A run that stands
+in OUT is not made again; two processes with ``--half 0`` and ``--half 1`` share the work. ``table`` writes all figures
+as JSON, and the table into the page, between its two marks. One thread: set OMP_NUM_THREADS=1.
 
 GRID: retrieval among the 200 held-out clips, and among those with the same command; a linear probe of the digit.
 ESC-10: SVM, five folds. UCF101, six classes, split 1: linear and kNN. As in `cmacc.transfer`, but with three windows a
@@ -71,6 +72,7 @@ POOL = PretrainConfig(
     encoder=EncoderConfig(audio="small", video_input="differences", video_pooling="mean"),
     optim=OptimConfig(batch_size=32),
 )
+BASES = {"grid": GRID, "pool": POOL}
 # On GRID, two views that hardly differ would be no task: a view of a term of two views is cropped and masked.
 GRID_VIEWS = AugmentConfig(
     min_crop_area=0.5, max_aspect_change=1.2, grey_probability=1.0, brightness=0.4, contrast=0.4, gain_db=6.0,
@@ -123,7 +125,8 @@ def prepare(real: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "pretrain.parquet").exists():
         transfer_data.main(real, out)
-    for name, base, manifest in (("grid", GRID, "grid-digit"), ("pool", POOL, "pretrain")):
+    for name, manifest in (("grid", "grid-digit"), ("pool", "pretrain")):
+        base = BASES[name]
         if not (out / f"{name}.safetensors").exists():
             data = dataclasses.replace(base.data, manifest=out / f"{manifest}.parquet", workers=1)
             decode_all(dataclasses.replace(base, data=data), out / f"{name}.safetensors", silent)
@@ -151,6 +154,23 @@ def prepare(real: Path, out: Path) -> None:
         with written_aside(path) as aside:
             save_file(whole, aside)
     (out / "real.json").write_text(json.dumps(str(real.resolve())))
+    if not (out / "step-seconds.json").exists():
+        data = {name: ClipDataset(out / f"{name}.safetensors", CPU) for name in BASES}
+        (out / "step-seconds.json").write_text(json.dumps(step_seconds(data), indent=1))
+
+
+def step_seconds(data: dict[str, ClipDataset]) -> dict[str, dict[str, float]]:
+    """By data and objective, the median seconds of a step, in rounds: a busy minute then falls on all alike.
+
+    Measured once for all runs: steps told from each run's own speed would be fewer where something ran beside it.
+    """
+    spent: dict[str, dict[str, list[float]]] = {name: {objective: [] for objective in OBJECTIVES} for name in data}
+    for _ in range(3):
+        for name, dataset in data.items():
+            for objective in OBJECTIVES:
+                trainer = trainer_on(dataset, config_of(BASES[name], objective, 0), CPU)
+                spent[name][objective] += [done.seconds for done in trainer.steps(8)][2:]
+    return {name: {o: statistics.median(values) for o, values in own.items()} for name, own in spent.items()}
 
 
 def tasks(real: Path, out: Path) -> dict[str, TaskData]:
@@ -164,19 +184,13 @@ def tasks(real: Path, out: Path) -> dict[str, TaskData]:
     }  # fmt: skip
 
 
-def trained(dataset: ClipDataset, base: PretrainConfig, name: str, seed: int, seconds: float) -> tuple[Learner, Any]:
-    """A learner trained for that many seconds of steps: a short run tells how many steps these are."""
-    probe = trainer_on(dataset, config_of(base, name, seed), CPU)
-    step_seconds = statistics.median([done.seconds for done in probe.steps(9)][2:])
-    steps = max(10, round(seconds / step_seconds))
-    trainer = trainer_on(dataset, config_of(base, name, seed, steps), CPU)
-    spent = [done.seconds for done in trainer.steps()]
-    return trainer.learner, {"steps": steps, "seconds": sum(spent), "step_seconds": statistics.median(spent)}
-
-
-def untrained(dataset: ClipDataset, base: PretrainConfig, seed: int) -> tuple[Learner, Any]:
-    """A learner before its first step."""
-    return trainer_on(dataset, config_of(base, "cross-modal", seed), CPU).learner, {}
+def trained(dataset: ClipDataset, base: PretrainConfig, name: str, seed: int, steps: int) -> Learner:
+    """A learner after that many steps."""
+    trainer = trainer_on(dataset, config_of(base, name, seed, max(1, steps)), CPU)
+    if steps:
+        for _ in trainer.steps():
+            pass
+    return trainer.learner
 
 
 def on_grid(learner: Learner, dataset: ClipDataset, words: dict[str, list[str]]) -> dict[str, list[float]]:
@@ -241,7 +255,8 @@ def run(out: Path, seconds: float, seeds: list[int], half: int | None, only: lis
     cells = [(name, seed) for seed in seeds for name in names]
     found = tasks(Path(json.loads((out / "real.json").read_text())), out)
     words = json.loads((out / "grid-words.json").read_text())
-    data = {"grid": ClipDataset(out / "grid.safetensors", CPU), "pool": ClipDataset(out / "pool.safetensors", CPU)}
+    data = {name: ClipDataset(out / f"{name}.safetensors", CPU) for name in BASES}
+    costs = json.loads((out / "step-seconds.json").read_text())
     (out / "runs").mkdir(exist_ok=True)
     for number, (name, seed) in enumerate(cells):
         path = out / "runs" / f"{name}-{seed}.json"
@@ -249,13 +264,10 @@ def run(out: Path, seconds: float, seeds: list[int], half: int | None, only: lis
             continue
         began = time.monotonic()
         cell: dict[str, Any] = {"objective": name, "seed": seed, "budget_seconds": seconds}
-        for where, base in (("grid", GRID), ("pool", POOL)):
-            learner, cost = (
-                untrained(data[where], base, seed)
-                if name == "untrained"
-                else trained(data[where], base, name, seed, seconds)
-            )
-            cell[f"{where} cost"] = cost
+        for where, base in BASES.items():
+            steps = 0 if name == "untrained" else round(seconds / costs[where][name])
+            learner = trained(data[where], base, name if steps else "cross-modal", seed, steps)
+            cell[f"{where} steps"] = steps
             cell |= on_grid(learner, data[where], words) if where == "grid" else on_tasks(learner, found, out)
         with written_aside(path) as aside:
             aside.write_text(json.dumps(cell))
@@ -274,16 +286,16 @@ def table(out: Path) -> dict[str, Any]:
     cells = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
     report: dict[str, Any] = {"machine": machine(), "seeds": sorted({c["seed"] for c in cells}), "objectives": {}}
     report["budget_seconds"] = max(c["budget_seconds"] for c in cells)
+    costs = json.loads((out / "step-seconds.json").read_text())
     base = {c["seed"]: c for c in cells if c["objective"] == "untrained"}
     for name in ("untrained", *OBJECTIVES):
         own = [c for c in cells if c["objective"] == name]
         if not own:
             continue
         line: dict[str, Any] = {"seeds": [c["seed"] for c in own]}
-        for where in ("grid", "pool"):
-            costs = [c[f"{where} cost"] for c in own if c[f"{where} cost"]]
-            for key in ("step_seconds", "steps"):
-                line[f"{where} {key}"] = statistics.mean(cost[key] for cost in costs) if costs else None
+        for where in BASES:
+            line[f"{where} steps"] = own[0][f"{where} steps"]
+            line[f"{where} step_seconds"] = costs[where].get(name)
         for metric in COLUMNS:
             values = np.array([c[metric] for c in own])
             groups = np.array(own[0]["ucf101 groups"]) if metric.startswith("ucf101") else np.arange(values.shape[1])
@@ -321,8 +333,8 @@ def markdown(report: dict[str, Any]) -> str:
     heads = ["objective", "ms a step: GRID, pool", *COLUMNS.values()]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, line in report["objectives"].items():
-        steps = [line[f"{where} step_seconds"] for where in ("grid", "pool")]
-        cells = [name, ", ".join(f"{1000 * s:.0f}" for s in steps) if steps[0] else ""]
+        spent = [line[f"{where} step_seconds"] for where in BASES]
+        cells = [name, ", ".join(f"{1000 * s:.0f}" for s in spent if s)]
         for metric in COLUMNS:
             found = line[metric]
             low, high = found["interval"]

@@ -18,10 +18,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfer": GROUND | {"pretraining"},
     "ablation": GROUND | {"pretraining", "transfer"},
     "standing": GROUND | {"pretraining", "transfer"},
+    "heads": GROUND | {"pretraining", "transfer"},
     "search": GROUND | {"pretraining", "transfer"},
     "viewer": GROUND | {"pretraining", "transfer", "ablation", "search"},
     "app": GROUND | {"pretraining", "transfer", "search", "viewer"},
-    "cli": GROUND | {"pretraining", "transfer", "ablation", "standing", "search", "viewer", "app"},
+    "cli": GROUND | {"pretraining", "transfer", "heads", "ablation", "standing", "search", "viewer", "app"},
     "__init__": GROUND | {"pretraining", "transfer"},  # for the lazy `load`
     "__main__": {"cli"},
 }

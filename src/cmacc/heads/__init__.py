@@ -1,0 +1,1 @@
+"""Heads: small networks on features, for the tasks of the neighbouring systems."""

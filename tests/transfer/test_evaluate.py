@@ -268,7 +268,11 @@ def test_what_data_and_options_must_be(run_dir: Path, small_world: Path, tmp_pat
     fails("--splits is for the official data sets alone, got labelled", records, parts=(1,))
     fails("--folds is for task labelled alone, got pairs", records, "pairs", folds=2)
     fails("--epochs is for protocol finetune alone, got labelled", records, epochs=3)
-    fails("task must be one of ucf101, hmdb51, esc50, esc10, labelled, pairs, zero_shot, got 'x'", records, "x")
+    fails(
+        "task must be one of ucf101, hmdb51, esc50, esc10, labelled, pairs, zero_shot, emotion, instruments, got 'x'",
+        records,
+        "x",
+    )
 
 
 def test_a_modality_that_files_lack_is_told_and_the_others_measured(small_world: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def measure(
     encoder
         Encoder in evaluation mode; it is not modified.
     data
-        Data from `labelled_task`, `pairs_task`, `zero_shot_task` or `official_task`.
+        Data from `labelled_task`, `pairs_task`, `zero_shot_task` or `official_task`, or from `cmacc.heads`.
     protocol
         A protocol that suits the task.
     windows, epochs
@@ -194,7 +194,7 @@ def _probed(
                 Rows(side[[place_of[i] for i in ids]], data.class_of[list(ids)], data.groups(ids))
                 for ids in (split.train, split.test)
             )
-            by_split.append(_PROBES[protocol](train, test))
+            by_split.append(_with_recall(data.task, _PROBES[protocol](train, test), test.labels))
             groups.append(test.groups)
             done += 1
             progress(protocol, done, total)
@@ -241,11 +241,20 @@ def _zero_shot(
                 features.windows,
                 tuple(f"prompt={template}" for template in templates),
             )
-            for metrics in zip(*(protocols.zero_shot(test, texts) for test in tests), strict=True)
+            for metrics in zip(
+                *(_with_recall(data.task, protocols.zero_shot(test, texts), test.labels) for test in tests), strict=True
+            )
         ]
     if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
     return results, idle
+
+
+def _with_recall(task: TaskName, metrics: list[Metric], labels: NDArray[np.int64]) -> list[Metric]:
+    """The metrics of one split; for emotion, whose classes are unequal, with UAR beside accuracy."""
+    if task != "emotion":
+        return metrics
+    return metrics + [protocols.unweighted_recall(one, labels) for one in metrics if one.name == "accuracy"]
 
 
 def _result(
@@ -327,7 +336,7 @@ def _finetuned(
         if reason:
             idle[modality] = reason
             continue
-        metrics: list[Metric] = []
+        by_split: list[list[Metric]] = []
         groups: list[NDArray[np.int64]] = []
         for split in splits:
             tuned = finetune(
@@ -339,9 +348,13 @@ def _finetuned(
             )
             failures |= tuned.failures
             labels = data.class_of[tuned.sample_ids]
-            metrics += protocols.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
+            metrics = protocols.scores_accuracy(tuned.scores, labels, data.class_of[list(split.train)])
+            by_split.append(_with_recall(data.task, metrics, labels))
             groups.append(data.groups(tuned.sample_ids.tolist()))
-        results.append(_result(data, "finetune", modality, metrics, groups, config.windows, departures))
+        results += [
+            _result(data, "finetune", modality, of_splits, groups, config.windows, departures)
+            for of_splits in zip(*by_split, strict=True)
+        ]
     if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
     return Outcome(results, failures, idle, None)

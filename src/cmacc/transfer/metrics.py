@@ -23,7 +23,7 @@ class Metric:
     name
         ``accuracy``, ``R@1``, ... or ``median_rank``.
     per_item
-        Shape (n,): 1 if correct, else 0; for ``median_rank``, the rank, from 1.
+        Shape (n,): 1 if correct, else 0; for ``UAR``, weighted by class; for ``median_rank``, the rank, from 1.
     chance
         Expected value of random guessing.
     """

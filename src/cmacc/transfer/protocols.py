@@ -288,21 +288,72 @@ def zero_shot(test: Rows, texts: NDArray[np.float32]) -> list[Metric]:
     ----------
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
     """
-    width = test.features.shape[2]
-    if texts.ndim != 3 or 0 in texts.shape or texts.shape[2] != width:
-        raise ProtocolError(f"texts: must have shape (templates, classes, {width}), got {texts.shape}")
-    _check_finite("texts", texts.reshape(-1, width))
-    count = texts.shape[1]
+    similarity = text_cosines(averaged(test.features), texts)
+    count = similarity.shape[1]
     if test.labels.max() >= count:
         raise ProtocolError(f"test labels: must be below the {count} classes with a text, got {test.labels.max()}")
-    directions = np.stack([unit_rows(of_template) for of_template in texts]).mean(axis=0)
-    cosines = np.round(unit_rows(averaged(test.features)) @ unit_rows(directions).T, 12)
-    own = np.take_along_axis(cosines, test.labels[:, None], axis=1)
-    wrong_ahead = (cosines >= own).sum(axis=1) - 1
+    wrong_ahead = classes_ahead(similarity, test.labels)
     metrics = [Metric("accuracy", (wrong_ahead < 1).astype(np.float64), 1 / count)]
     if count > _TOP:
         metrics.append(Metric(f"top-{_TOP}", (wrong_ahead < _TOP).astype(np.float64), _TOP / count))
     return metrics
+
+
+def text_cosines(features: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosines ``(n, classes)`` of features ``(n, width)`` with the classes' texts ``(templates, classes, width)``.
+
+    A class's text is the direction of the mean of its normalised embeddings over templates. Cosines are rounded to 12
+    decimals, so that identical rows tie in whichever order BLAS sums.
+
+    Raises
+    ------
+    ProtocolError
+        If the width of the texts is not that of the features, a size is 0, or texts are not finite.
+    """
+    width = features.shape[1]
+    if texts.ndim != 3 or 0 in texts.shape or texts.shape[2] != width:
+        raise ProtocolError(f"texts: must have shape (templates, classes, {width}), got {texts.shape}")
+    _check_finite("texts", texts.reshape(-1, width))
+    directions = np.stack([unit_rows(of_template) for of_template in texts]).mean(axis=0)
+    return np.asarray(np.round(unit_rows(features) @ unit_rows(directions).T, 12), np.float64)
+
+
+def classes_ahead(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``(n,)`` number of wrong classes that score at least as high as the right one, from scores ``(n, classes)``."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    return np.asarray((scores >= own).sum(axis=1) - 1, np.int64)
+
+
+def unweighted_recall(accuracy: Metric, labels: NDArray[np.int64]) -> Metric:
+    """Unweighted average recall (UAR): the mean over classes of each class's recall, also called balanced accuracy.
+
+    An item of a class with ``count`` of the ``n`` held-out items has the value n / (classes * count) if it is correct,
+    else 0, so that the mean over items is the UAR. The bootstrap of `summarised` keeps these weights. That is exact if
+    every group has the same share of each class, and close otherwise. Chance is one class for every item.
+
+    Parameters
+    ----------
+    accuracy
+        Of the same items: 1 if correct, else 0.
+    labels
+        Shape (n,): the correct classes. Only classes with an item count, as in scikit-learn.
+
+    Raises
+    ------
+    ProtocolError
+        If there is not one label an item.
+
+    References
+    ----------
+    Schuller et al. 2009, "The INTERSPEECH 2009 Emotion Challenge": classes of emotions are unequal, and always
+    answering the largest must not pay.
+    """
+    _check_labels("labels", labels)
+    if labels.shape != accuracy.per_item.shape:
+        raise ProtocolError(f"labels: must have shape {accuracy.per_item.shape} as the items, got {labels.shape}")
+    classes, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    weights = len(labels) / (len(classes) * counts[place])
+    return Metric("UAR", accuracy.per_item * weights, 1 / len(classes))
 
 
 def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Tasks: files, labels and splits of an evaluation.
 
-`cmacc.transfer.official` creates the tasks of official data sets from their lists.
+`cmacc.transfer.official` creates the tasks of official data sets from their lists, `cmacc.heads` those of emotion and
+instruments.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from cmacc.clips import Manifest
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.card import DataFacts
 
-TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs", "zero_shot"]
+TaskName = Literal["ucf101", "hmdb51", "esc50", "esc10", "labelled", "pairs", "zero_shot", "emotion", "instruments"]
 """Name of a task: a data set with its splits, or what to do with a manifest."""
 
 
@@ -140,7 +141,7 @@ def labelled_task(path: Path, *, folds: int | None = None, seed: int = 0, allow_
     manifest = Manifest.read(path)
     class_of = np.asarray(manifest.label_indices(), np.int64)
     if folds is not None:
-        splits = _folds(manifest, class_of, folds, seed)
+        splits = grouped_folds("labelled", manifest, class_of, folds, seed)
     else:
         of_split: dict[str, list[int]] = {"train": [], "test": []}
         for i, side in enumerate(manifest.column("split")):
@@ -253,7 +254,18 @@ def with_trained_classes(
     return Split(split.name, split.train, test)
 
 
-def _folds(manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: int) -> tuple[Split, ...]:
+def grouped_folds(
+    task: TaskName, manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: int
+) -> tuple[Split, ...]:
+    """``count`` folds that hold out every labelled file once, files of a group together, and classes evenly.
+
+    By `sklearn.model_selection.StratifiedGroupKFold`, which gives the same folds for the same files and seed.
+
+    Raises
+    ------
+    TaskError
+        There are fewer than 2 folds, or fewer groups than folds.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
     ids = np.flatnonzero(class_of >= 0)
@@ -263,7 +275,7 @@ def _folds(manifest: Manifest, class_of: NDArray[np.int64], count: int, seed: in
     groups = np.asarray([key_of[i] for i in ids])
     distinct = len(set(groups))
     if not 2 <= count <= distinct:
-        raise TaskError(f"task labelled: --folds must be in [2, {distinct}], the number of groups, got {count}")
+        raise TaskError(f"task {task}: --folds must be in [2, {distinct}], the number of groups, got {count}")
     divided = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(ids, class_of[ids], groups)
     return tuple(
         Split(f"fold {number}", tuple(ids[train].tolist()), tuple(ids[test].tolist()))

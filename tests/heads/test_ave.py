@@ -1,4 +1,4 @@
-"""The AVE reader on small copies written here: every odd line, list and leak of the published set, and broken ones."""
+"""The readers of AVE (annotations, lists, features) on small copies written here: every odd line, list and leak of the published set, and broken ones."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cmacc.heads import ave
-from cmacc.heads.ave import AveData, read_ave, read_ave_features, read_background_features
+from cmacc.heads.ave import AveData, read_ave
+from cmacc.heads.ave_features import read_ave_features, read_background_features
 from cmacc.heads.ave_hdf5 import AveError, FeatureFile, read_order
 
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"
@@ -274,7 +275,7 @@ def test_rows_that_do_not_exist_or_are_not_finite(tmp_path: Path, value: float) 
     one = FeatureFile(tmp_path / "one.h5")
     assert one.read([0, 2]).shape == (2, 2, 2)
     assert one.read([]).shape == (0, 2, 2)
-    with pytest.raises(AveError, match="must be finite float32, got another number in row 1"):
+    with pytest.raises(AveError, match="must be finite in float32, got another number in row 1"):
         one.read([0, 1])
     with pytest.raises(AveError, match=r"rows must be in \[0, 3\), got 0 to 3"):
         one.read([0, 3])

@@ -1,4 +1,4 @@
-"""The shared parts against loops over batch, time and places in float64, written from the equations."""
+"""The parts in ``event_attention`` and ``event_streams`` against loops over batch, time and places in float64, written from the equations."""
 
 import copy
 import math
@@ -11,15 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmacc.heads.event_attention import (
-    CrossDecoder,
-    Fusion,
-    GatedStreams,
     SpatialChannelAttention,
     StreamConfig,
     labels_of,
-    top_mean,
     video_and_audio,
 )
+from cmacc.heads.event_streams import CrossDecoder, Fusion, GatedStreams, top_mean
 from cmacc.heads.segment_accuracy import EventError
 
 Array = NDArray[np.float64]

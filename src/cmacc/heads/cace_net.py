@@ -203,4 +203,5 @@ def segment_contrast(
     positive = (both | own.roll(count // 2, dims=1)) & ~own
     of_all = similarity.masked_fill(own, -torch.inf).logsumexp(2)
     of_positives = similarity.masked_fill(~positive, -torch.inf).logsumexp(2)
-    return (of_all - of_positives + positive.sum(2).log()).mean()
+    # Converted first: the log of whole numbers would be in float32.
+    return (of_all - of_positives + positive.sum(2).to(similarity.dtype).log()).mean()

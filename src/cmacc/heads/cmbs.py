@@ -18,6 +18,8 @@ Weak (`WeakCmbs`), from the video's class alone, background among the classes:
 
 The last term is ours. Without it nothing ever pushes a gate down: on a planted problem all gates were above 0.9 in the
 end, and every second was an event. It needs training videos without any event; without such, gates cannot localise.
+With them, the gates tell well which videos have an event, and the seconds of it only for some seeds: the encoders mix
+the seconds, and no label says which one a gate is for.
 
 ``released=True`` has what the released code does instead, for its published numbers:
 
@@ -41,8 +43,6 @@ from torch.nn import functional
 from torch.nn.functional import logsigmoid
 
 from cmacc.heads.event_attention import (
-    Fusion,
-    GatedStreams,
     Rows,
     SpatialChannelAttention,
     StreamConfig,
@@ -50,9 +50,9 @@ from cmacc.heads.event_attention import (
     check_strength,
     labels_of,
     require,
-    top_mean,
     video_and_audio,
 )
+from cmacc.heads.event_streams import Fusion, GatedStreams, top_mean
 from cmacc.heads.segment_accuracy import gated_classes, released_weak_classes, video_classes
 
 

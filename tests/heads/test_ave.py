@@ -1,4 +1,4 @@
-"""The readers of AVE (annotations, lists, features) on small copies written here: every odd line, list and leak of the published set, and broken ones."""
+"""The readers of AVE on small copies written here: every odd line, list and leak of the published set, and bad ones."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The parts in ``event_attention`` and ``event_streams`` against loops over batch, time and places in float64, written from the equations."""
+"""Attention and streams against loops over batch, time and places in float64, written from the equations."""
 
 import copy
 import math

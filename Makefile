@@ -18,7 +18,7 @@ setup: $(DEV)
 MODELS := openwakeword==0.5.1
 
 $(CORE): EXTRAS := [app,search]
-$(DEV): EXTRAS := [app,cluster,docs,export,mlflow,mteb,search,towers,wandb,dev]
+$(DEV): EXTRAS := [app,cluster,docs,export,heads,mlflow,mteb,search,towers,wandb,dev]
 
 # uv, in the environment itself, installs the 5 GB of torch in about half a minute.
 $(CORE) $(DEV): pyproject.toml constraints.txt

@@ -107,17 +107,17 @@ OBJECTIVES: dict[str, Compared] = {
 def config_of(base: PretrainConfig, name: str, seed: int, steps: int = 1000) -> PretrainConfig:
     """The settings of a run."""
     own = OBJECTIVES[name]
-    config = dataclasses.replace(
+    augment = GRID_VIEWS if own.grid_views and base is GRID else base.data.augment
+    augment = dataclasses.replace(augment, window=1.0) if own.whole_clips else augment
+    return dataclasses.replace(
         base,
+        data=dataclasses.replace(base.data, augment=augment),
         objective=ObjectiveConfig(terms=Terms(**own.terms)),
         optim=dataclasses.replace(base.optim, steps=steps),
         encoder=dataclasses.replace(base.encoder, **own.encoder),
         seed=seed,
         **own.changes,
     )
-    augment = GRID_VIEWS if own.grid_views and base is GRID else config.data.augment
-    augment = dataclasses.replace(augment, window=1.0) if own.whole_clips else augment
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
 
 
 def prepare(real: Path, out: Path) -> None:
@@ -160,16 +160,18 @@ def prepare(real: Path, out: Path) -> None:
 
 
 def step_seconds(data: dict[str, ClipDataset]) -> dict[str, dict[str, float]]:
-    """By data and objective, the median seconds of a step, in rounds: a busy minute then falls on all alike.
+    """By data and objective, the median seconds of a step on one core.
 
-    Measured once for all runs: steps told from each run's own speed would be fewer where something ran beside it.
+    Measured once for all runs, in rounds, and as time of the processor: steps told from each run's own speed, or from
+    the clock on the wall, would be fewer where something else ran beside it.
     """
     spent: dict[str, dict[str, list[float]]] = {name: {objective: [] for objective in OBJECTIVES} for name in data}
     for _ in range(3):
         for name, dataset in data.items():
             for objective in OBJECTIVES:
                 trainer = trainer_on(dataset, config_of(BASES[name], objective, 0), CPU)
-                spent[name][objective] += [done.seconds for done in trainer.steps(8)][2:]
+                marks = [time.process_time() for _ in trainer.steps(9)]
+                spent[name][objective] += np.diff(marks)[2:].tolist()
     return {name: {o: statistics.median(values) for o, values in own.items()} for name, own in spent.items()}
 
 

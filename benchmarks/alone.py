@@ -127,7 +127,8 @@ def table(out: Path) -> dict[str, Any]:
             before = np.array([report["untrained"][name] for report in own])
             groups = np.arange(before.shape[1]) if own[0]["groups"] is None else np.array(own[0]["groups"])
             line[name] = {"untrained": figures(before), "steps": {}}
-            for point in (key for key in own[0] if key.startswith("step ")):
+            # A curve of one seed alone is not drawn: only points that every seed has.
+            for point in (key for key in own[0] if key.startswith("step ") and all(key in r for r in own)):
                 after = np.array([report[point][name] for report in own])
                 line[name]["steps"][point.removeprefix("step ")] = figures(after) | {
                     "difference": float((after - before).mean()),

@@ -51,7 +51,7 @@ from cmacc.clips.synthetic import WorldConfig, describe_clip, render_clip
 from cmacc.encoders import EncoderConfig
 from cmacc.objectives import ObjectiveInputs, ObjectiveResult
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig, Trainer
-from cmacc.pretraining.config import config_from_plain, to_plain
+from cmacc.pretraining.config_files import config_from_plain, to_plain
 from cmacc.pretraining.memory import SampleMemory
 from cmacc.pretraining.table import TableProblem
 

@@ -1,14 +1,14 @@
 """The terms of the objective compared on real clips, for an equal time each: the table of docs/objectives.md.
 
     python benchmarks/objectives.py prepare ../shared/data/real OUT
-    python benchmarks/objectives.py run OUT [--seconds 120] [--seeds 0 1 2] [--half 0|1] [--only NAME ...]
+    python benchmarks/objectives.py run OUT [--seconds 150 75] [--seeds 0 1 2] [--half 0|1] [--only NAME ...]
     python benchmarks/objectives.py table OUT [--out benchmarks/results/objectives-cpu.json] [--page docs/objectives.md]
 
 ``prepare`` decodes all clips once, and measures what a step of each objective takes. ``run`` trains every objective
-twice with every seed, for as many steps as fit into ``--seconds``: on GRID's training part, and on the clips of
-`transfer_data.py` (GRID's and UCF101's training files with sound, assorted clips and rendered ones). A run that stands
-in OUT is not made again; two processes with ``--half 0`` and ``--half 1`` share the work. ``table`` writes all figures
-as JSON, and the table into the page, between its two marks. One thread: set OMP_NUM_THREADS=1.
+twice with every seed, for as many steps as fit into ``--seconds``: on GRID's training part, and on the pool, the clips
+of `transfer_data.py` (GRID's and UCF101's training files with sound, assorted clips and rendered ones). A run that
+stands in OUT is not made again; two processes with ``--half 0`` and ``--half 1`` share the work. ``table`` writes all
+figures as JSON, and the table into the page, between its two marks. One thread: set OMP_NUM_THREADS=1.
 
 GRID: retrieval among the 200 held-out clips, and among those with the same command; a linear probe of the digit.
 ESC-10: SVM, five folds. UCF101, six classes, split 1: linear and kNN. As in `cmacc.transfer`, but with three windows a
@@ -107,17 +107,17 @@ OBJECTIVES: dict[str, Compared] = {
 def config_of(base: PretrainConfig, name: str, seed: int, steps: int = 1000) -> PretrainConfig:
     """The settings of a run."""
     own = OBJECTIVES[name]
-    config = dataclasses.replace(
+    augment = GRID_VIEWS if own.grid_views and base is GRID else base.data.augment
+    augment = dataclasses.replace(augment, window=1.0) if own.whole_clips else augment
+    return dataclasses.replace(
         base,
+        data=dataclasses.replace(base.data, augment=augment),
         objective=ObjectiveConfig(terms=Terms(**own.terms)),
         optim=dataclasses.replace(base.optim, steps=steps),
         encoder=dataclasses.replace(base.encoder, **own.encoder),
         seed=seed,
         **own.changes,
     )
-    augment = GRID_VIEWS if own.grid_views and base is GRID else config.data.augment
-    augment = dataclasses.replace(augment, window=1.0) if own.whole_clips else augment
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, augment=augment))
 
 
 def prepare(real: Path, out: Path) -> None:
@@ -160,16 +160,18 @@ def prepare(real: Path, out: Path) -> None:
 
 
 def step_seconds(data: dict[str, ClipDataset]) -> dict[str, dict[str, float]]:
-    """By data and objective, the median seconds of a step, in rounds: a busy minute then falls on all alike.
+    """By data and objective, the median seconds of a step on one core.
 
-    Measured once for all runs: steps told from each run's own speed would be fewer where something ran beside it.
+    Measured once for all runs, in rounds, and as time of the processor: steps told from each run's own speed, or from
+    the clock on the wall, would be fewer where something else ran beside it.
     """
     spent: dict[str, dict[str, list[float]]] = {name: {objective: [] for objective in OBJECTIVES} for name in data}
     for _ in range(3):
         for name, dataset in data.items():
             for objective in OBJECTIVES:
                 trainer = trainer_on(dataset, config_of(BASES[name], objective, 0), CPU)
-                spent[name][objective] += [done.seconds for done in trainer.steps(8)][2:]
+                marks = [time.process_time() for _ in trainer.steps(9)]
+                spent[name][objective] += np.diff(marks)[2:].tolist()
     return {name: {o: statistics.median(values) for o, values in own.items()} for name, own in spent.items()}
 
 
@@ -249,7 +251,7 @@ def on_tasks(learner: Learner, found: dict[str, TaskData], out: Path) -> dict[st
     return results
 
 
-def run(out: Path, seconds: float, seeds: list[int], half: int | None, only: list[str]) -> None:
+def run(out: Path, seconds: tuple[float, float], seeds: list[int], half: int | None, only: list[str]) -> None:
     """Make the runs that are not there."""
     names = [name for name in ("untrained", *OBJECTIVES) if not only or name in only]
     cells = [(name, seed) for seed in seeds for name in names]
@@ -257,15 +259,16 @@ def run(out: Path, seconds: float, seeds: list[int], half: int | None, only: lis
     words = json.loads((out / "grid-words.json").read_text())
     data = {name: ClipDataset(out / f"{name}.safetensors", CPU) for name in BASES}
     costs = json.loads((out / "step-seconds.json").read_text())
+    budgets = dict(zip(BASES, seconds, strict=True))
     (out / "runs").mkdir(exist_ok=True)
     for number, (name, seed) in enumerate(cells):
         path = out / "runs" / f"{name}-{seed}.json"
         if path.exists() or (half is not None and number % 2 != half):
             continue
         began = time.monotonic()
-        cell: dict[str, Any] = {"objective": name, "seed": seed, "budget_seconds": seconds}
+        cell: dict[str, Any] = {"objective": name, "seed": seed, "budget_seconds": budgets}
         for where, base in BASES.items():
-            steps = 0 if name == "untrained" else round(seconds / costs[where][name])
+            steps = 0 if name == "untrained" else round(budgets[where] / costs[where][name])
             learner = trained(data[where], base, name if steps else "cross-modal", seed, steps)
             cell[f"{where} steps"] = steps
             cell |= on_grid(learner, data[where], words) if where == "grid" else on_tasks(learner, found, out)
@@ -285,7 +288,10 @@ def table(out: Path) -> dict[str, Any]:
     """All figures: means over seeds, their spread, and intervals over held-out items."""
     cells = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
     report: dict[str, Any] = {"machine": machine(), "seeds": sorted({c["seed"] for c in cells}), "objectives": {}}
-    report["budget_seconds"] = max(c["budget_seconds"] for c in cells)
+    budgets = [c["budget_seconds"] for c in cells]
+    if any(budget != budgets[0] for budget in budgets):
+        raise SystemExit(f"{out}: runs of one table must have the same --seconds, got {budgets}")
+    report["budget_seconds"] = budgets[0]
     costs = json.loads((out / "step-seconds.json").read_text())
     base = {c["seed"]: c for c in cells if c["objective"] == "untrained"}
     for name in ("untrained", *OBJECTIVES):
@@ -368,7 +374,7 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument("folder", type=Path)
     command = commands.add_parser("run")
     command.add_argument("folder", type=Path)
-    command.add_argument("--seconds", type=float, default=120.0)
+    command.add_argument("--seconds", type=float, nargs=2, default=(150.0, 75.0), metavar=("GRID", "POOL"))
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--half", type=int, choices=(0, 1))
     command.add_argument("--only", nargs="+", default=[], choices=("untrained", *OBJECTIVES))
@@ -380,7 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.command == "prepare":
         prepare(options.real, options.folder)
     elif options.command == "run":
-        run(options.folder, options.seconds, options.seeds, options.half, options.only)
+        run(options.folder, tuple(options.seconds), options.seeds, options.half, options.only)
     else:
         report = table(options.folder)
         tell(report, markdown(report), options.out, options.page, MARKS)

@@ -9,17 +9,9 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cmacc.objectives import BidirectionalContrast, Objective, ObjectiveInputs, ObjectiveResult, WeightedObjectives
 
+from .stand_ins import Embedded
+
 TEMPERATURE = 0.2
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An encoder's output, as far as a contrast looks at it."""
-
-    embedding: Tensor
-    penultimate: Tensor
-    feature: Tensor
-    feature_map: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +22,7 @@ class Held:
 
 def embedded(generator: torch.Generator, count: int = 5) -> Embedded:
     rows = normalize(torch.randn(count, 8, generator=generator, dtype=torch.float64), dim=1)
-    return Embedded(rows.requires_grad_(), rows, rows)
+    return Embedded(rows.requires_grad_())
 
 
 def inputs(negatives: bool) -> ObjectiveInputs:

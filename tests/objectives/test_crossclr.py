@@ -2,8 +2,6 @@
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,38 +14,11 @@ from cmacc.objectives import CrossModalContrast, ObjectiveInputs
 from cmacc.objectives.crossclr import CrossCLR, CrossCLRConfig, CrossCLRForm, describe_input
 from cmacc.objectives.objective import DrawingObjective
 
+from .stand_ins import Embedded, Views
+
 SIZE = 5
 ALONE = {"gamma": 1.0, "kappa": None}  # neither pruning nor weights
 Rows = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An encoder's output, as far as CrossCLR looks at it."""
-
-    embedding: Tensor
-    feature: Tensor
-    feature_map: Tensor | None = None
-
-    @property
-    def penultimate(self) -> Tensor:
-        return self.feature
-
-
-@dataclass(frozen=True)
-class Views:
-    """Views that are only asked for without augmentation."""
-
-    inputs: Mapping[str, Tensor]
-
-    def another(self, modality: str) -> Tensor:
-        raise AssertionError(f"nobody needs another view of {modality}")
-
-    def plain(self, modality: str) -> Tensor:
-        return self.inputs[modality]
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        raise AssertionError(f"{term} draws nothing itself")
 
 
 def unit(generator: torch.Generator, count: int) -> Tensor:

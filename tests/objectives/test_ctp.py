@@ -1,7 +1,5 @@
 """Catch the patch: codes of boxes, the loss against plain loops, a perfect tracker, and learning."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -20,34 +18,9 @@ from cmacc.objectives.ctp import (
 from cmacc.objectives.ctp_patches import draw_tracks
 from cmacc.objectives.objective import BatchViews, DrawingObjective, Drawn, ObjectiveInputs, ObjectiveResult
 
+from .stand_ins import Embedded, Views
+
 SMALL = CatchThePatchConfig(channels=4, hidden=8)
-
-
-@dataclass(frozen=True)
-class Views:
-    """A batch's clips, and generators by a number."""
-
-    inputs: dict[str, Tensor]
-    seed: int = 0
-
-    def another(self, modality: str) -> Tensor:
-        raise NotImplementedError
-
-    def plain(self, modality: str) -> Tensor:
-        raise NotImplementedError
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        return [np.random.default_rng([self.seed, row]) for row in range(len(self.inputs["video"]))]
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """An encoder's output, as far as the objective looks at it."""
-
-    feature_map: Tensor
-    embedding: Tensor
-    penultimate: Tensor
-    feature: Tensor
 
 
 def true_boxes(clips: int = 3, patches: int = 2, frames: int = 6, height: int = 48, width: int = 64) -> Tensor:
@@ -62,7 +35,7 @@ def sides(boxes: Tensor, side: float = 48) -> Tensor:
 
 def result_of(objective: CatchThePatch, drawn: Drawn, feature_map: Tensor) -> ObjectiveResult:
     ids = torch.arange(len(feature_map))
-    return objective(ObjectiveInputs({}, {}, {}, ids, {"pasted": Mapped(feature_map, ids, ids, ids)}, drawn.given))
+    return objective(ObjectiveInputs({}, {}, {}, ids, {"pasted": Embedded(feature_map=feature_map)}, drawn.given))
 
 
 def naive_loss(codes: Tensor, boxes: Tensor, side: float) -> float:
@@ -227,7 +200,7 @@ def noise(seed: int) -> Views:
     """Noise that grows brighter with time, so that a patch from another frame can be seen."""
     generator = torch.Generator().manual_seed(seed)
     brightness = torch.arange(4.0).sub(1.5)[:, None, None]
-    return Views({"video": 0.1 * torch.randn(16, 3, 4, 32, 32, generator=generator) + brightness}, seed)
+    return Views({"video": 0.1 * torch.randn(16, 3, 4, 32, 32, generator=generator) + brightness}, seed=seed)
 
 
 @pytest.mark.slow

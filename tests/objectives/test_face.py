@@ -13,37 +13,16 @@ from cmacc.encoders.backbone import Backbone
 from cmacc.objectives.face import FaceConfig, FaceReconstruction, sound_of_frames
 from cmacc.objectives.objective import DrawingObjective, Drawn, ObjectiveInputs
 
-
-class Views:
-    """A batch of clips; the sound stands for what the encoder is given."""
-
-    def __init__(self, video: Tensor, sample_ids: list[int] | None = None, visit: int = 0) -> None:
-        self.inputs = {"video": video}
-        self._ids = list(range(len(video))) if sample_ids is None else sample_ids
-        self._visit = visit
-
-    def another(self, modality: str) -> Tensor:
-        raise AssertionError("not needed")
-
-    def plain(self, modality: str) -> Tensor:
-        return self.inputs[modality]
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        assert term == "face"
-        return [np.random.default_rng([self._visit, sample_id]) for sample_id in self._ids]
+from .stand_ins import Embedded, Views
 
 
-class Mapped:
-    """An encoder's output, as far as this objective looks at it."""
-
-    def __init__(self, feature_map: Tensor | None) -> None:
-        self.feature_map = feature_map
-        self.embedding = self.penultimate = self.feature = torch.zeros(0)
+def clips(video: Tensor, sample_ids: tuple[int, ...] | None = None, visit: int = 0) -> Views:
+    return Views({"video": video}, sample_ids, visit)
 
 
 def told(drawn: Drawn, feature_map: Tensor | None) -> ObjectiveInputs:
     ids = torch.arange(len(drawn.given["still"]))
-    return ObjectiveInputs({"audio": Mapped(feature_map)}, {}, {}, ids, given=drawn.given)
+    return ObjectiveInputs({"audio": Embedded(feature_map=feature_map)}, {}, {}, ids, given=drawn.given)
 
 
 def with_random_last_layer(objective: FaceReconstruction) -> FaceReconstruction:
@@ -103,7 +82,7 @@ def test_the_loss_is_that_of_plain_loops_in_float64() -> None:
     config = FaceConfig(size=8, frames_per_clip=3, region_weight=3.0, width=2)
     span = (0.2, 0.9)
     objective = with_random_last_layer(FaceReconstruction(config, 2, span)).double()
-    drawn = objective.draw(Views(torch.randn(3, 3, 6, 16, 16, dtype=torch.float64)))
+    drawn = objective.draw(clips(torch.randn(3, 3, 6, 16, 16, dtype=torch.float64)))
     feature_map = torch.randn(3, 2, 4, 5, dtype=torch.float64)
     result = objective(told(drawn, feature_map))
 
@@ -142,7 +121,7 @@ def test_the_loss_is_that_of_plain_loops_in_float64() -> None:
 @pytest.mark.parametrize("places", [(4, 3), (5, 2), (3,)])
 def test_the_gradient_is_that_of_differences(places: tuple[int, ...]) -> None:
     objective = with_random_last_layer(FaceReconstruction(FaceConfig(size=4, frames_per_clip=2, width=1), 2)).double()
-    drawn = objective.draw(Views(torch.randn(2, 3, 3, 6, 6, dtype=torch.float64)))
+    drawn = objective.draw(clips(torch.randn(2, 3, 3, 6, 6, dtype=torch.float64)))
     feature_map = torch.randn(2, 2, *places, dtype=torch.float64, requires_grad=True)
     names, values = zip(*objective.named_parameters(), strict=True)
 
@@ -160,19 +139,19 @@ def test_the_gradient_is_that_of_differences(places: tuple[int, ...]) -> None:
 def test_the_frames_are_evenly_spaced_and_the_still_one_is_any_of_all() -> None:
     video = torch.arange(16.0)[None, None, :, None, None].expand(200, 3, 16, 8, 8)
     objective = FaceReconstruction(FaceConfig(size=4, frames_per_clip=4), 2)
-    given = objective.draw(Views(video)).given
+    given = objective.draw(clips(video)).given
     assert given["frames"].shape == (200, 3, 4, 4, 4)
     assert given["frames"][:, 0, :, 0, 0].unique(dim=0).tolist() == [[2, 6, 10, 14]]
     # One of 16 frames stays out of 200 draws with a chance of at most 16 (15/16)^200 = 4e-5.
     assert given["still"].shape == (200, 3, 4, 4)
     assert given["still"][:, 0, 0, 0].unique().tolist() == list(range(16))
-    few = objective.draw(Views(video[:, :, :3])).given["frames"]
+    few = objective.draw(clips(video[:, :, :3])).given["frames"]
     assert few[0, 0, :, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_frames_are_averaged_down_and_squeezed_to_a_square() -> None:
     video = torch.randn(1, 3, 2, 8, 12)
-    frames = FaceReconstruction(FaceConfig(size=4, frames_per_clip=2), 2).draw(Views(video)).given["frames"]
+    frames = FaceReconstruction(FaceConfig(size=4, frames_per_clip=2), 2).draw(clips(video)).given["frames"]
     wanted = video.reshape(1, 3, 2, 4, 2, 4, 3).mean(dim=(4, 6))
     assert torch.allclose(frames, wanted, atol=1e-6)
 
@@ -180,10 +159,10 @@ def test_frames_are_averaged_down_and_squeezed_to_a_square() -> None:
 def test_a_sample_has_the_same_still_frame_in_any_batch() -> None:
     objective = FaceReconstruction(FaceConfig(size=8), 2)
     video = torch.randn(6, 3, 16, 8, 8)
-    whole, part = objective.draw(Views(video)), objective.draw(Views(video[[4, 1]], sample_ids=[4, 1]))
+    whole, part = objective.draw(clips(video)), objective.draw(clips(video[[4, 1]], (4, 1)))
     for name in ("still", "frames"):
         assert torch.equal(part.given[name], whole.given[name][[4, 1]])
-    assert not torch.equal(objective.draw(Views(video, visit=1)).given["still"], whole.given["still"])
+    assert not torch.equal(objective.draw(clips(video, visit=1)).given["still"], whole.given["still"])
 
 
 def test_the_sound_of_a_frame_is_that_of_its_time() -> None:
@@ -204,7 +183,7 @@ def test_a_clip_in_which_nothing_moves_is_reconstructed_exactly_and_stays_so() -
     optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
     video = torch.randn(4, 3, 1, 36, 36).expand(4, 3, 16, 36, 36)
     for step in range(3):
-        result = objective(told(objective.draw(Views(video, visit=step)), torch.randn(4, 2, 4, 9)))
+        result = objective(told(objective.draw(clips(video, visit=step)), torch.randn(4, 2, 4, 9)))
         assert {name: value.item() for name, value in result.metrics.items()} == dict.fromkeys(result.metrics, 0.0)
         optimizer.zero_grad()
         result.loss.backward()
@@ -213,13 +192,13 @@ def test_a_clip_in_which_nothing_moves_is_reconstructed_exactly_and_stays_so() -
 
 def test_repeating_the_still_frame_is_where_training_starts() -> None:
     objective = FaceReconstruction(FaceConfig(size=8, width=2), 2)
-    metrics = objective(told(objective.draw(Views(torch.randn(3, 3, 16, 8, 8))), torch.randn(3, 2, 4, 9))).metrics
+    metrics = objective(told(objective.draw(clips(torch.randn(3, 3, 16, 8, 8))), torch.randn(3, 2, 4, 9))).metrics
     assert metrics["l1"].item() == metrics["l1_still"].item() == metrics["l1_other_sound"].item() > 0
 
 
 def test_a_sample_alone_has_no_other_sound() -> None:
     objective = FaceReconstruction(FaceConfig(size=8, width=2), 2)
-    result = objective(told(objective.draw(Views(torch.randn(1, 3, 4, 8, 8))), torch.randn(1, 2, 4, 9)))
+    result = objective(told(objective.draw(clips(torch.randn(1, 3, 4, 8, 8))), torch.randn(1, 2, 4, 9)))
     assert result.metrics["l1_other_sound"].isnan()
     assert result.loss.isfinite()
 
@@ -230,7 +209,7 @@ def test_every_audio_backbone_gets_a_gradient(name: str) -> None:
     assert isinstance(backbone, Backbone)
     objective = with_random_last_layer(FaceReconstruction(FaceConfig(size=8, width=2), backbone.map_channels))
     assert isinstance(objective, DrawingObjective)
-    drawn = objective.draw(Views(torch.randn(2, 3, 8, 16, 16)))
+    drawn = objective.draw(clips(torch.randn(2, 3, 8, 16, 16)))
     assert not any(tensor.requires_grad for tensor in drawn.given.values())
     objective(told(drawn, backbone.feature_map(torch.randn(2, 20, 101)))).loss.backward()
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in objective.parameters())
@@ -239,7 +218,7 @@ def test_every_audio_backbone_gets_a_gradient(name: str) -> None:
 
 def test_the_loss_is_in_float32_under_autocast() -> None:
     objective = with_random_last_layer(FaceReconstruction(FaceConfig(size=8, width=2), 2))
-    drawn, feature_map = objective.draw(Views(torch.randn(2, 3, 8, 16, 16))), torch.randn(2, 2, 4, 9)
+    drawn, feature_map = objective.draw(clips(torch.randn(2, 3, 8, 16, 16))), torch.randn(2, 2, 4, 9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = objective(told(drawn, feature_map)).loss
     assert under.dtype == torch.float32
@@ -267,7 +246,7 @@ def test_what_the_sound_tells_is_learnt_and_shuffled_sounds_tell_nothing(paired:
         video, audio = speakers(rng)
         if not paired:
             audio = audio.roll(1, dims=0)
-        result = objective(told(objective.draw(Views(video, visit=step)), backbone.feature_map(audio)))
+        result = objective(told(objective.draw(clips(video, visit=step)), backbone.feature_map(audio)))
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
@@ -305,6 +284,6 @@ def test_a_bad_span_and_a_missing_map_are_refused() -> None:
         with pytest.raises(ValueError, match=r"audio_span must be two increasing shares in .*, got"):
             FaceReconstruction(FaceConfig(), 2, span)
     objective = FaceReconstruction(FaceConfig(size=8), 2)
-    drawn = objective.draw(Views(torch.randn(2, 3, 4, 8, 8)))
+    drawn = objective.draw(clips(torch.randn(2, 3, 4, 8, 8)))
     with pytest.raises(ValueError, match="must come with its feature map, got none"):
         objective(told(drawn, None))

@@ -16,37 +16,16 @@ from cmacc.encoders.backbone import Backbone
 from cmacc.objectives.masked_audio import MaskedAudio, MaskedAudioConfig, draw_mask
 from cmacc.objectives.objective import DrawingObjective, Drawn, ObjectiveInputs
 
-
-class Views:
-    """A batch of spectrograms alone."""
-
-    def __init__(self, audio: Tensor, sample_ids: list[int] | None = None, visit: int = 0) -> None:
-        self.inputs = {"audio": audio}
-        self._ids = list(range(len(audio))) if sample_ids is None else sample_ids
-        self._visit = visit
-
-    def another(self, modality: str) -> Tensor:
-        raise AssertionError("not needed")
-
-    def plain(self, modality: str) -> Tensor:
-        return self.inputs[modality]
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        assert term == "masked_audio"
-        return [np.random.default_rng([self._visit, sample_id]) for sample_id in self._ids]
+from .stand_ins import Embedded, Views
 
 
-class Mapped:
-    """An encoder's output, as far as this objective looks at it."""
-
-    def __init__(self, feature_map: Tensor | None) -> None:
-        self.feature_map = feature_map
-        self.embedding = self.penultimate = self.feature = torch.zeros(0)
+def sounds(audio: Tensor, sample_ids: tuple[int, ...] | None = None, visit: int = 0) -> Views:
+    return Views({"audio": audio}, sample_ids, visit)
 
 
 def told(drawn: Drawn, feature_map: Tensor | None) -> ObjectiveInputs:
     ids = torch.arange(len(drawn.given["mask"]))
-    return ObjectiveInputs({}, {}, {}, ids, more={"audio": Mapped(feature_map)}, given=drawn.given)
+    return ObjectiveInputs({}, {}, {}, ids, more={"audio": Embedded(feature_map=feature_map)}, given=drawn.given)
 
 
 def with_random_last_layer(objective: MaskedAudio) -> MaskedAudio:
@@ -85,7 +64,7 @@ def test_the_loss_is_that_of_plain_loops_in_float64(visible_weight: float) -> No
     config = MaskedAudioConfig(block_bands=4, block_frames=5, visible_weight=visible_weight, width=3)
     objective = with_random_last_layer(MaskedAudio(config, 2, 12)).double()
     clean = 3 * torch.randn(3, 12, 21, dtype=torch.float64) - 7
-    drawn = objective.draw(Views(clean))
+    drawn = objective.draw(sounds(clean))
     feature_map = torch.randn(3, 2, 2, 3, dtype=torch.float64)
     result = objective(told(drawn, feature_map))
 
@@ -116,7 +95,7 @@ def test_the_gradient_is_that_of_differences(places: tuple[int, ...]) -> None:
     objective = with_random_last_layer(
         MaskedAudio(MaskedAudioConfig(block_bands=4, block_frames=4, visible_weight=0.5, width=2), 2, 10)
     ).double()
-    drawn = objective.draw(Views(torch.randn(2, 10, 12, dtype=torch.float64)))
+    drawn = objective.draw(sounds(torch.randn(2, 10, 12, dtype=torch.float64)))
     feature_map = torch.randn(2, 2, *places, dtype=torch.float64, requires_grad=True)
     names, values = zip(*objective.named_parameters(), strict=True)
 
@@ -183,21 +162,21 @@ def test_blocks_as_high_or_long_as_the_spectrogram_hide_spans_or_bands() -> None
 def test_a_sample_is_masked_alike_in_any_batch(noise: float) -> None:
     objective = MaskedAudio(MaskedAudioConfig(block_bands=4, block_frames=4, noise=noise), 2, 16)
     audio = torch.randn(4, 16, 30)
-    whole = objective.draw(Views(audio))
-    part = objective.draw(Views(audio[[2, 0]], sample_ids=[2, 0]))
+    whole = objective.draw(sounds(audio))
+    part = objective.draw(sounds(audio[[2, 0]], (2, 0)))
     for got, wanted in (
         (part.inputs["audio"].tensor, whole.inputs["audio"].tensor),
         (part.given["mask"], whole.given["mask"]),
         (part.given["target"], whole.given["target"]),
     ):
         assert torch.equal(got, wanted[[2, 0]])
-    later = objective.draw(Views(audio, visit=1))
+    later = objective.draw(sounds(audio, visit=1))
     assert not torch.equal(later.given["mask"], whole.given["mask"])
 
 
 def test_only_the_masked_places_change_and_they_get_the_mean_of_the_visible_ones() -> None:
     clean = 5 * torch.randn(3, 16, 30) - 20
-    drawn = MaskedAudio(MaskedAudioConfig(block_bands=4, block_frames=4), 2, 16).draw(Views(clean))
+    drawn = MaskedAudio(MaskedAudioConfig(block_bands=4, block_frames=4), 2, 16).draw(sounds(clean))
     distorted, mask = drawn.inputs["audio"].tensor, drawn.given["mask"]
     assert drawn.inputs["audio"].modality == "audio"
     assert drawn.inputs["audio"].with_feature_map
@@ -210,7 +189,7 @@ def test_only_the_masked_places_change_and_they_get_the_mean_of_the_visible_ones
 
 def test_noise_has_the_stated_deviation_and_leaves_the_target_clean() -> None:
     clean = 4 * torch.randn(2, 64, 200) + 3
-    quiet, noisy = (MaskedAudio(MaskedAudioConfig(noise=noise), 2, 64).draw(Views(clean)) for noise in (0.0, 0.25))
+    quiet, noisy = (MaskedAudio(MaskedAudioConfig(noise=noise), 2, 64).draw(sounds(clean)) for noise in (0.0, 0.25))
     assert torch.equal(quiet.given["target"], noisy.given["target"])
     added = noisy.inputs["audio"].tensor - quiet.inputs["audio"].tensor
     # 12,800 places: the relative error of a deviation is 0.6 %; of the sample's own as much.
@@ -222,7 +201,7 @@ def test_neither_the_level_nor_the_range_of_a_recording_matters() -> None:
     clean = torch.randn(2, 16, 32, dtype=torch.float64)
     feature_map = torch.randn(2, 2, 2, 4, dtype=torch.float64)
     losses = [
-        objective(told(objective.draw(Views(audio)), feature_map)).loss.item()
+        objective(told(objective.draw(sounds(audio)), feature_map)).loss.item()
         for audio in (clean, clean - 11, 6 * clean + 2)
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-9)
@@ -235,7 +214,7 @@ def test_a_constant_spectrogram_is_reconstructed_exactly_and_stays_so() -> None:
     levels = torch.tensor([-13.815511, 0.1, 3.3333])[:, None, None]
     assert isinstance(backbone, Backbone)
     for _ in range(3):
-        drawn = objective.draw(Views(levels.expand(3, 16, 37).contiguous()))
+        drawn = objective.draw(sounds(levels.expand(3, 16, 37).contiguous()))
         assert torch.equal(drawn.inputs["audio"].tensor, levels.expand(3, 16, 37))
         result = objective(told(drawn, backbone.feature_map(drawn.inputs["audio"].tensor)))
         assert result.loss.item() == 0
@@ -247,7 +226,7 @@ def test_a_constant_spectrogram_is_reconstructed_exactly_and_stays_so() -> None:
 
 def test_untrained_it_explains_nothing_and_a_nearly_silent_recording_is_not_blown_up() -> None:
     objective = MaskedAudio(MaskedAudioConfig(), 2, 32)
-    drawn = objective.draw(Views(torch.stack([torch.randn(32, 64), 1e-4 * torch.randn(32, 64) - 13.8])))
+    drawn = objective.draw(sounds(torch.stack([torch.randn(32, 64), 1e-4 * torch.randn(32, 64) - 13.8])))
     assert drawn.given["target"][1].abs().max() < 0.01
     result = objective(told(drawn, torch.randn(2, 2, 4, 8)))
     assert result.metrics["explained"].item() == 0
@@ -263,7 +242,7 @@ def test_every_backbone_is_decoded_to_the_size_of_its_input(name: str, frames: i
         MaskedAudio(MaskedAudioConfig(block_bands=10, width=8), backbone.map_channels, 20)
     )
     assert isinstance(objective, DrawingObjective)
-    drawn = objective.draw(Views(torch.randn(2, 20, frames)))
+    drawn = objective.draw(sounds(torch.randn(2, 20, frames)))
     feature_map = backbone.feature_map(drawn.inputs["audio"].tensor)
     decoded = objective.decode(feature_map, frames)
     assert decoded.shape == (2, 20, frames)
@@ -275,7 +254,7 @@ def test_every_backbone_is_decoded_to_the_size_of_its_input(name: str, frames: i
 
 def test_the_loss_is_in_float32_under_autocast() -> None:
     objective = with_random_last_layer(MaskedAudio(MaskedAudioConfig(block_bands=4), 2, 16))
-    drawn = objective.draw(Views(torch.randn(2, 16, 40)))
+    drawn = objective.draw(sounds(torch.randn(2, 16, 40)))
     feature_map = torch.randn(2, 2, 2, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = objective(told(drawn, feature_map)).loss
@@ -303,7 +282,7 @@ def test_structure_is_learnt_and_noise_is_not(low_rank: bool) -> None:
     rng = np.random.default_rng(0)
     explained = []
     for step in range(40):
-        drawn = objective.draw(Views(spectrograms(rng, low_rank), visit=step))  # new ones at each step
+        drawn = objective.draw(sounds(spectrograms(rng, low_rank), visit=step))  # new ones at each step
         result = objective(told(drawn, backbone.feature_map(drawn.inputs["audio"].tensor)))
         optimizer.zero_grad()
         result.loss.backward()
@@ -336,7 +315,7 @@ def test_waveforms_other_bands_and_a_missing_map_are_refused() -> None:
     objective = MaskedAudio(MaskedAudioConfig(), 2, 32)
     for audio in (torch.zeros(2, 16_000), torch.zeros(2, 80, 101)):
         with pytest.raises(ValueError, match=r"must be spectrograms \(M, 32, time\), got \(2, "):
-            objective.draw(Views(audio))
-    drawn = objective.draw(Views(torch.randn(2, 32, 40)))
+            objective.draw(sounds(audio))
+    drawn = objective.draw(sounds(torch.randn(2, 32, 40)))
     with pytest.raises(ValueError, match="must come with their feature map, got none"):
         objective(told(drawn, None))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,18 +18,10 @@ from cmacc.objectives import Encoded, ObjectiveInputs
 from cmacc.objectives.objective import DrawingObjective
 from cmacc.objectives.stica import STiCA, STiCAConfig, random_crop
 
+from .stand_ins import Embedded, Views
+
 CHANNELS, SIZE = 3, 5
 Rows = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An encoder's output, as far as the objective looks at it."""
-
-    embedding: Tensor
-    penultimate: Tensor
-    feature: Tensor
-    feature_map: Tensor | None = None
 
 
 @dataclass
@@ -46,7 +38,7 @@ class Projection:
     def __call__(self, modality: str, crop: Tensor) -> Encoded:
         assert modality == "video"
         self.shapes.append(tuple(crop.shape[2:]))
-        return Embedded(self.embedding(crop), crop, crop, crop)
+        return Embedded(self.embedding(crop), feature_map=crop)
 
     def embedding(self, crop: Tensor) -> Tensor:
         pooled = torch.cat([crop.mean((2, 3, 4)), crop.square().mean((2, 3, 4))], dim=1)
@@ -67,13 +59,13 @@ def inputs_of(
     audio = normalize(torch.randn(count, SIZE, generator=generator, dtype=torch.float64), dim=1)
     return ObjectiveInputs(
         queries={
-            "video": Embedded(project.embedding(first), first, first, first),
-            "audio": Embedded(audio, audio, audio, torch.zeros(count, 1)),
+            "video": Embedded(project.embedding(first), feature_map=first),
+            "audio": Embedded(audio, feature_map=torch.zeros(count, 1)),
         },
         keys={},
         negatives={},
         sample_ids=torch.arange(count) if ids is None else ids,
-        more={"view": Embedded(project.embedding(second), second, second, second)},
+        more={"view": Embedded(project.embedding(second), feature_map=second)},
         project=project,
         rng=np.random.default_rng(seed),
     )
@@ -273,25 +265,11 @@ def test_without_crops_there_is_only_video_against_audio() -> None:
     torch.testing.assert_close(metrics["loss"], both)
 
 
-class Batch:
-    inputs: ClassVar = {"video": torch.zeros(2, 3, 4, 8, 8)}
-
-    def another(self, modality: str) -> Tensor:
-        assert modality == "video"
-        return torch.ones(2, 3, 4, 8, 8)
-
-    def plain(self, modality: str) -> Tensor:
-        raise AssertionError(modality)
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        raise AssertionError(term)
-
-
 def test_the_other_view_is_drawn_with_its_map() -> None:
     objective = STiCA()
     assert isinstance(objective, DrawingObjective)
     assert objective.needs_feature_maps
-    drawn = objective.draw(Batch())
+    drawn = objective.draw(Views({"video": torch.zeros(2, 3, 4, 8, 8)}))
     assert not drawn.given
     (extra,) = drawn.inputs.values()
     assert (extra.modality, extra.with_feature_map) == ("video", True)

@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,39 +13,9 @@ from cmacc.objectives import ObjectiveInputs
 from cmacc.objectives.objective import DrawingObjective
 from cmacc.objectives.within_modal import WithinModalConfig, WithinModalContrast
 
+from .stand_ins import Embedded, Views
+
 TEMPERATURE = 0.3
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An encoder's output, as far as a contrast looks at it."""
-
-    embedding: Tensor
-    feature_map: Tensor | None = None
-
-    @property
-    def penultimate(self) -> Tensor:
-        return self.embedding
-
-    @property
-    def feature(self) -> Tensor:
-        return self.embedding
-
-
-@dataclass(frozen=True)
-class Views:
-    """Views that say which they are."""
-
-    inputs: Mapping[str, Tensor]
-
-    def another(self, modality: str) -> Tensor:
-        return self.inputs[modality] + 1
-
-    def plain(self, modality: str) -> Tensor:
-        raise AssertionError(f"nobody needs {modality} without augmentation")
-
-    def generators(self, term: str) -> list[np.random.Generator]:
-        raise AssertionError(f"{term} draws nothing itself")
 
 
 def unit(seed: int, count: int = 5) -> Tensor:

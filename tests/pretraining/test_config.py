@@ -13,7 +13,7 @@ from cmacc.pretraining import (
     config_from_plain,
     read_config,
 )
-from cmacc.pretraining.config import write_config
+from cmacc.pretraining.config_files import write_config
 
 
 def test_what_is_written_is_read_again(small_config: PretrainConfig, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.checkpoint_files import best_checkpoint, checkpoint_folders, step_of
 from cmacc.pretraining.clock import is_timing
-from cmacc.pretraining.config import read_config, write_config
+from cmacc.pretraining.config_files import read_config, write_config
 
 pytestmark = pytest.mark.slow
 

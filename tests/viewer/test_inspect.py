@@ -13,7 +13,7 @@ from cmacc.cli import main
 from cmacc.clips import Manifest
 from cmacc.objectives import Terms
 from cmacc.pretraining import DictionaryConfig, ObjectiveConfig, PretrainConfig, pretrain, start_run
-from cmacc.pretraining.config import read_config, write_config
+from cmacc.pretraining.config_files import read_config, write_config
 from cmacc.viewer import ReportError, write_inspection
 from cmacc.viewer.figures import Points, heat_map, overlaid_histogram, points_panel
 from cmacc.viewer.replay import ReplayError, SelectionReplay

@@ -21,7 +21,7 @@ from cmacc.clips import ClipSpec, Manifest, decode_clip, list_folders, scan
 from cmacc.clips.synthetic import WorldConfig, write_world
 from cmacc.objectives import Terms, WithinModalConfig
 from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, PretrainConfig
-from cmacc.pretraining.config import read_config, write_config
+from cmacc.pretraining.config_files import read_config, write_config
 from cmacc.viewer import ReportError, write_report
 from cmacc.viewer.figures import Series, smoothed, thinned
 from cmacc.viewer.similarity import chosen_queries, plane

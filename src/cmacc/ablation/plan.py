@@ -32,7 +32,7 @@ import torch
 import yaml
 
 from cmacc.pretraining import ConfigError, PretrainConfig, code_version, config_from_plain, to_plain
-from cmacc.pretraining.config import present_name, with_present_names
+from cmacc.pretraining.config_files import present_name, with_present_names
 from cmacc.pretraining.reading import UnfitError, value_of
 
 BudgetName = Literal["steps", "time"]

@@ -190,7 +190,7 @@ def _pretrain_parser() -> "ArgumentParser":
     from jsonargparse import ActionConfigFile, ArgumentParser, set_loader  # type: ignore[attr-defined]
 
     from cmacc.pretraining import PretrainConfig
-    from cmacc.pretraining.config import with_present_names
+    from cmacc.pretraining.config_files import with_present_names
 
     # Settings files of cmacc 0.1.0 have older names.
     set_loader("yaml_of_settings", lambda text: with_present_names(yaml.safe_load(text)), (yaml.YAMLError,))

@@ -12,19 +12,17 @@ from cmacc.pretraining.checkpoint_files import (
 from cmacc.pretraining.clip_stream import RunError
 from cmacc.pretraining.config import (
     BatchesConfig,
-    ConfigError,
     DataConfig,
     DictionaryConfig,
-    ObjectiveConfig,
     OptimConfig,
     PretrainConfig,
     TrainConfig,
-    config_from_plain,
-    read_config,
-    to_plain,
 )
+from cmacc.pretraining.config_error import ConfigError
+from cmacc.pretraining.config_files import config_from_plain, read_config, to_plain
 from cmacc.pretraining.learner import autocast_dtype, default_device, untrained_encoder
 from cmacc.pretraining.memory import SampleMemory
+from cmacc.pretraining.objective_config import ObjectiveConfig
 from cmacc.pretraining.optimization import learning_rate
 from cmacc.pretraining.problem import Batch, ManyViews, Problem, Views
 from cmacc.pretraining.processes import Processes

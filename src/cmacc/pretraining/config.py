@@ -1,38 +1,19 @@
 """Settings of a pretraining run: frozen, checked dataclasses, all written to ``config.yaml`` in the run folder."""
 
-import dataclasses
-import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import yaml
+from typing import Literal, get_args
 
 from cmacc.clips import AugmentConfig, ClipSpec, window_length
-from cmacc.encoders import MODALITIES, EncoderConfig, Modality, check_train_mode, is_tower
+from cmacc.encoders import MODALITIES, EncoderConfig, check_train_mode, is_tower
 from cmacc.negatives import GradientName, InitialCenters, SelectorName
-from cmacc.objectives import (
-    NEEDS,
-    BatchKeys,
-    CatchThePatchConfig,
-    CrossCLRConfig,
-    FaceConfig,
-    MaskedAudioConfig,
-    STiCAConfig,
-    TermNeeds,
-    Terms,
-    WithinModalConfig,
-)
-from cmacc.pretraining.reading import UnfitError, dataclass_of
+from cmacc.objectives import BatchKeys
+from cmacc.pretraining.config_error import ConfigError, require
+from cmacc.pretraining.objective_config import ObjectiveConfig
 
 PrecisionName = Literal["auto", "bf16", "fp16", "fp32"]
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "none"]
 RefreshName = Literal["none", "selected", "dictionary"]
-
-
-class ConfigError(ValueError):
-    """An invalid setting; the message names it, what it must be, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +62,13 @@ class DataConfig:
     shuffle_pairs: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.clips_per_video >= 1, "data.clips_per_video", "at least 1", self.clips_per_video)
-        _require(self.feature_windows >= 1, "data.feature_windows", "at least 1", self.feature_windows)
-        _require(self.workers >= 0, "data.workers", "at least 0", self.workers)
-        _require(
+        require(self.clips_per_video >= 1, "data.clips_per_video", "at least 1", self.clips_per_video)
+        require(self.feature_windows >= 1, "data.feature_windows", "at least 1", self.feature_windows)
+        require(self.workers >= 0, "data.workers", "at least 0", self.workers)
+        require(
             self.start_method in (None, "fork", "spawn"), "data.start_method", "fork, spawn or null", self.start_method
         )
-        _require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "in [0, 1]", self.max_bad_fraction)
+        require(0 <= self.max_bad_fraction <= 1, "data.max_bad_fraction", "in [0, 1]", self.max_bad_fraction)
 
     @property
     def view_frame_count(self) -> int:
@@ -123,12 +104,12 @@ class BatchesConfig:
     start_epoch: int = 1
 
     def __post_init__(self) -> None:
-        _require(self.selector in ("random", "active"), "batches.selector", "random or active", self.selector)
-        _require(self.group_size is None or self.group_size >= 2, "batches.group_size", "at least 2", self.group_size)
-        _require(self.neighbours is None or self.neighbours >= 1, "batches.neighbours", "at least 1", self.neighbours)
-        _require(self.skip_nearest >= 0, "batches.skip_nearest", "at least 0", self.skip_nearest)
-        _require(0 <= self.active_share <= 1, "batches.active_share", "in [0, 1]", self.active_share)
-        _require(self.start_epoch >= 1, "batches.start_epoch", "at least 1", self.start_epoch)
+        require(self.selector in ("random", "active"), "batches.selector", "random or active", self.selector)
+        require(self.group_size is None or self.group_size >= 2, "batches.group_size", "at least 2", self.group_size)
+        require(self.neighbours is None or self.neighbours >= 1, "batches.neighbours", "at least 1", self.neighbours)
+        require(self.skip_nearest >= 0, "batches.skip_nearest", "at least 0", self.skip_nearest)
+        require(0 <= self.active_share <= 1, "batches.active_share", "in [0, 1]", self.active_share)
+        require(self.start_epoch >= 1, "batches.start_epoch", "at least 1", self.start_epoch)
 
 
 @dataclass(frozen=True)
@@ -191,98 +172,17 @@ class DictionaryConfig:
         return "none" if self.selector in ("none", "newest") else "selected"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.initial_centers == "none" or self.selector == "active",
             "dictionary.initial_centers",
             "none for another dictionary.selector than active",
             self.initial_centers,
         )
-        _require(self.select_every >= 1, "dictionary.select_every", "at least 1", self.select_every)
-        _require(self.refresh_every >= 1, "dictionary.refresh_every", "at least 1", self.refresh_every)
-        _require(self.warmup_steps >= 0, "dictionary.warmup_steps", "at least 0", self.warmup_steps)
-        _require(self.size >= 1, "dictionary.size", "at least 1", self.size)
-        _require(self.pool_size >= 1, "dictionary.pool_size", "at least 1", self.pool_size)
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss: a weighted sum of terms. Settings without a name of a term are those of ``cross_modal``.
-
-    Parameters
-    ----------
-    terms
-        Weights of the terms. Default: ``cross_modal`` alone.
-    temperature
-        tau, of the loss and of the pseudo-labels.
-    in_batch
-        Whether the other keys of the batch are negatives.
-    batch_keys
-        Which encoder the positive and the in-batch keys come from. ``online``: the query encoder, with gradient, as in
-        CLIP. ``momentum``: the key encoder, without gradient, as in the paper. ``both``: the mean of two losses, one
-        over the batch's online keys, and one whose positive, in-batch keys and dictionary all come from the momentum
-        encoder. Default: ``both`` with a dictionary, ``online`` without. The keys of a dictionary always come from the
-        momentum encoder. With ``online``, positives and negatives are of different kinds (the positives have newer
-        weights), and retrieval is worse than without any dictionary (docs/evidence-dictionary.md).
-    decoupled
-        Whether to exclude the positive from the denominator (DCL, Yeh et al., 2022). The gradient then does not vanish
-        once a small batch has become easy. The loss can be negative, and is not an InfoNCE estimate; the metric
-        ``mutual_information`` still is one.
-    momentum
-        m of the key encoders, in [0, 1]. It starts lower, as (1 + t) / (10 + t), so that the first keys are not those
-        of an untrained copy.
-    within_modal, crossclr, stica, ctp, face, masked_audio
-        Settings of the other terms.
-    """
-
-    terms: Terms = field(default_factory=Terms)
-    temperature: float = 0.1
-    in_batch: bool = True
-    batch_keys: BatchKeys | None = None
-    decoupled: bool = True
-    momentum: float = 0.99
-    within_modal: WithinModalConfig = field(default_factory=WithinModalConfig)
-    crossclr: CrossCLRConfig = field(default_factory=CrossCLRConfig)
-    stica: STiCAConfig = field(default_factory=STiCAConfig)
-    ctp: CatchThePatchConfig = field(default_factory=CatchThePatchConfig)
-    face: FaceConfig = field(default_factory=FaceConfig)
-    masked_audio: MaskedAudioConfig = field(default_factory=MaskedAudioConfig)
-
-    @property
-    def needs(self) -> dict[str, TermNeeds]:
-        """What each of the terms needs."""
-        found = {name: NEEDS[name] for name in self.terms.weights()}
-        if "within_modal" in found:
-            found["within_modal"] = TermNeeds(self.within_modal.modalities, self.within_modal.modalities)
-        return found
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """The modalities that files must have, in the order of `MODALITIES`."""
-        return _ordered(modality for needs in self.needs.values() for modality in needs.inputs)
-
-    @property
-    def trained_modalities(self) -> tuple[Modality, ...]:
-        """The modalities whose encoders are trained."""
-        return _ordered(m for needs in self.needs.values() for m in (*needs.queries, *needs.own_maps))
-
-    @property
-    def query_modalities(self) -> tuple[Modality, ...]:
-        """The modalities whose queries the loss depends on."""
-        return _ordered(modality for needs in self.needs.values() for modality in needs.queries)
-
-    @property
-    def query_maps(self) -> tuple[Modality, ...]:
-        """The modalities whose queries must come with their feature map."""
-        return _ordered(modality for needs in self.needs.values() for modality in needs.query_maps)
-
-    @property
-    def aligns(self) -> bool:
-        """Whether a term brings video and audio into one space."""
-        return any(needs.aligns for needs in self.needs.values())
-
-    def __post_init__(self) -> None:
-        _require(self.temperature > 0, "objective.temperature", "positive", self.temperature)
-        _require(0 <= self.momentum <= 1, "objective.momentum", "in [0, 1]", self.momentum)
+        require(self.select_every >= 1, "dictionary.select_every", "at least 1", self.select_every)
+        require(self.refresh_every >= 1, "dictionary.refresh_every", "at least 1", self.refresh_every)
+        require(self.warmup_steps >= 0, "dictionary.warmup_steps", "at least 0", self.warmup_steps)
+        require(self.size >= 1, "dictionary.size", "at least 1", self.size)
+        require(self.pool_size >= 1, "dictionary.pool_size", "at least 1", self.pool_size)
 
 
 @dataclass(frozen=True)
@@ -315,18 +215,18 @@ class OptimConfig:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "optim.batch_size", "at least 2", self.batch_size)
-        _require(self.chunk_size is None or self.chunk_size >= 1, "optim.chunk_size", "at least 1", self.chunk_size)
-        _require(self.steps >= 1, "optim.steps", "at least 1", self.steps)
-        _require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
+        require(self.batch_size >= 2, "optim.batch_size", "at least 2", self.batch_size)
+        require(self.chunk_size is None or self.chunk_size >= 1, "optim.chunk_size", "at least 1", self.chunk_size)
+        require(self.steps >= 1, "optim.steps", "at least 1", self.steps)
+        require(self.learning_rate > 0, "optim.learning_rate", "positive", self.learning_rate)
         if self.warmup_steps is not None:
-            _require(
+            require(
                 0 <= self.warmup_steps < self.steps,
                 "optim.warmup_steps",
                 f"at least 0 and below optim.steps ({self.steps}), or the rate would never fall",
                 self.warmup_steps,
             )
-        _require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
+        require(self.weight_decay >= 0, "optim.weight_decay", "at least 0", self.weight_decay)
 
     @property
     def warmup(self) -> int:
@@ -368,9 +268,9 @@ class TrainConfig:
                 check_train_mode(getattr(self, modality))
             except ValueError as error:
                 raise ConfigError(f"train.{modality} {error}") from error
-        _require(self.lora_rank >= 1, "train.lora_rank", "at least 1", self.lora_rank)
+        require(self.lora_rank >= 1, "train.lora_rank", "at least 1", self.lora_rank)
         rate = self.backbone_learning_rate
-        _require(rate is None or rate > 0, "train.backbone_learning_rate", "positive", rate)
+        require(rate is None or rate > 0, "train.backbone_learning_rate", "positive", rate)
 
 
 @dataclass(frozen=True)
@@ -444,39 +344,39 @@ class PretrainConfig:
         """Check that the rest of the settings fits the terms of the objective."""
         objective, clip = self.objective, self.data.clip
         terms = objective.terms.weights()
-        _require(
+        require(
             self.dictionary.selector == "none" or "cross_modal" in terms,
             "dictionary.selector",
             "none where objective.terms.cross_modal is 0",
             self.dictionary.selector,
         )
-        _require(
+        require(
             self.optim.chunk_size is None or terms.keys() <= {"cross_modal", "crossclr"},
             "optim.chunk_size",
             "null with objective.terms that encode more than the batch, all but cross_modal and crossclr",
             self.optim.chunk_size,
         )
-        _require(
+        require(
             "crossclr" not in terms or self.objective.crossclr.queue_size >= self.optim.batch_size,
             "objective.crossclr.queue_size",
             f"at least optim.batch_size ({self.optim.batch_size})",
             self.objective.crossclr.queue_size,
         )
-        _require(
+        require(
             "face" not in terms or self.data.augment.window == 1,
             "data.augment.window",
             "1 with objective.terms.face, which reconstructs the whole clip from the sound of a view",
             self.data.augment.window,
         )
         for name, needs in objective.needs.items():
-            _require(
+            require(
                 not self.keeps_features or not needs.maps,
                 f"objective.terms.{name}",
                 "0 with train.video and train.audio both head: kept features have no feature map",
                 terms[name],
             )
         both = len(objective.modalities) == 2
-        _require(
+        require(
             self.data.augment.window == 1
             or not both
             or abs(clip.picture_seconds - clip.audio_seconds) < 1 / clip.frame_rate_hz,
@@ -484,56 +384,56 @@ class PretrainConfig:
             "1 where a clip's picture and sound are not equally long, or parts of other times would be paired",
             self.data.augment.window,
         )
-        _require(
+        require(
             "face" not in terms or clip.picture_seconds <= clip.audio_seconds,
             "data.clip.audio_seconds",
             f"at least the {clip.picture_seconds:g} s of picture with objective.terms.face",
             clip.audio_seconds,
         )
-        _require(
+        require(
             not self.data.shuffle_pairs or self.optim.batch_size >= 4,
             "optim.batch_size",
             "at least 4 with data.shuffle_pairs, for pictures, sounds and second views of different files",
             self.optim.batch_size,
         )
         if "ctp" in terms:
-            _require(self.data.view_frame_count >= 2, "data.clip.frame_count", "at least 2 in a view with ctp", 1)
+            require(self.data.view_frame_count >= 2, "data.clip.frame_count", "at least 2 in a view with ctp", 1)
             side = min(clip.frame_height, clip.frame_width)
-            _require(side >= 16, "data.clip.frame_height and frame_width", "at least 16 with objective.terms.ctp", side)
+            require(side >= 16, "data.clip.frame_height and frame_width", "at least 16 with objective.terms.ctp", side)
         if not objective.aligns:
             named = ", ".join(terms)
             no_space = f"0 where no term brings video and audio into one space ({named})"
-            _require(self.eval_every == 0, "eval_every", no_space, self.eval_every)
+            require(self.eval_every == 0, "eval_every", no_space, self.eval_every)
         if len(objective.trained_modalities) == 1:
             only = f"where objective.terms only train the {objective.trained_modalities[0]}"
-            _require(self.batches.selector == "random", "batches.selector", f"random {only}", self.batches.selector)
-            _require(not self.keeps_features, "train.video and train.audio", f"not both head {only}", "head")
+            require(self.batches.selector == "random", "batches.selector", f"random {only}", self.batches.selector)
+            require(not self.keeps_features, "train.video and train.audio", f"not both head {only}", "head")
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
-        _require(self.precision in get_args(PrecisionName), "precision", "auto, bf16, fp16 or fp32", self.precision)
-        _require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
-        _require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
-        _require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
-        _require(self.eval_every >= 0, "eval_every", "at least 0", self.eval_every)
-        _require(self.eval_files >= 2, "eval_files", "at least 2", self.eval_files)
-        _require(self.max_skipped_steps >= 0, "max_skipped_steps", "at least 0", self.max_skipped_steps)
-        _require(self.check_ranks_every >= 0, "check_ranks_every", "at least 0", self.check_ranks_every)
-        _require(self.tracker in get_args(TrackerName), "tracker", ", ".join(get_args(TrackerName)), self.tracker)
-        _require(
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.precision in get_args(PrecisionName), "precision", "auto, bf16, fp16 or fp32", self.precision)
+        require(self.save_every >= 1, "save_every", "at least 1", self.save_every)
+        require(self.keep_every >= 0, "keep_every", "at least 0", self.keep_every)
+        require(self.health_every >= 1, "health_every", "at least 1", self.health_every)
+        require(self.eval_every >= 0, "eval_every", "at least 0", self.eval_every)
+        require(self.eval_files >= 2, "eval_files", "at least 2", self.eval_files)
+        require(self.max_skipped_steps >= 0, "max_skipped_steps", "at least 0", self.max_skipped_steps)
+        require(self.check_ranks_every >= 0, "check_ranks_every", "at least 0", self.check_ranks_every)
+        require(self.tracker in get_args(TrackerName), "tracker", ", ".join(get_args(TrackerName)), self.tracker)
+        require(
             self.batches.group_size is None or self.batches.group_size <= self.optim.batch_size,
             "batches.group_size",
             f"at most optim.batch_size ({self.optim.batch_size})",
             self.batches.group_size,
         )
-        _require(
+        require(
             self.encoder.video_input == "frames" or self.data.clip.frame_count >= 2,
             "data.clip.frame_count",
             f"at least 2 with encoder.video_input={self.encoder.video_input}, which is what changes between frames",
             self.data.clip.frame_count,
         )
         own = [m for m in MODALITIES if not is_tower(getattr(self.encoder, m))]
-        _require(
+        require(
             self.optim.chunk_size is None or not own or self.encoder.norm == "group",
             "optim.chunk_size",
             f"null with encoder.norm={self.encoder.norm}, whose statistics would be those of a chunk",
@@ -541,136 +441,30 @@ class PretrainConfig:
         )
         self._check_terms()
         if self.dictionary.selector != "none":
-            _require(
+            require(
                 self.dictionary.warmup_steps < self.optim.steps,
                 "dictionary.warmup_steps",
                 f"below optim.steps ({self.optim.steps}), or the dictionary would never join the loss",
                 self.dictionary.warmup_steps,
             )
             chosen = self.optim.batch_size * self.dictionary.select_every
-            _require(
+            require(
                 self.dictionary.size >= chosen,
                 "dictionary.size",
                 f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.size,
             )
-            _require(
+            require(
                 self.dictionary.pool_size >= chosen,
                 "dictionary.pool_size",
                 f"at least optim.batch_size times dictionary.select_every ({chosen})",
                 self.dictionary.pool_size,
             )
         if self.dictionary.selector == "none" or self.dictionary.warmup_steps > 0 or self.batch_keys == "both":
-            _require(
+            require(
                 self.objective.in_batch,
                 "objective.in_batch",
                 "true where dictionary.selector is none, dictionary.warmup_steps positive or objective.batch_keys both "
                 "(else a loss has nothing to contrast with)",
                 self.objective.in_batch,
             )
-
-
-def _ordered(names: Iterable[str]) -> tuple[Modality, ...]:
-    found = set(names)
-    return tuple(modality for modality in MODALITIES if modality in found)
-
-
-def _require(holds: bool, name: str, wanted: str, got: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} must be {wanted}, got {got}")
-
-
-def to_plain(config: Any) -> Any:
-    """The config as nested dicts of plain values, for YAML or JSON."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, tuple):
-        return list(config)
-    return str(config) if isinstance(config, Path) else config
-
-
-def write_config(config: PretrainConfig, path: Path) -> None:
-    """Write the config as YAML, with the manifest's absolute path, so that the run can be resumed from any folder."""
-    data = dataclasses.replace(config.data, manifest=config.data.manifest.absolute())
-    path.write_text(yaml.safe_dump(to_plain(dataclasses.replace(config, data=data)), sort_keys=False))
-
-
-# Names of settings in cmacc 0.1.0. They are read for one more version, with a warning.
-_FORMER_NAMES = {
-    "data.max_bad": "data.max_bad_fraction",
-    "dictionary.given": "dictionary.initial_centers",
-    "dictionary.refresh_store": "dictionary.refresh_device",
-}
-_FORMER_VALUES = {"dictionary.refresh_store": {"host": "cpu", "device": "accelerator"}}
-
-
-def present_name(name: str, value: Any) -> tuple[str, Any]:
-    """The current dotted name and value of a setting; warns if a former name is used."""
-    if name not in _FORMER_NAMES:
-        return name, value
-    present = _FORMER_NAMES[name]
-    warnings.warn(
-        f"the setting {name} is now {present}; the former name is read until 0.3", FutureWarning, stacklevel=3
-    )
-    return present, _FORMER_VALUES.get(name, {}).get(value, value)
-
-
-def with_present_names(plain: Any) -> Any:
-    """Nested settings with current names instead of former ones."""
-    if not isinstance(plain, dict):
-        return plain
-    renamed: dict[str, Any] = {}
-    for group, settings in plain.items():
-        if not isinstance(settings, dict):
-            renamed[group] = settings
-            continue
-        pairs = (present_name(f"{group}.{name}", value) for name, value in settings.items())
-        renamed[group] = {name.rpartition(".")[2]: value for name, value in pairs}
-    return renamed
-
-
-# Older runs do not name these settings: they were made before the settings existed, with this behaviour.
-SETTINGS_BEFORE: dict[str, dict[str, Any]] = {
-    "encoder": {
-        "norm": "batch",
-        "frame_pooling": "mean",
-        "video_pooling": "own",
-        "video_input": "frames",
-        "video_map_stride": 16,
-    },
-    "objective": {"decoupled": False},
-}
-
-
-def read_config(path: Path) -> PretrainConfig:
-    """Read a config that `write_config` wrote.
-
-    Raises
-    ------
-    ConfigError
-        The file is missing or not YAML, or a setting is unknown or invalid.
-    """
-    if not path.is_file():
-        raise ConfigError(f"config {path}: no such file; a run folder holds one")
-    try:
-        plain = yaml.safe_load(path.read_text())
-        for group, settings in SETTINGS_BEFORE.items() if isinstance(plain, dict) else ():
-            if isinstance(plain.get(group), dict):
-                plain[group] = settings | plain[group]
-        return config_from_plain(plain)
-    except (ConfigError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path}: {error}") from error
-
-
-def config_from_plain(plain: Any) -> PretrainConfig:
-    """A config from nested dicts, as `to_plain` returns them. Missing settings have their defaults.
-
-    Raises
-    ------
-    ConfigError
-        A setting is unknown or invalid.
-    """
-    try:
-        return dataclass_of(PretrainConfig, with_present_names({} if plain is None else plain), "", with_defaults=True)
-    except UnfitError as error:
-        raise ConfigError(str(error)) from error

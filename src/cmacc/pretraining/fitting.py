@@ -9,7 +9,8 @@ from cmacc.clips import ClipSpec, window_length
 from cmacc.encoders import MODALITIES, Modality, is_tower, open_tower
 from cmacc.encoders.towers import absolute_tower
 from cmacc.pretraining.clip_views import audio_input
-from cmacc.pretraining.config import ConfigError, PretrainConfig
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.config_error import ConfigError
 from cmacc.pretraining.learner import untrained_encoder
 
 _OF_MODALITY: dict[Modality, tuple[str, ...]] = {

@@ -20,7 +20,8 @@ from cmacc.pretraining.agreement import check_ranks
 from cmacc.pretraining.checkpoint import load_checkpoint, random_states, save_checkpoint
 from cmacc.pretraining.checkpoint_files import mark_best, whole_checkpoint
 from cmacc.pretraining.clip_stream import ClipStream, RunError
-from cmacc.pretraining.config import PretrainConfig, read_config
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.config_files import read_config
 from cmacc.pretraining.dump import write_dump
 from cmacc.pretraining.health import CollapseAlarm, dictionaries_health, embedding_health
 from cmacc.pretraining.kept_features import keep_features

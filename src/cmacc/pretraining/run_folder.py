@@ -19,7 +19,8 @@ from cmacc.clips import Manifest
 from cmacc.clips.storage import written_aside
 from cmacc.encoders import require_compiler
 from cmacc.pretraining.clip_stream import RunError, check_batches, excluded_line, usable_files
-from cmacc.pretraining.config import PretrainConfig, config_from_plain, read_config, to_plain, write_config
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.config_files import config_from_plain, read_config, to_plain, write_config
 from cmacc.pretraining.dump import DUMPS_FOLDER
 from cmacc.pretraining.fitting import check_towers, fitted_to_towers
 from cmacc.pretraining.learner import default_device

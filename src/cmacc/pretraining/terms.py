@@ -17,7 +17,8 @@ from cmacc.objectives import (
     WeightedObjectives,
     WithinModalContrast,
 )
-from cmacc.pretraining.config import ConfigError, PretrainConfig
+from cmacc.pretraining.config import PretrainConfig
+from cmacc.pretraining.config_error import ConfigError
 
 
 def build_objective(config: PretrainConfig, encoder: EncoderPair) -> Objective:

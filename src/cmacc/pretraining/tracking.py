@@ -29,7 +29,9 @@ from typing import Any
 
 from accelerate.tracking import MLflowTracker, TensorBoardTracker, WandBTracker
 
-from cmacc.pretraining.config import ConfigError, PretrainConfig, TrackerName, to_plain
+from cmacc.pretraining.config import PretrainConfig, TrackerName
+from cmacc.pretraining.config_error import ConfigError
+from cmacc.pretraining.config_files import to_plain
 
 log = logging.getLogger("cmacc")
 

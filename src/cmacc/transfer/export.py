@@ -35,7 +35,7 @@ from cmacc.pretraining import (
 )
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
-from cmacc.pretraining.config import SETTINGS_BEFORE
+from cmacc.pretraining.config_files import SETTINGS_BEFORE
 from cmacc.pretraining.reading import dataclass_of, value_of
 from cmacc.transfer.model_card import model_card
 from cmacc.transfer.onnx import TOLERANCE, EncoderGraph, ExportError, from_extra, write_graph

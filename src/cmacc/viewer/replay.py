@@ -22,7 +22,7 @@ from cmacc.pretraining.checkpoint import load_checkpoint
 from cmacc.pretraining.checkpoint_files import checkpoint_folders, step_of
 from cmacc.pretraining.clip_stream import training_plan, usable_files
 from cmacc.pretraining.clip_views import ClipViews
-from cmacc.pretraining.config import read_config
+from cmacc.pretraining.config_files import read_config
 from cmacc.pretraining.learner import Learner, autocast_dtype, default_device, untrained_encoder
 from cmacc.pretraining.step import select_negatives
 

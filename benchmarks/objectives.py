@@ -34,12 +34,21 @@ from safetensors.torch import save_file
 
 from cmacc.ablation.clipset import ClipDataset, decode_all
 from cmacc.ablation.run import trainer_on
-from cmacc.clips import AugmentConfig, ClipSpec, Manifest, evaluation_loader, evaluation_requests
+from cmacc.clips import (
+    AugmentConfig,
+    ClipSpec,
+    Manifest,
+    evaluation_loader,
+    evaluation_requests,
+    grey_video,
+    to_video,
+)
 from cmacc.clips.progress import silent
 from cmacc.clips.storage import written_aside
 from cmacc.encoders import EncoderConfig
-from cmacc.objectives import Terms
+from cmacc.objectives import ObjectiveInputs, Terms, WeightedObjectives
 from cmacc.pretraining import DataConfig, DictionaryConfig, ObjectiveConfig, OptimConfig, PretrainConfig
+from cmacc.pretraining.clip_views import audio_input
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.learner import Learner
 from cmacc.transfer.official import official_task
@@ -223,6 +232,44 @@ def rows(features: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArr
     return Rows(windows, labels, np.arange(len(labels)) if groups is None else groups)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out clips without augmentation, as a term draws from them; the same draws for every run."""
+
+    inputs: dict[str, torch.Tensor]
+    sample_ids: torch.Tensor
+
+    def another(self, modality: str) -> torch.Tensor:
+        raise NotImplementedError
+
+    def plain(self, modality: str) -> torch.Tensor:
+        return self.inputs[modality]
+
+    def generators(self, term: str) -> list[np.random.Generator]:
+        return [np.random.default_rng([0, sample_id]) for sample_id in self.sample_ids.tolist()]
+
+
+@torch.no_grad()
+def of_terms(learner: Learner, dataset: ClipDataset) -> dict[str, float]:
+    """What the terms that draw say of themselves on GRID's held-out clips: means of their metrics."""
+    assert isinstance(learner.objective, WeightedObjectives)
+    config, encoder = learner.config, learner.encoder.eval()
+    log_mel = audio_input(config.encoder, config.data.clip.sample_rate_hz)
+    ids = len(dataset.labels) + torch.arange(len(dataset.held_out_labels))
+    found: list[dict[str, float]] = []
+    for rows_of in ids.split(50):
+        batch = dataset.batch(rows_of)
+        inputs = {"video": grey_video(to_video(batch.frames)), "audio": log_mel(batch.waveforms)}
+        drawn = learner.objective.draw(HeldOut(inputs, rows_of))
+        more = {name: (e.modality, e.tensor, e.with_feature_map) for name, e in drawn.inputs.items()}
+        encoded = encoder(**inputs, feature_maps_of=("audio",), more=more)  # type: ignore[arg-type]
+        queries = {name: encoded[name] for name in inputs}
+        told = ObjectiveInputs(queries, {}, {}, rows_of, {name: encoded[name] for name in more}, drawn.given)
+        found.append({name: value.item() for name, value in learner.objective(told).metrics.items()})
+    encoder.train()
+    return {name: statistics.mean(of_batch[name] for of_batch in found) for name in found[0]}
+
+
 @torch.no_grad()
 def on_tasks(learner: Learner, found: dict[str, TaskData], out: Path) -> dict[str, list[float]]:
     """By metric, a value for each held-out file, fold after fold."""
@@ -272,6 +319,8 @@ def run(out: Path, seconds: tuple[float, float], seeds: list[int], half: int | N
             learner = trained(data[where], base, name if steps else "cross-modal", seed, steps)
             cell[f"{where} steps"] = steps
             cell |= on_grid(learner, data[where], words) if where == "grid" else on_tasks(learner, found, out)
+            if where == "grid" and name in ("CtP", "face + masked audio"):
+                cell["terms"] = of_terms(learner, data[where])
         with written_aside(path) as aside:
             aside.write_text(json.dumps(cell))
         print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
@@ -302,6 +351,8 @@ def table(out: Path) -> dict[str, Any]:
         for where in BASES:
             line[f"{where} steps"] = own[0][f"{where} steps"]
             line[f"{where} step_seconds"] = costs[where].get(name)
+        told = [c["terms"] for c in own if "terms" in c]
+        line["held-out GRID clips"] = {key: statistics.mean(c[key] for c in told) for key in told[0]} if told else None
         for metric in COLUMNS:
             values = np.array([c[metric] for c in own])
             groups = np.array(own[0]["ucf101 groups"]) if metric.startswith("ucf101") else np.arange(values.shape[1])

@@ -94,33 +94,26 @@ class EncoderConfig:
         for name in ("mel_bins", "hidden_size", "embedding_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"EncoderConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.head not in get_args(HeadName):
-            raise ValueError(f"EncoderConfig: head must be one of {', '.join(get_args(HeadName))}, got {self.head!r}")
-        if self.norm not in get_args(NormName):
-            raise ValueError(f"EncoderConfig: norm must be one of {', '.join(get_args(NormName))}, got {self.norm!r}")
-        if self.video_pooling not in get_args(VideoPoolingName):
-            names = ", ".join(get_args(VideoPoolingName))
-            raise ValueError(f"EncoderConfig: video_pooling must be one of {names}, got {self.video_pooling!r}")
-        if self.video_pooling != "own" and is_tower(self.video):
-            raise ValueError(
-                f"EncoderConfig: video_pooling must be own with a tower ({self.video}), which pools its map itself, "
-                f"got {self.video_pooling!r}"
-            )
-        if self.video_input not in get_args(VideoInputName):
-            names = ", ".join(get_args(VideoInputName))
-            raise ValueError(f"EncoderConfig: video_input must be one of {names}, got {self.video_input!r}")
-        if self.video_input != "frames" and is_tower(self.video):
-            raise ValueError(
-                f"EncoderConfig: video_input must be frames with a tower ({self.video}), which was made for them, "
-                f"got {self.video_input!r}"
-            )
-        if self.video_map_stride not in get_args(VideoMapStride):
-            raise ValueError(f"EncoderConfig: video_map_stride must be 8 or 16, got {self.video_map_stride!r}")
-        if self.video_map_stride != 16 and is_tower(self.video):
-            raise ValueError(
-                f"EncoderConfig: video_map_stride must be 16 with a tower ({self.video}), whose map is its own, "
-                f"got {self.video_map_stride!r}"
-            )
+        for name, possible in (
+            ("head", HeadName),
+            ("norm", NormName),
+            ("video_pooling", VideoPoolingName),
+            ("video_input", VideoInputName),
+            ("video_map_stride", VideoMapStride),
+        ):
+            names = ", ".join(map(str, get_args(possible)))
+            if getattr(self, name) not in get_args(possible):
+                raise ValueError(f"EncoderConfig: {name} must be one of {names}, got {getattr(self, name)!r}")
+        for name, of_towers, why in (
+            ("video_pooling", "own", "which pools its map itself"),
+            ("video_input", "frames", "which was made for them"),
+            ("video_map_stride", 16, "whose map is its own"),
+        ):
+            if getattr(self, name) != of_towers and is_tower(self.video):
+                raise ValueError(
+                    f"EncoderConfig: {name} must be {of_towers} with a tower ({self.video}), {why}, "
+                    f"got {getattr(self, name)!r}"
+                )
 
 
 @dataclass(frozen=True)

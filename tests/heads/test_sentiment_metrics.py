@@ -1,6 +1,5 @@
 """The metrics of MOSI and MOSEI against a vector run through MMSA, scikit-learn, SciPy and cases worked out by hand."""
 
-import logging
 import math
 
 import numpy as np
@@ -63,18 +62,11 @@ def test_halves_are_rounded_to_even_after_clipping() -> None:
     assert sentiment_metrics(np.array([2.5, 1.0]), np.array([3.0, 1.0]))["acc5"] == 1.0
 
 
-def test_what_is_not_defined_is_nan_and_told(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        metrics = sentiment_metrics(np.full(3, 0.1), np.array([0.0, 1.0, -1.0]))
-    assert math.isnan(metrics["pearson"])
-    assert "pearson: not defined" in caplog.text
-    caplog.clear()
+def test_what_is_not_defined_is_nan() -> None:
+    metrics = sentiment_metrics(np.full(3, 0.1), np.array([0.0, 1.0, -1.0]))
+    assert [name for name, value in metrics.items() if math.isnan(value)] == ["pearson"]
     metrics = sentiment_metrics(np.array([0.1, -0.1]), np.zeros(2))
     assert {name for name, value in metrics.items() if math.isnan(value)} == {"pearson", "acc2_non0", "f1_non0"}
-    assert "acc2_non0" in caplog.text
-    caplog.clear()
-    sentiment_metrics(PREDICTED, TRUE)
-    assert not caplog.text
 
 
 def test_a_constant_with_rounding_noise_in_its_mean_has_no_correlation() -> None:
@@ -121,11 +113,10 @@ def test_saying_no_to_a_rare_emotion_looks_good_but_for_the_weighted_accuracy() 
     assert (metrics["weighted_accuracy"], metrics["f1_positive"]) == (0.5, 0.0)
 
 
-def test_an_emotion_that_no_item_has_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_recall_of_an_emotion_that_no_item_has_is_nan() -> None:
     metrics = emotion_metrics(np.zeros((3, 1), bool), np.zeros((3, 1), bool), ["fear"])
     assert math.isnan(metrics["weighted_accuracy/fear"])
     assert math.isnan(metrics["f1_positive"])
-    assert "weighted_accuracy/fear" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,12 @@ from torch.nn import functional
 
 from cmacc.heads.cross_modal_fusion import CrossModalFusion
 from cmacc.heads.fusion_parts import EarlyFusion, GatedJoin, LateJoin, LowRankJoin, StateFusion, TensorJoin
+from cmacc.heads.head import Head, Rows
 
 FusionMethod = Literal["early", "late", "tensor", "low_rank", "gated", "cross_modal"]
 """How modalities are joined; the module's docstring says what each does."""
 FusionTask = Literal["regression", "classification", "multilabel"]
 """What is predicted: numbers, one class, or several labels an item."""
-Rows = Mapping[str, Tensor]
 _MOST_PRODUCTS = 2**20
 
 
@@ -95,7 +95,7 @@ class FusionConfig:
             raise FusionError(f"fusion.dropout must be in [0, 1), got {self.dropout}")
 
 
-class FusionHead(nn.Module):
+class FusionHead(Head):
     """Predictions from feature sequences of several modalities.
 
     Rows, with one row per item: ``<modality>`` (B, T, width), whose values after the length do not matter;
@@ -154,11 +154,7 @@ class FusionHead(nn.Module):
             kind = "class numbers" if self.task == "classification" else "floats"
             got = "none" if targets is None else f"{targets.dtype} {tuple(targets.shape)}"
             raise FusionError(f"fusion: targets of {self.task} must be {kind} of shape {shape}, got {got}")
-        if self.task == "regression":
-            return functional.l1_loss(outputs, targets)
-        if self.task == "multilabel":
-            return functional.binary_cross_entropy_with_logits(outputs, targets)
-        return functional.cross_entropy(outputs, targets)
+        return fusion_loss(self.task, outputs, targets)
 
     @torch.no_grad()
     def predict(self, rows: Rows, progress: float) -> dict[str, Tensor]:
@@ -181,6 +177,15 @@ class FusionHead(nn.Module):
             )
         outputs: Tensor = self.fusion(sequences, lengths)
         return outputs
+
+
+def fusion_loss(task: FusionTask, outputs: Float[Tensor, "batch outputs"], targets: Tensor) -> Float[Tensor, ""]:
+    """Mean loss: L1 for regression, cross entropy for classes, binary cross entropy for labels."""
+    if task == "regression":
+        return functional.l1_loss(outputs, targets)
+    if task == "multilabel":
+        return functional.binary_cross_entropy_with_logits(outputs, targets)
+    return functional.cross_entropy(outputs, targets)
 
 
 def _fusion(method: FusionMethod, widths: Sequence[int], outputs: int, config: FusionConfig) -> nn.Module:

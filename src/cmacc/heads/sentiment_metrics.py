@@ -22,14 +22,11 @@ Sentiment y and its prediction p are real numbers in [-3, 3]:
 Sources: Tsai et al. 2019 (MulT), Liu et al. 2018 (LMF), Zadeh et al. 2017 (TFN), with their released code; MMSA.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 _STRONGEST = 3.0
 
@@ -52,8 +49,8 @@ def sentiment_metrics(predicted: NDArray[np.floating[Any]], true: NDArray[np.flo
     -------
     dict
         ``mae``, ``pearson``, ``acc7``, ``acc5``; for each form of has0, non0 and zero_negative, ``acc2_<form>`` and
-        ``f1_<form>``; ``f1_has0_positive``. Shares are in [0, 1]; ``pearson`` in [-1, 1]. What is not defined is NaN,
-        and a warning is logged: ``pearson`` of constants, the metrics of non0 if all items are neutral, and
+        ``f1_<form>``; ``f1_has0_positive``. Shares are in [0, 1]; ``pearson`` in [-1, 1]. What is not defined is NaN:
+        ``pearson`` of constants, the metrics of non0 if all items are neutral, and
         ``f1_has0_positive`` if no item is positive on either side.
 
     Raises
@@ -85,7 +82,6 @@ def sentiment_metrics(predicted: NDArray[np.floating[Any]], true: NDArray[np.flo
         metrics[f"acc2_{form}"] = float((said == truly).mean()) if truly.size else np.nan
         metrics[f"f1_{form}"] = _weighted_f1(said, truly)
     metrics["f1_has0_positive"] = _f1(*forms["has0"])
-    _tell_undefined(metrics)
     return metrics
 
 
@@ -108,8 +104,7 @@ def emotion_metrics(predicted: NDArray[np.bool_], true: NDArray[np.bool_], names
         ``<metric>/<name>`` for every emotion, and ``<metric>`` for their mean: ``accuracy``; ``weighted_accuracy``,
         (TP N / P + TN) / (2 N) with P positive and N negative items (Tong et al. 2017), which is the mean recall of
         both classes; ``f1``, weighted by true class as in MulT; ``f1_positive``, of the emotion's presence. What is not
-        defined, such as the weighted accuracy of an emotion that no item has, is NaN, as is then the mean, and a
-        warning is logged.
+        defined, such as the weighted accuracy of an emotion that no item has, is NaN, as is then the mean.
 
     Raises
     ------
@@ -133,7 +128,6 @@ def emotion_metrics(predicted: NDArray[np.bool_], true: NDArray[np.bool_], names
         metrics[f"f1_positive/{name}"] = _f1(said, truly)
     for metric in ("accuracy", "weighted_accuracy", "f1", "f1_positive"):
         metrics[metric] = float(np.mean([metrics[f"{metric}/{name}"] for name in names]))
-    _tell_undefined(metrics)
     return metrics
 
 
@@ -207,12 +201,3 @@ def _mean_recall(predicted: NDArray[Any], true: NDArray[Any], classes: Sequence[
     """Mean over the classes of the share of their items that are found; NaN if one has no item."""
     recalls = [float((predicted == one)[true == one].mean()) if (true == one).any() else np.nan for one in classes]
     return float(np.mean(recalls))
-
-
-def _tell_undefined(metrics: dict[str, float]) -> None:
-    undefined = [name for name, value in metrics.items() if np.isnan(value)]
-    if undefined:
-        log.warning(
-            "%s: not defined (NaN), because predictions or labels are constant or a class has no item",
-            ", ".join(undefined),
-        )

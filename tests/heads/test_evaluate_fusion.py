@@ -114,7 +114,7 @@ def test_classes_and_labels(kind: str, metric: str, floor: float, tmp_path: Path
 
 
 def test_errors(sentiment: Path, tmp_path: Path) -> None:
-    with pytest.raises(TaskError, match="protocol must be one of early, late, .* got loudest"):
+    with pytest.raises(TaskError, match=r"protocol must be one of early, late, .* got loudest"):
         evaluate_fusion(sentiment, tmp_path, methods=("loudest",))  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="--seeds must be different numbers"):
         FusionOptions(seeds=(1, 1))

@@ -141,10 +141,10 @@ def _check_idle_flags(options: argparse.Namespace) -> None:
         ("--set", options.set, "emotion" in tasks, "task emotion"),
         ("--annotations", options.annotations, not for_events, "other tasks"),
         ("--splits", options.splits, not for_events, "other tasks"),
-        ("--folds", options.folds, not for_events, "other tasks"),
+        ("--folds", options.folds is not None, not for_events, "other tasks"),
         ("--all-files", options.all_files, not for_events, "other tasks"),
         ("--prompts", options.prompts, not for_events, "other tasks"),
-        ("--windows", options.windows, not for_events, "other tasks"),
+        ("--windows", options.windows is not None, not for_events, "other tasks"),
     ):
         if given and not is_of_use:
             raise ValueError(f"{flag} is for {what} alone, got --task {' '.join(tasks)}")

@@ -18,7 +18,8 @@ from cmacc.cli.app import app_command
 from cmacc.cli.curate import dedupe_command, select_command
 from cmacc.cli.data import pack_command, scan_command
 from cmacc.cli.demo import demo_command
-from cmacc.cli.results import evaluate_command, export_command, inspect_command, report_command
+from cmacc.cli.evaluate import evaluate_command
+from cmacc.cli.results import export_command, inspect_command, report_command
 from cmacc.cli.search import embed_command, localise_command, search_command
 from cmacc.cli.terminal import BAD_INPUT, INTERRUPTED, print_error
 from cmacc.cli.training import pretrain_command

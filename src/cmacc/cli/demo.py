@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cmacc.cli.results import evaluate_with_progress
+from cmacc.cli.evaluate import evaluate_with_progress
 from cmacc.cli.search import print_answer
 from cmacc.cli.terminal import command_parser, progress_bars
 from cmacc.cli.training import pretrain_with_progress, print_outcome, stop_signals

@@ -3,6 +3,7 @@
 The heads take tensors, so that features of any encoder need none of this.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class AveFeatures:
         video = torch.from_numpy(self.video.read(rows))
         count, seconds = video.shape[:2]
         return {
-            "video": video.reshape(count, seconds, -1, video.shape[-1]),
+            "video": video.reshape(count, seconds, math.prod(video.shape[2:-1]), video.shape[-1]),
             "audio": torch.from_numpy(self.audio.read(rows)),
             "labels": torch.from_numpy(self.labels[np.asarray(rows, np.int64)]),
         }

@@ -29,7 +29,6 @@ from torch.nn.functional import normalize
 
 from cmacc.heads.cmbs import CmbsConfig, CmbsCore, EventScores, place_layer, supervised_loss, supervised_prediction
 from cmacc.heads.event_attention import (
-    Rows,
     SelfAttention,
     SpatialChannelAttention,
     StreamConfig,
@@ -40,6 +39,7 @@ from cmacc.heads.event_attention import (
     require,
     video_and_audio,
 )
+from cmacc.heads.head import Head, Rows
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class CoGuidance(nn.Module):
         return audio * (1 + self.psi * guide.sigmoid())
 
 
-class CaceNet(nn.Module):
+class CaceNet(Head):
     """CACE-Net.
 
     Parameters

@@ -43,7 +43,6 @@ from torch.nn import functional
 from torch.nn.functional import logsigmoid
 
 from cmacc.heads.event_attention import (
-    Rows,
     SpatialChannelAttention,
     StreamConfig,
     check_sizes,
@@ -53,6 +52,7 @@ from cmacc.heads.event_attention import (
     video_and_audio,
 )
 from cmacc.heads.event_streams import Fusion, GatedStreams, top_mean
+from cmacc.heads.head import Head, Rows
 from cmacc.heads.segment_accuracy import gated_classes, released_weak_classes, video_classes
 
 
@@ -180,7 +180,7 @@ class CmbsCore(nn.Module):
         )
 
 
-class Cmbs(nn.Module):
+class Cmbs(Head):
     """Supervised CMBS.
 
     Parameters
@@ -219,7 +219,7 @@ class Cmbs(nn.Module):
         return supervised_prediction(self(rows), self.background)
 
 
-class WeakCmbs(nn.Module):
+class WeakCmbs(Head):
     """Weakly supervised CMBS: of ``labels``, training only uses the class of each video (`video_classes`).
 
     Published training adds 178 videos without any event (`read_background_features`). Parameters as of `Cmbs`.

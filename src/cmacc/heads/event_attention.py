@@ -13,16 +13,13 @@ Tensors are (batch, time, ...).
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from cmacc.heads.head import Rows
 from cmacc.heads.segment_accuracy import EventError
-
-Rows = Mapping[str, Tensor]
-"""Named tensors with one row per video: ``video``, ``audio`` and, for training, ``labels``."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def video_and_audio(
     """``video`` with an axis of places, which may have one place, and ``audio``.
 
     ``video`` may have shape (batch, time, width), (batch, time, places, width) or (batch, time, height, width of the
-    picture, width).
+    picture, width). Training needs ``labels`` (batch, time) beside them (`labels_of`).
 
     Raises
     ------

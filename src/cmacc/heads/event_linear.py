@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cmacc.heads.event_attention import Rows, check_sizes, labels_of, require, video_and_audio
+from cmacc.heads.event_attention import check_sizes, labels_of, require, video_and_audio
+from cmacc.heads.head import Head, Rows
 from cmacc.heads.segment_accuracy import EventError, classes_per_second, video_classes
 
 Pooling = Literal["max", "mean"]
@@ -51,7 +52,7 @@ class EventLinearConfig:
         )
 
 
-class EventLinear(nn.Module):
+class EventLinear(Head):
     """A linear layer per second.
 
     Parameters
@@ -95,12 +96,9 @@ class EventLinear(nn.Module):
         ]
         if not parts:
             raise EventError("linear event head: training rows must not be empty, got 0 rows")
-        features = torch.cat(parts).double()
-        deviation = features.std(0, correction=0)
-        # Of a constant feature, rounding leaves about 1e-7 of its size.
-        constant = deviation <= _LEAST_DEVIATION * features.abs().amax(0)
-        self.mean.copy_(features.mean(0))
-        self.scale.copy_(deviation.masked_fill(constant, 1.0))
+        mean, scale = feature_statistics(torch.cat(parts))
+        self.mean.copy_(mean)
+        self.scale.copy_(scale)
         self.is_standardised.fill_(True)
 
     def loss(self, rows: Rows, progress: float) -> Tensor:
@@ -126,3 +124,14 @@ class EventLinear(nn.Module):
             raise EventError("linear event head: standardise must be called with the training rows first")
         scores: Tensor = self.layer((self._features(rows) - self.mean) / self.scale)
         return scores
+
+
+def feature_statistics(
+    features: Float[Tensor, "rows width"],
+) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
+    """Mean and standard deviation of each feature, in float64; 1 for the deviation of a constant one."""
+    exact = features.double()
+    deviation = exact.std(0, correction=0)
+    # Of a constant feature, rounding leaves about 1e-7 of its size.
+    constant = deviation <= _LEAST_DEVIATION * exact.abs().amax(0)
+    return exact.mean(0), deviation.masked_fill(constant, 1.0)

@@ -154,7 +154,7 @@ def evaluate(
                 require_trainable(opened.encoder, modality)
     # All checks come before the work: an hour of it must not end in "choose another --out".
     path = out / "card.json"
-    older = _older_card(path, overwrite)
+    older = older_card(path, overwrite)
     card = Card(opened.facts, {}, (), Provenance.now(device, options.seed, run_id=opened.facts.run_id))
     replaces = {(task, name) for task, names in chosen.items() for name in names}
     joined(older, card, replaces, overwrite=overwrite)
@@ -171,7 +171,7 @@ def evaluate(
             card = _with_results(card, found[task], rows, outcome)
             done.add((task, name))
             # Write after every protocol: fine-tuning takes hours, and a later protocol may fail.
-            _write(joined(older, card, done, overwrite=overwrite), out)
+            write_card(joined(older, card, done, overwrite=overwrite), out)
     return joined(older, card, done, overwrite=overwrite)
 
 
@@ -220,7 +220,14 @@ def _check_options(options: EvaluateOptions, chosen: dict[TaskName, tuple[Protoc
             raise TaskError(f"evaluate: --prompts must hold {{}} for the name of the class, got {template!r}")
 
 
-def _older_card(path: Path, overwrite: bool) -> Card | None:
+def older_card(path: Path, overwrite: bool) -> Card | None:
+    """The card at a path; None if there is none, or, with ``overwrite``, none that can be read.
+
+    Raises
+    ------
+    CardError
+        Without ``overwrite``: it cannot be read.
+    """
     if not path.exists():
         return None
     try:
@@ -251,7 +258,8 @@ def _with_results(card: Card, data: TaskData, rows: list[Result], outcome: Outco
     )
 
 
-def _write(card: Card, out: Path) -> None:
+def write_card(card: Card, out: Path) -> None:
+    """Write ``card.json`` and ``card.md`` to a folder."""
     card.write(out / "card.json")
     with written_aside(out / "card.md") as aside:
         aside.write_text(markdown(card), encoding="utf-8")

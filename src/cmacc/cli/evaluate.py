@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from cmacc.transfer import Card, EvaluateOptions
     from cmacc.transfer.tasks import TaskData, TaskName
 
-_EVENTS = "ave"
+# Tasks of `cmacc.heads` that train heads of their own; one of them at a time.
+_EVENTS, _FUSION = "ave", "fusion"
 _PREPARED = {"emotion", "instruments"}
 
 
@@ -33,7 +34,12 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     if options.download:
         download_towers_of(Path(options.encoder))
     with permissions(options):
-        card = _events_evaluated(options) if _EVENTS in options.task else _tasks_evaluated(options)
+        if _EVENTS in options.task:
+            card = _events_evaluated(options)
+        elif _FUSION in options.task:
+            card = _fusion_evaluated(options)
+        else:
+            card = _tasks_evaluated(options)
     print_card(card)
     print(f"card: {options.out / 'card.json'}, {options.out / 'card.md'}")
     return 0
@@ -44,6 +50,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
 
     from cmacc.heads.emotion_names import EmotionSet
     from cmacc.heads.event_recipes import EventProtocol
+    from cmacc.heads.fusion import FusionMethod
     from cmacc.transfer.recipes import ProtocolName
     from cmacc.transfer.tasks import TaskName
 
@@ -53,7 +60,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "and card.md. ENCODER is a run or export folder, `RUN/checkpoints/best` (or `.../step-00000100`),\n"
         "`USER/NAME` on the Hugging Face hub, `random`, `statistics` (of log-mel spectrograms), or a tower alone:\n"
         "`torchvision:r3d_18[=WEIGHTS]` or `timm:...` with a local file, `hf:FOLDER_OR_ID` of transformers. For task\n"
-        "ave, also `features`: the published .h5 files in ROOT.\n"
+        "ave, also `features`: the published .h5 files in ROOT; for task fusion, `features` alone: ROOT is a file.\n"
         "Official data sets must be complete, unless --allow-partial is given.",
         "cmacc evaluate runs/first --task pairs labelled --data videos.parquet --out runs/first\n"
         "         cmacc evaluate runs/first --task ucf101 --protocol linear finetune --data UCF-101/ --out cards/a\n"
@@ -64,9 +71,9 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="encoder to measure")
     parser.add_argument(
-        "--task", nargs="+", choices=(*get_args(TaskName), _EVENTS), default=["pairs"], help="tasks (pairs)"
+        "--task", nargs="+", choices=(*get_args(TaskName), _EVENTS, _FUSION), default=["pairs"], help="tasks (pairs)"
     )
-    protocols = dict.fromkeys((*get_args(ProtocolName), *get_args(EventProtocol)))
+    protocols = dict.fromkeys((*get_args(ProtocolName), *get_args(EventProtocol), *get_args(FusionMethod)))
     parser.add_argument(
         "--protocol", nargs="+", choices=tuple(protocols), default=[], help="by default, each task's own"
     )
@@ -100,10 +107,10 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the card")
     parser.add_argument("--windows", type=int, help="windows averaged per file, instead of the protocol's number")
-    parser.add_argument("--epochs", type=int, help="finetune, ave: epochs, instead of the protocol's number")
+    parser.add_argument("--epochs", type=int, help="finetune, ave, fusion: epochs, instead of the protocol's number")
     parser.add_argument("--no-untrained", action="store_true", help="do not measure the untrained encoder")
     parser.add_argument("--seed", type=int, default=0, help="seed of folds, fine-tuning and untrained weights")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="ave: seeds of the heads (0 1 2)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="ave, fusion: seeds of the heads (0 1 2)")
     parser.add_argument("--workers", type=int, default=1, help="decoding processes")
     parser.add_argument(
         "--cache", type=Path, default=cache_folder(), metavar="DIR", help="cache of features (%(default)s)"
@@ -130,21 +137,26 @@ def _print_comparison(paths: Sequence[Path]) -> None:
 
 
 def _check_idle_flags(options: argparse.Namespace) -> None:
-    """Refuse what would have no effect, of the flags that `EvaluateOptions` does not have or task ave does not use."""
+    """Refuse what would have no effect, of the flags that `EvaluateOptions` does not have or heads do not use."""
     tasks = list(dict.fromkeys(options.task))
-    for_events = _EVENTS in tasks
-    if for_events and len(tasks) > 1:
-        raise ValueError(f"--task {_EVENTS} must be asked for alone, got {', '.join(tasks)}; run the command for each")
+    for_events, for_fusion = _EVENTS in tasks, _FUSION in tasks
+    for_heads = for_events or for_fusion
+    if for_heads and len(tasks) > 1:
+        name = _EVENTS if for_events else _FUSION
+        raise ValueError(f"--task {name} must be asked for alone, got {', '.join(tasks)}; run the command for each")
+    if for_fusion and options.encoder != "features":
+        raise ValueError(f"--task fusion: ENCODER must be features, those of the file in --data, got {options.encoder}")
     for flag, given, is_of_use, what in (
-        ("--seeds", options.seeds, for_events, "task ave"),
+        ("--seeds", options.seeds, for_heads, "tasks ave and fusion"),
         ("--drop-leaks", options.drop_leaks, for_events, "task ave"),
         ("--set", options.set, "emotion" in tasks, "task emotion"),
-        ("--annotations", options.annotations, not for_events, "other tasks"),
-        ("--splits", options.splits, not for_events, "other tasks"),
-        ("--folds", options.folds is not None, not for_events, "other tasks"),
-        ("--all-files", options.all_files, not for_events, "other tasks"),
-        ("--prompts", options.prompts, not for_events, "other tasks"),
-        ("--windows", options.windows is not None, not for_events, "other tasks"),
+        ("--annotations", options.annotations, not for_heads, "other tasks"),
+        ("--splits", options.splits, not for_heads, "other tasks"),
+        ("--folds", options.folds is not None, not for_heads, "other tasks"),
+        ("--all-files", options.all_files, not for_heads, "other tasks"),
+        ("--prompts", options.prompts, not for_heads, "other tasks"),
+        ("--windows", options.windows is not None, not for_heads, "other tasks"),
+        ("--allow-partial", options.allow_partial, not for_fusion, "other tasks"),
     ):
         if given and not is_of_use:
             raise ValueError(f"{flag} is for {what} alone, got --task {' '.join(tasks)}")
@@ -153,7 +165,7 @@ def _check_idle_flags(options: argparse.Namespace) -> None:
 
 
 def _events_evaluated(options: argparse.Namespace) -> "Card":
-    from cmacc.heads.evaluate import EventOptions, evaluate_events
+    from cmacc.heads.evaluate_events import EventOptions, evaluate_events
     from cmacc.heads.event_recipes import DEFAULT_EVENT_PROTOCOLS
 
     how = EventOptions(
@@ -179,6 +191,23 @@ def _events_evaluated(options: argparse.Namespace) -> "Card":
         )
     _print_skipped_of(card)
     return card
+
+
+def _fusion_evaluated(options: argparse.Namespace) -> "Card":
+    from typing import get_args
+
+    from cmacc.heads.evaluate_fusion import FusionOptions, evaluate_fusion
+    from cmacc.heads.fusion import FusionMethod
+
+    with progress_bars("evaluate") as advance:
+        return evaluate_fusion(
+            options.data,
+            options.out,
+            methods=options.protocol or get_args(FusionMethod),
+            options=FusionOptions(seeds=tuple(options.seeds or FusionOptions.seeds), epochs=options.epochs),
+            overwrite=options.overwrite,
+            progress=advance,
+        )
 
 
 def _tasks_evaluated(options: argparse.Namespace) -> "Card":

@@ -165,8 +165,8 @@ def _check_idle_flags(options: argparse.Namespace) -> None:
 
 
 def _events_evaluated(options: argparse.Namespace) -> "Card":
-    from cmacc.heads.evaluate_events import EventOptions, evaluate_events
     from cmacc.heads.event_recipes import DEFAULT_EVENT_PROTOCOLS
+    from cmacc.heads.event_task import EventOptions, evaluate_events
 
     how = EventOptions(
         seeds=tuple(options.seeds or EventOptions.seeds),
@@ -196,8 +196,8 @@ def _events_evaluated(options: argparse.Namespace) -> "Card":
 def _fusion_evaluated(options: argparse.Namespace) -> "Card":
     from typing import get_args
 
-    from cmacc.heads.evaluate_fusion import FusionOptions, evaluate_fusion
     from cmacc.heads.fusion import FusionMethod
+    from cmacc.heads.fusion_task import FusionOptions, evaluate_fusion
 
     with progress_bars("evaluate") as advance:
         return evaluate_fusion(

@@ -7,13 +7,13 @@ from cmacc.heads.cace_net import CaceNet, CaceNetConfig
 from cmacc.heads.cmbs import Cmbs, CmbsConfig, WeakCmbs, WeakCmbsConfig
 from cmacc.heads.emotion import EmotionChoice, emotion_task
 from cmacc.heads.emotion_names import EmotionError, EmotionSet, Performance, performance_of
-from cmacc.heads.evaluate_events import EventOptions, evaluate_events
-from cmacc.heads.evaluate_fusion import FusionOptions, evaluate_fusion
 from cmacc.heads.event_attention import StreamConfig
 from cmacc.heads.event_linear import EventLinear, EventLinearConfig
 from cmacc.heads.event_recipes import EVENT_RECIPES, EventProtocol, EventRecipe
+from cmacc.heads.event_task import EventOptions, evaluate_events
 from cmacc.heads.fit import FitConfig, Fitted, fit, predictions, seeded_head
 from cmacc.heads.fusion import FusionConfig, FusionError, FusionHead, FusionMethod, FusionTask
+from cmacc.heads.fusion_task import FusionOptions, evaluate_fusion
 from cmacc.heads.head import Head, HeadError, Items, ItemsInMemory, Rows
 from cmacc.heads.instrument_files import instruments_task
 from cmacc.heads.instrument_ontology import InstrumentError, sound_triplets, tree_distances, triplet_accuracy

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from cmacc.clips import ClipSpec
 from cmacc.clips.synthetic import WorldConfig, write_localised_world
-from cmacc.heads import evaluate_events as evaluation
+from cmacc.heads import event_task as evaluation
 from cmacc.heads.cace_net import CaceNet, CaceNetConfig
 from cmacc.heads.cmbs import Cmbs, CmbsConfig, WeakCmbs, WeakCmbsConfig
-from cmacc.heads.evaluate_events import EventOptions, evaluate_events
 from cmacc.heads.event_attention import StreamConfig
 from cmacc.heads.event_recipes import EVENT_RECIPES, EventProtocol
+from cmacc.heads.event_task import EventOptions, evaluate_events
 from cmacc.pretraining.clip_encoder import EncoderError, Modality
 from cmacc.transfer import Card, CardError, TaskError
 from cmacc.transfer.compare import compared

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmacc.heads import evaluate_fusion as module
-from cmacc.heads.evaluate_fusion import FusionOptions, evaluate_fusion, standardised, task_of
+from cmacc.heads import fusion_task as module
+from cmacc.heads.fusion_task import FusionOptions, evaluate_fusion, standardised, task_of
 from cmacc.heads.sentiment_metrics import sentiment_metrics
 from cmacc.heads.sequences import SequenceError, read_sequences
 from cmacc.transfer.card import Card, CardError

@@ -101,7 +101,7 @@ def test_a_card_has_the_metrics_of_each_seed_and_a_stopped_evaluation_goes_on(
 
 @pytest.mark.parametrize(("kind", "metric", "floor"), [("classes", "uar", 0.7), ("labels", "weighted_accuracy", 0.65)])
 def test_classes_and_labels(kind: str, metric: str, floor: float, tmp_path: Path) -> None:
-    options = FusionOptions(seeds=(0,), epochs=10)
+    options = FusionOptions(seeds=(0,), epochs=80)  # of three steps each
     found = {}
     for shuffled in (False, True):
         data = write(tmp_path / f"{shuffled}.npz", kind, shuffled)
@@ -113,7 +113,7 @@ def test_classes_and_labels(kind: str, metric: str, floor: float, tmp_path: Path
     assert found[True].chance == 0.5
 
 
-def test_errors(sentiment: Path, tmp_path: Path) -> None:
+def test_errors(sentiment: Path, tmp_path: Path, users_checks: None) -> None:
     with pytest.raises(TaskError, match=r"protocol must be one of early, late, .* got loudest"):
         evaluate_fusion(sentiment, tmp_path, methods=("loudest",))  # type: ignore[arg-type]
     with pytest.raises(TaskError, match="--seeds must be different numbers"):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -24,6 +25,7 @@ from cmacc.pretraining import DataConfig, DictionaryConfig, OptimConfig, Pretrai
 from cmacc.pretraining.config_files import read_config, write_config
 from cmacc.viewer import ReportError, write_report
 from cmacc.viewer.figures import Series, smoothed, thinned
+from cmacc.viewer.results import headline_tiles
 from cmacc.viewer.similarity import chosen_queries, plane
 from cmacc.viewer.training import PHASES
 
@@ -402,3 +404,12 @@ def test_metrics_of_the_version_before_give_the_same_page(make_run: MakeRun) -> 
     assert "_to_" not in text
     path.write_text(text)
     assert write_report(run_dir, overwrite=True).read_text() == page
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_tiles_are_of_pairs_and_labelled_files_alone() -> None:
+    """Other tasks have results of the same protocol, modality and metric."""
+    row = {"protocol": "linear", "modality": "both", "metric": "accuracy", "untrained": None, "chance": 0.1}
+    rows = [SimpleNamespace(task=task, value=value, **row) for task, value in (("labelled", 0.5), ("ave", 0.25))]
+    tiles = headline_tiles(SimpleNamespace(card=SimpleNamespace(results=rows)))  # type: ignore[arg-type]
+    assert tiles == [("50.0 %", "linear probe, video and audio", "chance 10.0 %")]

@@ -63,16 +63,16 @@ def results_by_task(run: RunFolder) -> dict[str, list[Result]]:
 
 def headline_tiles(run: RunFolder) -> list[tuple[str, str, str]]:
     """The headline results as (value, metric, comparison); empty if nothing was evaluated."""
-    found = {(r.protocol, r.modality, r.metric): r for r in (run.card.results if run.card else ())}
+    found = {(r.task, r.protocol, r.modality, r.metric): r for r in (run.card.results if run.card else ())}
     wanted = (
-        ("retrieval", "video_to_audio", "R@1", "Recall@1, audio from video"),
-        ("retrieval", "audio_to_video", "R@1", "Recall@1, video from audio"),
-        ("linear", "both", "accuracy", "linear probe, video and audio"),
+        ("pairs", "retrieval", "video_to_audio", "R@1", "Recall@1, audio from video"),
+        ("pairs", "retrieval", "audio_to_video", "R@1", "Recall@1, video from audio"),
+        ("labelled", "linear", "both", "accuracy", "linear probe, video and audio"),
     )
     return [
         (shown(r.metric, r.value), what, f"{_beside(r)}chance {shown(r.metric, r.chance)}")
-        for protocol, modality, metric, what in wanted
-        if (r := found.get((protocol, modality, metric))) is not None
+        for task, protocol, modality, metric, what in wanted
+        if (r := found.get((task, protocol, modality, metric))) is not None
     ]
 
 

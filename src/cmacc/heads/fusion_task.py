@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,8 +286,9 @@ def _constant(kind: FusionTask, sequences: SequenceData) -> NDArray[np.float64]:
 
 def _fingerprint(sequences: SequenceData) -> str:
     digest = hashlib.sha256()
-    arrays = {**sequences.features, **{f"{name} length": values for name, values in sequences.lengths.items()}}
-    for name, values in {**arrays, "targets": sequences.targets, **sequences.splits}.items():
+    arrays: dict[str, NDArray[Any]] = {**sequences.features, **sequences.splits, "targets": sequences.targets}
+    arrays |= {f"{name} length": values for name, values in sequences.lengths.items()}
+    for name, values in arrays.items():
         digest.update(f"{name} {values.dtype} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]

@@ -246,17 +246,24 @@ def test_the_tables_of_objectives_hold_means_and_intervals(
     objectives, alone = (importlib.import_module(name) for name in ("objectives", "alone"))
     runs = tmp_path / "compared" / "runs"
     runs.mkdir(parents=True)
+    budget = {"grid": 4.5, "pool": 4.5}
+    costs = {where: {"CtP": 0.5} for where in budget}
+    (runs.parent / "step-seconds.json").write_text(json.dumps(costs))
     for name, right in (("untrained", 10), ("CtP", 30)):
         for seed in (0, 1):
             values = [1.0] * (right + seed) + [0.0] * (40 - right - seed)
-            cost = {} if name == "untrained" else {"step_seconds": 0.5, "steps": 9, "seconds": 4.5}
-            cell = {"objective": name, "seed": seed, "budget_seconds": 5.0, "grid cost": cost, "pool cost": cost}
+            steps = 0 if name == "untrained" else 9
+            cell = {"objective": name, "seed": seed, "budget_seconds": budget, "grid steps": steps, "pool steps": steps}
+            cell |= {"terms": {"ctp/iou": 0.25 + 0.5 * seed}} if steps else {}
             cell |= dict.fromkeys(objectives.COLUMNS, values) | {"ucf101 groups": [float(i // 4) for i in range(40)]}
             (runs / f"{name}-{seed}.json").write_text(json.dumps(cell))
     page = tmp_path / "page.md"
     page.write_text(f"before\n{objectives.MARKS[0]}\nold\n{objectives.MARKS[1]}\nafter\n")
     objectives.main(["table", str(tmp_path / "compared"), "--page", str(page), "--out", str(tmp_path / "out.json")])
-    found = json.loads((tmp_path / "out.json").read_text())["objectives"]["CtP"]["esc10 svm"]
+    line = json.loads((tmp_path / "out.json").read_text())["objectives"]["CtP"]
+    assert (line["grid steps"], line["pool step_seconds"]) == (9, 0.5)
+    assert line["held-out GRID clips"] == {"ctp/iou": 0.5}
+    found = line["esc10 svm"]
     assert found["mean"] == pytest.approx(30.5 / 40)
     assert found["minus untrained"] == pytest.approx(0.5)
     low, high = found["interval of the difference"]
@@ -265,6 +272,7 @@ def test_the_tables_of_objectives_hold_means_and_intervals(
     assert text.startswith("before\n")
     assert "| **76.2** ± 1.8 [" in text or "| **76.3** ± 1.8 [" in text
     assert "old" not in text
+    assert "| CtP | 500, 500 |" in text
     report = {"recipe": "sounds", "seed": 0, "training_seconds": 1.0, "groups": None, "steps": 8}
     right = {name: [1.0] * 30 + [0.0] * 10 for name in ("svm", "knn")}
     wrong = {name: [0.0] * 40 for name in right}

@@ -83,6 +83,9 @@ def test_a_card_has_the_metrics_of_each_seed_and_a_stopped_evaluation_goes_on(
     median = np.median(read_sequences(sentiment).targets[:90])
     assert rows["mae"].chance == pytest.approx(np.abs(targets - median).mean(), rel=1e-6)
     assert Card.read(tmp_path / "card" / "card.json") == card
+    page = (tmp_path / "card" / "card.md").read_text()
+    assert f"| mae | {rows['mae'].value:.3f} [{rows['mae'].low:.3f}, {rows['mae'].high:.3f}] |" in page
+    assert f"| acc7 | {100 * rows['acc7'].value:.1f} % [" in page
     assert not (tmp_path / "card" / "heads").exists()
 
     def stop(what: str, done: int, total: int) -> None:

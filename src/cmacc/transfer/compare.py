@@ -13,7 +13,9 @@ from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult
 from cmacc.transfer.tasks import TaskName
 
 _ROW = ("task", "protocol", "modality", "metric")
-_RANKS = ("median_rank",)
+# Metrics that are no shares, with their number of decimals; and those of which less is better.
+_DECIMALS = {"median_rank": 1, "mae": 3, "pearson": 3}
+_LESS_IS_BETTER = ("median_rank", "mae")
 _SKIPPED_SHOWN = 20
 _DIRECTIONS = {"video_to_audio": "video -> audio", "audio_to_video": "audio -> video"}
 _NONE = "—"
@@ -267,7 +269,7 @@ def _conditions(facts: DataFacts, result: Result) -> dict[str, Hashable]:
 def _cells(results: Sequence[Result | None]) -> list[str]:
     """Values of one row, with marks if there is more than one."""
     present = [r for r in results if r is not None]
-    choose = min if present[0].metric in _RANKS else max
+    choose = min if present[0].metric in _LESS_IS_BETTER else max
     best = choose(r.value for r in present)
     winners = [r for r in present if r.value == best]
     cells = []
@@ -365,12 +367,12 @@ def _present(facts: DataFacts) -> str:
 
 
 def _number(metric: str, value: float) -> str:
-    return f"{value:.1f}" if metric in _RANKS else f"{100 * value:.1f} %"
+    return f"{value:.{_DECIMALS[metric]}f}" if metric in _DECIMALS else f"{100 * value:.1f} %"
 
 
 def _with_interval(result: Result) -> str:
-    scale = 1 if result.metric in _RANKS else 100
-    return f"{_number(result.metric, result.value)} [{scale * result.low:.1f}, {scale * result.high:.1f}]"
+    bounds = (_number(result.metric, bound).removesuffix(" %") for bound in (result.low, result.high))
+    return f"{_number(result.metric, result.value)} [{', '.join(bounds)}]"
 
 
 def _pairs(of: Mapping[str, object]) -> str:

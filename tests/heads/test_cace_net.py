@@ -10,36 +10,11 @@ from torch import Tensor
 
 from cmacc.heads.cace_net import CaceNet, CaceNetConfig, CoGuidance, segment_contrast
 from cmacc.heads.cmbs import Cmbs, CmbsConfig
-from cmacc.heads.event_attention import StreamConfig
 from cmacc.heads.segment_accuracy import EventError, gate_auroc, segment_accuracy
 
-Rows = dict[str, Tensor]
-CLASSES = 3
-STREAMS = StreamConfig(
-    attention_width=12,
-    attention_hidden=6,
-    key_width=4,
-    model_width=12,
-    encoder_layers=1,
-    encoder_feedforward=16,
-    decoder_feedforward=16,
-    heads=2,
-    fusion_heads=2,
-    input_dropout=0.0,
-    attention_dropout=0.1,
-    dropout=0.0,
-)
+from .small import CLASSES, LABELS, STREAMS, Rows, random_rows
+
 CONFIG = CaceNetConfig(base=CmbsConfig(streams=STREAMS))
-LABELS = torch.tensor([[3, 1, 1, 1, 3], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]])
-
-
-def random_rows(labels: Tensor = LABELS, places: int = 2) -> Rows:
-    shape = labels.shape
-    return {
-        "video": torch.randn(*shape, places, 5, dtype=torch.float64),
-        "audio": torch.randn(*shape, 4, dtype=torch.float64),
-        "labels": labels,
-    }
 
 
 def built(**settings: Any) -> CaceNet:

@@ -12,43 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from cmacc.heads.cmbs import Cmbs, CmbsConfig, EventScores, WeakCmbs, WeakCmbsConfig, supervised_loss
-from cmacc.heads.event_attention import StreamConfig
 from cmacc.heads.segment_accuracy import EventError, gate_auroc, segment_accuracy
 
-Rows = dict[str, Tensor]
-CLASSES = 3
-SMALL = StreamConfig(
-    attention_width=12,
-    attention_hidden=6,
-    key_width=4,
-    model_width=12,
-    encoder_layers=1,
-    encoder_feedforward=16,
-    decoder_feedforward=16,
-    heads=2,
-    fusion_heads=2,
-    input_dropout=0.0,
-    attention_dropout=0.1,
-    dropout=0.0,
-)
-LABELS = torch.tensor([[3, 1, 1, 1, 3], [2, 2, 2, 2, 2], [3, 3, 3, 3, 3]])
-
-
-def random_rows(labels: Tensor = LABELS, places: int = 2) -> Rows:
-    shape = labels.shape
-    return {
-        "video": torch.randn(*shape, places, 5, dtype=torch.float64),
-        "audio": torch.randn(*shape, 4, dtype=torch.float64),
-        "labels": labels,
-    }
+from .small import CLASSES, LABELS, STREAMS, Rows, random_rows
 
 
 def supervised(**settings: Any) -> Cmbs:
-    return Cmbs(5, 4, CLASSES, CmbsConfig(streams=SMALL, **settings)).double().eval()
+    return Cmbs(5, 4, CLASSES, CmbsConfig(streams=STREAMS, **settings)).double().eval()
 
 
 def weak(**settings: Any) -> WeakCmbs:
-    return WeakCmbs(5, 4, CLASSES, WeakCmbsConfig(streams=SMALL, **settings)).double().eval()
+    return WeakCmbs(5, 4, CLASSES, WeakCmbsConfig(streams=STREAMS, **settings)).double().eval()
 
 
 def sigma(x: Tensor) -> Tensor:
@@ -249,7 +223,7 @@ def test_weak_gates_at_zero_scale_the_streams() -> None:
 
 def test_released_weak_loss_hardly_moves_and_its_prediction_has_no_background() -> None:
     """The bounds of 28 classes: 0.6800 for a video surely right, 0.7145 for one surely wrong."""
-    head = WeakCmbs(5, 4, 28, WeakCmbsConfig(streams=SMALL, released=True)).double().eval()
+    head = WeakCmbs(5, 4, 28, WeakCmbsConfig(streams=STREAMS, released=True)).double().eval()
     rows = random_rows(torch.full((2, 5), 4))
     assert (head.predict(rows, 0.0)["classes"] != 28).all()
     torch.nn.init.zeros_(head.classes.weight)
@@ -303,21 +277,21 @@ def train(head: Any, rows: Rows, steps: int, rate: float = 0.01) -> Any:
 def test_supervised_learns_what_is_planted_and_nothing_of_shuffled_labels() -> None:
     rows, test = planted(200, 0), planted(200, 1)
     event = test["labels"] != CLASSES
-    head = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=SMALL)), rows, 30)
+    head = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=STREAMS)), rows, 30)
     predicted = head.predict(test, 1.0)
     assert segment_accuracy(predicted["classes"], test["labels"]) > 0.9
     assert gate_auroc(predicted["gates"], event) > 0.95
     assert gate_auroc(predicted["event"], event) > 0.95
 
     shuffled = rows | {"labels": rows["labels"][torch.randperm(200)]}
-    predicted = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=SMALL)), shuffled, 30).predict(test, 1.0)
+    predicted = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=STREAMS)), shuffled, 30).predict(test, 1.0)
     assert segment_accuracy(predicted["classes"], test["labels"]) < 0.55  # always background: 0.5
 
 
 def test_weak_learns_which_class_and_whether_there_is_an_event() -> None:
     """What the labels of videos tell. Whether the gates find the seconds depends on the seed, so small a problem."""
     rows, test = planted(200, 0, empty=0.4), planted(200, 1, empty=0.4)
-    head = train(WeakCmbs(3, 3, CLASSES, WeakCmbsConfig(streams=SMALL)), rows, 60)
+    head = train(WeakCmbs(3, 3, CLASSES, WeakCmbsConfig(streams=STREAMS)), rows, 60)
     has_event = (test["labels"] != CLASSES).any(1)
     scores, gates = (part.detach() for part in head(test))
     assert (scores.argmax(1)[has_event] == test["labels"].amin(1)[has_event]).double().mean() > 0.95

@@ -4,7 +4,6 @@ import itertools
 import wave
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, recall_score
 
-from cmacc.clips import Listing, Manifest, MediaRecord
-from cmacc.heads import listed
+from cmacc.clips import Listing, Manifest, MediaRecord, ScanResult
 from cmacc.heads.emotion import EmotionChoice, emotion_task
 from cmacc.heads.emotion_names import EmotionError, EmotionSet, Performance, performance_of
-from cmacc.transfer import EvaluateOptions, TaskError, evaluate
+from cmacc.transfer import EvaluateOptions, TaskError, evaluate, official
 from cmacc.transfer.metrics import Metric, ProtocolError
 from cmacc.transfer.protocols import unweighted_recall
 from cmacc.transfer.tasks import TaskData, grouped_folds
@@ -38,7 +36,7 @@ def write_tone(path: Path, hertz: float, seconds: float = 0.4) -> None:
 def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan without opening a file; a name with ``broken`` in its folder is damaged, ``mute`` has no sound."""
 
-    def scanned(listing: Listing, **_: Any) -> SimpleNamespace:
+    def scanned(listing: Listing, **_: Any) -> ScanResult:
         broken = [file for file in listing.files if "/broken/" in str(file.path)]
         records = [
             MediaRecord(
@@ -57,9 +55,9 @@ def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
             for file in listing.files
             if file not in broken
         ]
-        return SimpleNamespace(manifest=Manifest(records), skipped={file.path: "is damaged" for file in broken})
+        return ScanResult(Manifest(records), {}, {file.path: "is damaged" for file in broken}, listing)
 
-    monkeypatch.setattr(listed, "scan", scanned)
+    monkeypatch.setattr(official, "scan", scanned)
 
 
 def touched(folder: Path, names: list[str]) -> Path:

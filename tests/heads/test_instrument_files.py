@@ -4,17 +4,15 @@ import csv
 import wave
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cmacc.clips import Listing, ListingError, Manifest, MediaRecord
-from cmacc.heads import listed
+from cmacc.clips import Listing, ListingError, Manifest, MediaRecord, ScanResult
 from cmacc.heads.instrument_files import TINYSOL_TABLE, instrument_of, instruments_task
 from cmacc.heads.instrument_ontology import TINYSOL_CLASSES
-from cmacc.transfer import TaskError
+from cmacc.transfer import TaskError, official
 
 # Family, name in full, folder and abbreviation as in the published table, with the number of notes.
 TINYSOL = (
@@ -28,14 +26,14 @@ TINYSOL = (
 
 @pytest.fixture
 def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def scanned(listing: Listing, **_: Any) -> SimpleNamespace:
+    def scanned(listing: Listing, **_: Any) -> ScanResult:
         records = [
             MediaRecord(f.path, 3.0, 0.0, 0, 0, True, 44_100, f.label, f.split, f.group, content_hash=str(f.path))
             for f in listing.files
         ]
-        return SimpleNamespace(manifest=Manifest(records), skipped={})
+        return ScanResult(Manifest(records), {}, {}, listing)
 
-    monkeypatch.setattr(listed, "scan", scanned)
+    monkeypatch.setattr(official, "scan", scanned)
 
 
 def tinysol_rows() -> list[dict[str, str]]:

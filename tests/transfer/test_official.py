@@ -4,12 +4,11 @@ import csv
 import shutil
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cmacc.clips import Listing, Manifest, MediaRecord
+from cmacc.clips import Listing, Manifest, MediaRecord, ScanResult
 from cmacc.transfer import official
 from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.tasks import TaskData, TaskError, TaskName
@@ -19,7 +18,7 @@ from cmacc.transfer.tasks import TaskData, TaskError, TaskName
 def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scan, without opening any file: 13,320 of them are empty here."""
 
-    def scanned(listing: Listing, **_: Any) -> SimpleNamespace:
+    def scanned(listing: Listing, **_: Any) -> ScanResult:
         records = [
             MediaRecord(
                 file.path,
@@ -36,7 +35,7 @@ def no_files_opened(monkeypatch: pytest.MonkeyPatch) -> None:
             )
             for file in listing.files
         ]
-        return SimpleNamespace(manifest=Manifest(records), skipped={})
+        return ScanResult(Manifest(records), {}, {}, listing)
 
     monkeypatch.setattr(official, "scan", scanned)
 

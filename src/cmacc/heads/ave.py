@@ -66,7 +66,7 @@ class AveFacts:
     unknown_rows
         Rows that a list names and the annotations do not have.
     unavailable_rows
-        Rows left out of the splits because their video is not available.
+        Rows excluded from the splits because their video is not available.
     missing_lists
         Splits without a list.
     untrained_classes

@@ -2,7 +2,7 @@
 
 1. A film is found anywhere in the folder by its name without the extension, which is the video's id.
 2. The films of listed rows are examined. They must have picture and sound, and be 10 s long within 0.5 s: the labels
-   are of whole seconds. Others are refused, or left out and told.
+   are of whole seconds. Others are refused, or skipped and listed.
 3. An encoder sees ten windows spread evenly over a film. If its clip is 1 s long, these are the ten seconds exactly.
    With a longer clip, of L s, they overlap, and the centre of window t is up to (L - 1) / 2 s away from that of second
    t: most at both ends of the film, and inwards. So a long clip blurs where an event begins.
@@ -10,7 +10,6 @@
    learning rate makes of them.
 """
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmacc.clips import ListedFile, Listing, Manifest, scan, workers_of
+from cmacc.clips import ListedFile, Listing, Manifest
 from cmacc.clips.catalog.listing import VIDEO_SUFFIXES, FoundFile, find_media, normal
 from cmacc.clips.progress import Progress, silent
 from cmacc.heads.ave import SECONDS, read_ave
 from cmacc.heads.event_items import EventSet, rows_in_use
-from cmacc.heads.event_linear import feature_statistics
-from cmacc.heads.head import ItemsInMemory
+from cmacc.heads.head import ItemsInMemory, feature_statistics
 from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, Modality
 from cmacc.pretraining.features import embed
+from cmacc.transfer.official import examined
 from cmacc.transfer.tasks import TaskError
 
 _MODALITIES: tuple[Modality, ...] = ("video", "audio")
@@ -113,16 +112,8 @@ def find_films(
         raise TaskError(f"task ave: a film in {root} must be of a listed row, got {len(file_of):,} films of none")
     path_of = {name: media.path(file_of[name]) for name in wanted}
     files = tuple(ListedFile(path, media.root, None, None, name) for name, path in path_of.items())
-    if journal is not None:
-        journal = journal / hashlib.sha256(f"task ave {root.resolve()}".encode()).hexdigest()[:16]
-    with workers_of(max(1, workers)) as executor:
-        scanned = scan(
-            Listing(files, (), 0, 0),
-            exclude=("unreadable", "corrupt"),
-            executor=executor,
-            journal=journal,
-            progress=progress,
-        )
+    listing = Listing(files, (), 0, 0)
+    scanned = examined(listing, f"task ave {root.resolve()}", workers=workers, journal=journal, progress=progress)
     faults = {str(path): reason for path, reason in scanned.skipped.items()} | _faults(scanned.manifest)
     _require_usable(root, faults, allow_partial)
     sample_of_path = {path: sample for sample, path in enumerate(scanned.manifest.column("path"))}

@@ -41,7 +41,7 @@ class EventSet:
     background
         Numbers of the items that are videos without any event, of no row: for weak training alone.
     skipped
-        ``{file: reason}`` of films that were left out.
+        ``{file: reason}`` of films that were skipped.
     """
 
     data: AveData

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cmacc.heads.event_attention import check_sizes, labels_of, require, video_and_audio
-from cmacc.heads.head import Head, Rows
+from cmacc.heads.head import Head, Rows, feature_statistics
 from cmacc.heads.segment_accuracy import EventError, classes_per_second, video_classes
 
 Pooling = Literal["max", "mean"]
 """How weak training pools a video's scores over time."""
 _CHUNK = 256  # rows averaged over places at a time: the features of a whole training split in float64 would be 7 GB
-_LEAST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,3 @@ class EventLinear(Head):
             raise EventError("linear event head: standardise must be called with the training rows first")
         scores: Tensor = self.layer((self._features(rows) - self.mean) / self.scale)
         return scores
-
-
-def feature_statistics(
-    features: Float[Tensor, "rows width"],
-) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
-    """Mean and standard deviation of each feature, in float64; 1 for the deviation of a constant one."""
-    exact = features.double()
-    deviation = exact.std(0, correction=0)
-    # Of a constant feature, rounding leaves about 1e-7 of its size.
-    constant = deviation <= _LEAST_DEVIATION * exact.abs().amax(0)
-    return exact.mean(0), deviation.masked_fill(constant, 1.0)

@@ -66,7 +66,7 @@ def gate_summary(
 
     In the AUROC of a resample, each pair of an event second in row a and one without in row b counts as often as a and
     b were drawn, together. So the pairs are compared once, and summed by (a, b). Resamples without either kind of
-    second are left out. ``low`` and ``high`` are the value if there is one video only.
+    second are skipped. ``low`` and ``high`` are the value if there is one video only.
     """
     truth = event.numpy()
     wins = np.mean([_wins(of_seed.double().numpy(), truth) for of_seed in gates], axis=0)

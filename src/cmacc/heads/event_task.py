@@ -1,6 +1,6 @@
 """Task ``ave``: event localisation with the features of an encoder, from films or published features to a card.
 
-1. The rows, as items (`cmacc.heads.event_items`, `event_films`), of the encoder and of its untrained twin.
+1. The rows, as items (`cmacc.heads.event_items`, `event_films`), of the encoder, and of the same encoder untrained.
 2. For each protocol (`cmacc.heads.event_recipes`) and seed, a head is trained on the training part. Validation accuracy
    chooses the epoch; the test part is seen once. Published numbers are of the best *test* epoch, and higher for it.
 3. Rows of the card: accuracy of seconds and, for heads with gates, the gates' AUROC (`cmacc.heads.event_results`).
@@ -8,10 +8,7 @@
 The state of every training is kept in ``out/heads`` until the card is written, so that a stopped evaluation goes on.
 """
 
-import contextlib
 import dataclasses
-import hashlib
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,9 +28,9 @@ from cmacc.heads.event_results import summaries
 from cmacc.heads.fit import FitConfig, fit, predictions, seeded_head
 from cmacc.heads.head import Rows
 from cmacc.heads.segment_accuracy import segment_accuracy
+from cmacc.heads.task_parts import check_training, delete_states, state_folder
 from cmacc.pretraining import Provenance, default_device
 from cmacc.pretraining.clip_encoder import ClipEncoder
-from cmacc.pretraining.provenance import code_version
 from cmacc.transfer.card import Card, DataFacts, EncoderFacts, Result, joined
 from cmacc.transfer.evaluate import older_card, write_card
 from cmacc.transfer.metrics import Summary
@@ -87,10 +84,7 @@ class EventOptions:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise TaskError(f"task ave: --seeds must be different numbers of at least 0, got {self.seeds}")
-        if self.epochs is not None and self.epochs < 1:
-            raise TaskError(f"task ave: --epochs must be at least 1, got {self.epochs}")
+        check_training(AVE_TASK, self.seeds, self.epochs)
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise TaskError(f"task ave: --{name} must be at least 0, got {getattr(self, name)}")
@@ -156,23 +150,20 @@ def evaluate_events(
         card = dataclasses.replace(card, skipped={AVE_TASK: dict(events.skipped)})
     joined(older, card, replaces, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    states = out / "heads"
     for name in chosen:
-        rows = _results(inputs, EVENT_RECIPES[name], options, states, device, progress)
+        rows = _results(inputs, EVENT_RECIPES[name], options, out, device, progress)
         card = dataclasses.replace(card, results=(*card.results, *rows))
     card = joined(older, card, replaces, overwrite=overwrite)
     write_card(card, out)
     for used in (inputs.events, inputs.untrained):
         if used is not None:
-            shutil.rmtree(states / _state_key(used), ignore_errors=True)
-    with contextlib.suppress(OSError):  # another evaluation's state is in it
-        states.rmdir()
+            delete_states(_states(out, used))
     return card
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The items of an encoder; of its untrained twin, if it is another; settings of its clips; seconds to embed."""
+    """The items of the encoder; of it untrained, if it was trained; settings of its clips; seconds to embed."""
 
     events: EventSet
     untrained: EventSet | None
@@ -240,29 +231,27 @@ def _data_facts(events: EventSet) -> DataFacts:
     )
 
 
-def _state_key(events: EventSet) -> str:
-    """Changes with the features, rows and code: the state of another evaluation must not go on as this one."""
-    what = f"{events.features_hash} {events.fingerprint()} {code_version('heads', 'pretraining')}"
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
+def _states(out: Path, events: EventSet) -> Path:
+    return state_folder(out, f"{events.features_hash} {events.fingerprint()}")
 
 
 def _results(
     inputs: _Inputs,
     recipe: EventRecipe,
     options: EventOptions,
-    states: Path,
+    out: Path,
     device: torch.device,
     progress: Progress,
 ) -> list[Result]:
     """The rows of one protocol."""
     began = time.monotonic()
-    found = _measured(inputs.events, recipe, options, states, device, progress)
+    found = _measured(inputs.events, recipe, options, out, device, progress)
     seconds = time.monotonic() - began + inputs.seconds  # every protocol needs the features
     before: dict[str, Summary] = {}
     if inputs.untrained is inputs.events:
         before = found
     elif inputs.untrained is not None:
-        before = _measured(inputs.untrained, recipe, options, states, device, within(progress, "untrained"))
+        before = _measured(inputs.untrained, recipe, options, out, device, within(progress, "untrained"))
     settings = (*inputs.settings, *_settings(inputs.events, recipe, options))
     return [
         Result(
@@ -288,14 +277,14 @@ def _results(
 
 
 def _measured(
-    events: EventSet, recipe: EventRecipe, options: EventOptions, states: Path, device: torch.device, progress: Progress
+    events: EventSet, recipe: EventRecipe, options: EventOptions, out: Path, device: torch.device, progress: Progress
 ) -> dict[str, Summary]:
     """The metrics of one protocol over the seeds."""
     predicted = []
     for seed in options.seeds:
         training = dataclasses.replace(recipe.training, seed=seed, epochs=options.epochs or recipe.training.epochs)
         where = within(progress, f"{AVE_TASK}, {recipe.name}, seed {seed}")
-        folder = states / _state_key(events) / f"{recipe.name}-seed-{seed}"
+        folder = _states(out, events) / f"{recipe.name}-seed-{seed}"
         predicted.append(_predicted(events, recipe, training, folder, device, where))
     return summaries(predicted, events.labels("test"), events.data.background, events.videos("test"))
 

@@ -10,11 +10,9 @@
 The state of every training is kept in ``out/heads`` until the card is written, so that a stopped evaluation goes on.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,17 +21,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cmacc.clips.progress import Progress, silent, within
 from cmacc.heads.fit import FitConfig, fit, predictions, seeded_head
 from cmacc.heads.fusion import FusionHead, FusionMethod, FusionTask, fusion_loss
-from cmacc.heads.head import Head, ItemsInMemory, Rows
+from cmacc.heads.head import Head, ItemsInMemory, Rows, feature_statistics
 from cmacc.heads.sentiment_metrics import class_metrics, emotion_metrics, sentiment_metrics
 from cmacc.heads.sequences import SPLITS, SequenceData, SequenceError, read_sequences
+from cmacc.heads.task_parts import check_training, delete_states, state_folder
 from cmacc.pretraining import Provenance, default_device
-from cmacc.pretraining.provenance import code_version
 from cmacc.transfer.card import Card, DataFacts, EncoderFacts, Result, joined
 from cmacc.transfer.evaluate import older_card, write_card
 from cmacc.transfer.tasks import TaskError
@@ -45,7 +44,6 @@ VERSION = 1
 TRAINING = FitConfig(epochs=40, batch_size=32, learning_rate=1e-3, max_gradient_norm=0.8, patience=8)
 """Adam, batches of 32 and 8 epochs of patience as in MMSA; 40 epochs and the gradient's bound as in MulT."""
 _RESAMPLES = 500
-_LEAST_DEVIATION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,7 @@ class FusionOptions:
     epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise TaskError(f"task fusion: --seeds must be different numbers of at least 0, got {self.seeds}")
-        if self.epochs is not None and self.epochs < 1:
-            raise TaskError(f"task fusion: --epochs must be at least 1, got {self.epochs}")
+        check_training(FUSION_TASK, self.seeds, self.epochs)
 
 
 def evaluate_fusion(
@@ -125,9 +120,7 @@ def evaluate_fusion(
     replaces = {(FUSION_TASK, name) for name in chosen}
     joined(older, card, replaces, overwrite=overwrite)
     out.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{fingerprint} {code_version('heads', 'pretraining')}".encode()).hexdigest()[:16]
-    key = hashlib.sha256(f"{fingerprint} {code_version('heads', 'pretraining')}".encode()).hexdigest()[:16]
-    states = out / "heads" / key
+    states = state_folder(out, fingerprint)
     items = ItemsInMemory(standardised(sequences).rows())
     for name in chosen:
         began = time.monotonic()
@@ -146,9 +139,7 @@ def evaluate_fusion(
         card = dataclasses.replace(card, results=(*card.results, *rows))
     card = joined(older, card, replaces, overwrite=overwrite)
     write_card(card, out)
-    shutil.rmtree(states, ignore_errors=True)
-    with contextlib.suppress(OSError):  # another evaluation's state is in it
-        states.parent.rmdir()
+    delete_states(states)
     return card
 
 
@@ -185,10 +176,11 @@ def standardised(sequences: SequenceData) -> SequenceData:
     for name, values in sequences.features.items():
         train = sequences.splits["train"]
         valid = np.arange(values.shape[1]) < sequences.lengths[name][train, None]
-        steps = values[train][valid].astype(np.float64)
-        mean, deviation = (steps.mean(0), steps.std(0)) if len(steps) else (0.0, np.ones(values.shape[2]))
-        constant = deviation <= _LEAST_DEVIATION * np.abs(steps).max(0, initial=0.0)
-        features[name] = ((values - mean) / np.where(constant, 1.0, deviation)).astype(np.float32)
+        steps = values[train][valid]
+        if len(steps):  # else no training item has the modality
+            mean, scale = (found.numpy() for found in feature_statistics(torch.from_numpy(steps)))
+            values = ((values - mean) / scale).astype(np.float32)
+        features[name] = values
     return dataclasses.replace(sequences, features=features)
 
 

@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+_LEAST_DEVIATION = 1e-6
 
 Rows = Mapping[str, Tensor]
 """Named tensors that have one row for each item."""
@@ -82,3 +85,14 @@ class ItemsInMemory:
         """The columns of those items."""
         index = torch.as_tensor(ids, dtype=torch.int64)
         return {name: column[index] for name, column in self.columns.items()}
+
+
+def feature_statistics(
+    features: Float[Tensor, "rows width"],
+) -> tuple[Float[Tensor, " width"], Float[Tensor, " width"]]:
+    """Mean and standard deviation of each feature, in float64; 1 for the deviation of a constant one."""
+    exact = features.double()
+    deviation = exact.std(0, correction=0)
+    # Of a constant feature, rounding leaves about 1e-7 of its size.
+    constant = deviation <= _LEAST_DEVIATION * exact.abs().amax(0)
+    return exact.mean(0), deviation.masked_fill(constant, 1.0)

@@ -4,7 +4,6 @@
 names, and divided by speaker or by a column of their table.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.clips import ListedFile, Listing, Manifest, scan, workers_of
+from cmacc.clips import ListedFile, Listing, Manifest
 from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining.clip_encoder import Modality
 from cmacc.transfer.card import DataFacts
+from cmacc.transfer.official import examined
 from cmacc.transfer.tasks import Split, TaskData, TaskError, TaskName, fingerprint, with_trained_classes
 
 
@@ -102,13 +102,13 @@ def listed_task(
     """
     # Checked before files are examined, which may take an hour, and again afterwards.
     _require_whole(task, name, root, whole, listing.files, left_out, allow_partial)
-    journal = options.journal
-    if journal is not None:
-        journal = journal / hashlib.sha256(f"{task} {name} {root.resolve()}".encode()).hexdigest()[:16]
-    with workers_of(max(1, options.workers)) as executor:
-        scanned = scan(
-            listing, exclude=("unreadable", "corrupt"), executor=executor, journal=journal, progress=options.progress
-        )
+    scanned = examined(
+        listing,
+        f"{task} {name} {root.resolve()}",
+        workers=options.workers,
+        journal=options.journal,
+        progress=options.progress,
+    )
     manifest = scanned.manifest
     has = {"video": [width > 0 for width in manifest.column("width")], "audio": manifest.column("has_audio")}
     paths = manifest.column("path")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cmacc.clips import Listing, Manifest, scan, workers_of
+from cmacc.clips import Listing, Manifest, ScanResult, scan, workers_of
 from cmacc.clips.catalog import layouts
 from cmacc.clips.progress import Progress, silent
 from cmacc.pretraining.clip_encoder import Modality
@@ -107,16 +107,9 @@ def official_task(
     listings = {number: _listing(task, root, place, number) for number in numbers}
     if not allow_partial:  # checked before examining files, which may take hours, and again afterwards
         _require_whole(task, root, listings, lambda path: True)
-    if journal is not None:
-        journal = journal / hashlib.sha256(f"{task} {root.resolve()}".encode()).hexdigest()[:16]
-    with workers_of(max(1, workers)) as executor:
-        scanned = scan(
-            listings[numbers[0]],
-            exclude=("unreadable", "corrupt"),
-            executor=executor,
-            journal=journal,
-            progress=progress,
-        )
+    scanned = examined(
+        listings[numbers[0]], f"{task} {root.resolve()}", workers=workers, journal=journal, progress=progress
+    )
     manifest = scanned.manifest
     row_of = {path: i for i, path in enumerate(manifest.column("path"))}
     if not allow_partial:
@@ -144,6 +137,24 @@ def official_task(
     )
     skipped = {str(path): reason for path, reason in scanned.skipped.items()}
     return TaskData(task, manifest, class_of, tuple(splits), (what.modality,), facts, skipped)
+
+
+def examined(listing: Listing, name: str, *, workers: int, journal: Path | None, progress: Progress) -> ScanResult:
+    """Examine the files of a listing; those that cannot be read or are corrupt are excluded.
+
+    Parameters
+    ----------
+    listing
+        The files.
+    name
+        Name of the data, for its own folder in ``journal``.
+    workers, journal, progress
+        As in `official_task`.
+    """
+    if journal is not None:
+        journal = journal / hashlib.sha256(name.encode()).hexdigest()[:16]
+    with workers_of(max(1, workers)) as executor:
+        return scan(listing, exclude=("unreadable", "corrupt"), executor=executor, journal=journal, progress=progress)
 
 
 def _require_whole(

@@ -103,7 +103,7 @@ def test_emotion_and_instruments_from_their_folders(tmp_path: Path) -> None:
         (["--task", "ave", "--seeds", "1", "1"], "task ave: --seeds must be different numbers of at least 0"),
         (["--task", "ave"], "nowhere must be a folder, got nothing there"),
         (["--task", "labelled", "--protocol", "cmbs"], "task labelled: protocol must be one of linear, svm, knn"),
-        (["--task", "labelled", "--seeds", "1"], "--seeds is for task ave alone, got --task labelled"),
+        (["--task", "labelled", "--seeds", "1"], "--seeds is for tasks ave and fusion alone, got --task labelled"),
         (["--drop-leaks"], "--drop-leaks is for task ave alone, got --task pairs"),
         (["--set", "savee"], "--set is for task emotion alone, got --task pairs"),
         (["--task", "emotion"], "--task emotion: --set must name the data set, got none"),

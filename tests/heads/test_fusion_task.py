@@ -129,6 +129,9 @@ def test_errors(sentiment: Path, tmp_path: Path, users_checks: None) -> None:
     one = {f"{split}/labels": np.zeros(count, np.int64) for split, count in COUNTS.items()}
     with pytest.raises(SequenceError, match="at least 2 classes, got 1"):
         task_of(read_sequences(write(tmp_path / "one.npz", **one)))
+    strong = {f"{split}/labels": np.full(count, -3.5, np.float32) for split, count in COUNTS.items()}
+    with pytest.raises(SequenceError, match=r"sentiment and must be in \[-3, 3\], got 3.5 in magnitude"):
+        task_of(read_sequences(write(tmp_path / "strong.npz", **strong)))
     options = FusionOptions(seeds=(0,), epochs=1)
     evaluate_fusion(sentiment, tmp_path / "card", methods=("late",), options=options)
     before = json.loads((tmp_path / "card" / "card.json").read_text())

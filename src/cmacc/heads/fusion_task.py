@@ -29,7 +29,7 @@ from cmacc.clips.progress import Progress, silent, within
 from cmacc.heads.fit import FitConfig, fit, predictions, seeded_head
 from cmacc.heads.fusion import FusionHead, FusionMethod, FusionTask, fusion_loss
 from cmacc.heads.head import Head, ItemsInMemory, Rows, feature_statistics
-from cmacc.heads.sentiment_metrics import class_metrics, emotion_metrics, sentiment_metrics
+from cmacc.heads.sentiment_metrics import STRONGEST, class_metrics, emotion_metrics, sentiment_metrics
 from cmacc.heads.sequences import SPLITS, SequenceData, SequenceError, read_sequences
 from cmacc.heads.task_parts import check_training, delete_states, state_folder
 from cmacc.pretraining import Provenance, default_device
@@ -149,7 +149,8 @@ def task_of(sequences: SequenceData) -> tuple[FusionTask, int]:
     Raises
     ------
     SequenceError
-        There are fewer than two classes, or several targets an item that are not labels of 0 and 1.
+        There are fewer than two classes, sentiment is not in [-3, 3], or several targets an item are not labels of 0
+        and 1.
     """
     targets = sequences.targets
     if targets.ndim == 1:
@@ -158,6 +159,11 @@ def task_of(sequences: SequenceData) -> tuple[FusionTask, int]:
             raise SequenceError(f"sequences: class numbers must be of at least 2 classes, got {classes}")
         return "classification", classes
     if targets.shape[1] == 1:
+        strongest = float(np.abs(targets).max())
+        if strongest > STRONGEST:
+            raise SequenceError(
+                f"sequences: a float target is sentiment and must be in [-3, 3], got {strongest:g} in magnitude"
+            )
         return "regression", 1
     if not np.isin(targets, (0, 1)).all():
         raise SequenceError(

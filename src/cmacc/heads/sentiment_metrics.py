@@ -28,7 +28,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_STRONGEST = 3.0
+STRONGEST = 3.0
+"""Sentiment is in [-STRONGEST, STRONGEST]."""
 
 
 class SentimentMetricsError(ValueError):
@@ -60,7 +61,7 @@ def sentiment_metrics(predicted: NDArray[np.floating[Any]], true: NDArray[np.flo
     """
     _check_numbers("predicted", predicted, predicted.shape)
     _check_numbers("true", true, predicted.shape)
-    outside = np.abs(true) > _STRONGEST
+    outside = np.abs(true) > STRONGEST
     if outside.any():
         raise SentimentMetricsError(
             f"true: sentiment must be in [-3, 3], got {true[outside][0]:g}; labels on another scale have other metrics"

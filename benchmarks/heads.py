@@ -239,7 +239,7 @@ class Shown:
 
 
 SHOWN = (
-    Shown("`ave`", "synthetic films", "events", ("accuracy", "gate AUROC")),
+    Shown("`ave`", "synthetic films", "events", ("accuracy", "event AUROC", "gate AUROC")),
     Shown("`fusion`", "planted sequences", "fusion_planted", ("pearson",)),
     Shown("`fusion`", "GRID, digit (real)", "fusion_digit", ("accuracy",)),
     Shown("`fusion`", "GRID, digit (real)", "fusion_sound-alone", ("accuracy",), "sound alone"),

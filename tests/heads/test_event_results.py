@@ -6,7 +6,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from cmacc.heads import event_results
-from cmacc.heads.event_results import gate_summary, summaries
+from cmacc.heads.event_results import auroc_summary, summaries
 
 BACKGROUND = 3
 
@@ -49,7 +49,7 @@ def test_gates_are_resampled_by_videos(monkeypatch: pytest.MonkeyPatch) -> None:
     event = labels != BACKGROUND
     videos = np.asarray([0, 1, 2, 2, 3, 4, 5])
     gates = [of_seed["gates"] for of_seed in predicted]
-    found = gate_summary(gates, event, videos)
+    found = auroc_summary(gates, event, videos)
     truth = event.flatten().numpy()
     assert found.by_split == pytest.approx([roc_auc_score(truth, g.flatten().numpy()) for g in gates])
     assert found.value == pytest.approx(np.mean(found.by_split))
@@ -68,5 +68,9 @@ def test_where_gates_have_nothing_to_tell_apart() -> None:
     assert list(summaries(predicted, labels, BACKGROUND, videos)) == ["accuracy", "gate AUROC"]
     for same in (torch.zeros_like(labels), torch.full_like(labels, BACKGROUND)):
         assert list(summaries(predicted, same, BACKGROUND, videos)) == ["accuracy"]
+    both = [{**of_seed, "event": 1 - of_seed["gates"]} for of_seed in predicted]
+    found = summaries(both, labels, BACKGROUND, videos)
+    assert list(found) == ["accuracy", "event AUROC", "gate AUROC"]
+    assert found["event AUROC"].value == pytest.approx(1 - found["gate AUROC"].value)
     without = [{"classes": of_seed["classes"]} for of_seed in predicted]
     assert list(summaries(without, labels, BACKGROUND, videos)) == ["accuracy"]

@@ -8,7 +8,7 @@ import torch
 from cmacc.heads.segment_accuracy import (
     EventError,
     classes_per_second,
-    gate_auroc,
+    event_auroc,
     gated_classes,
     released_weak_classes,
     segment_accuracy,
@@ -74,13 +74,13 @@ def test_auroc_counts_pairs() -> None:
     event = torch.tensor([[False, True, False], [True, False, True]])
     positives, negatives = gates[event].tolist(), gates[~event].tolist()
     pairs = [(p > n) + 0.5 * (p == n) for p in positives for n in negatives]
-    assert gate_auroc(gates, event) == pytest.approx(sum(pairs) / len(pairs))
+    assert event_auroc(gates, event) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_auroc_without_both_kinds_is_nan() -> None:
     gates = torch.rand(2, 3)
-    assert math.isnan(gate_auroc(gates, torch.ones(2, 3, dtype=torch.bool)))
-    assert math.isnan(gate_auroc(gates, torch.zeros(2, 3, dtype=torch.bool)))
+    assert math.isnan(event_auroc(gates, torch.ones(2, 3, dtype=torch.bool)))
+    assert math.isnan(event_auroc(gates, torch.zeros(2, 3, dtype=torch.bool)))
 
 
 @pytest.mark.usefixtures("users_checks")
@@ -92,6 +92,6 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(EventError, match="must have 2 event classes, or those and background, got 4"):
         gated_classes(torch.zeros(1, 4), torch.zeros(1, 2), 2)
     with pytest.raises(EventError, match=r"gates must be finite"):
-        gate_auroc(torch.tensor([[math.nan, 1.0]]), torch.tensor([[True, False]]))
+        event_auroc(torch.tensor([[math.nan, 1.0]]), torch.tensor([[True, False]]))
     with pytest.raises(EventError, match=r"same shape, got \(1, 1\) and \(1, 2\)"):
-        gate_auroc(torch.zeros(1, 1), torch.tensor([[True, False]]))
+        event_auroc(torch.zeros(1, 1), torch.tensor([[True, False]]))

@@ -27,7 +27,7 @@ from cmacc.heads.instruments import (
 from cmacc.heads.segment_accuracy import (
     EventError,
     classes_per_second,
-    gate_auroc,
+    event_auroc,
     gated_classes,
     released_weak_classes,
     segment_accuracy,
@@ -83,7 +83,7 @@ __all__ = [
     "evaluate_events",
     "evaluate_fusion",
     "fit",
-    "gate_auroc",
+    "event_auroc",
     "gated_classes",
     "instruments_task",
     "performance_of",

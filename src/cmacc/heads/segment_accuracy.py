@@ -102,28 +102,28 @@ def segment_accuracy(predicted: Int[Tensor, "batch time"], labels: Int[Tensor, "
     return float((predicted == labels).double().mean())
 
 
-def gate_auroc(gates: Float[Tensor, "batch time"], event: Bool[Tensor, "batch time"]) -> float:
-    """Probability that a random event second has a higher gate than a random second without; ties count half.
+def event_auroc(scores: Float[Tensor, "batch time"], event: Bool[Tensor, "batch time"]) -> float:
+    """Probability that a random event second has a higher score than a random second without; ties count half.
 
     NaN if there are no event seconds, or only such: there is nothing to tell apart.
 
     Raises
     ------
     EventError
-        The shapes differ, or a gate is not finite.
+        The shapes differ, or a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
-    if gates.shape != event.shape:
+    if scores.shape != event.shape:
         raise EventError(
-            f"gate AUROC: gates and event must have the same shape, got {tuple(gates.shape)} and {tuple(event.shape)}"
+            f"event AUROC: scores and event must have the same shape, got {tuple(scores.shape)} and {tuple(event.shape)}"
         )
-    if not gates.isfinite().all():
-        raise EventError("gate AUROC: gates must be finite, got NaN or infinity")
+    if not scores.isfinite().all():
+        raise EventError("event AUROC: scores must be finite, got NaN or infinity")
     truth = event.flatten().cpu().numpy()
     if len(np.unique(truth)) < 2:
         return math.nan
-    return float(roc_auc_score(truth, gates.detach().double().flatten().cpu().numpy()))
+    return float(roc_auc_score(truth, scores.detach().double().flatten().cpu().numpy()))
 
 
 def video_classes(labels: Int[Tensor, "batch time"], background: int) -> Int[Tensor, " batch"]:

@@ -91,7 +91,7 @@ def test_bad_input_is_named() -> None:
         segment_accuracy(LABELS[:0], LABELS[:0])
     with pytest.raises(EventError, match="must have 2 event classes, or those and background, got 4"):
         gated_classes(torch.zeros(1, 4), torch.zeros(1, 2), 2)
-    with pytest.raises(EventError, match=r"gates must be finite"):
+    with pytest.raises(EventError, match=r"scores must be finite"):
         event_auroc(torch.tensor([[math.nan, 1.0]]), torch.tensor([[True, False]]))
-    with pytest.raises(EventError, match=r"same shape, got \(1, 1\) and \(1, 2\)"):
+    with pytest.raises(EventError, match=r"one shape, got \(1, 1\) and \(1, 2\)"):
         event_auroc(torch.zeros(1, 1), torch.tensor([[True, False]]))

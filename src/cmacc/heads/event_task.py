@@ -3,7 +3,8 @@
 1. The rows, as items (`cmacc.heads.event_items`, `event_films`), of the encoder, and of the same encoder untrained.
 2. For each protocol (`cmacc.heads.event_recipes`) and seed, a head is trained on the training part. Validation accuracy
    chooses the epoch; the test part is seen once. Published numbers are of the best *test* epoch, and higher for it.
-3. Rows of the card: accuracy of seconds, and AUROC of the event's probability and of gates (`cmacc.heads.event_results`).
+3. Rows of the card: accuracy of seconds, and the AUROC of the event's probability and of gates
+   (`cmacc.heads.event_results`).
 
 The state of every training is kept in ``out/heads`` until the card is written, so that a stopped evaluation goes on.
 """

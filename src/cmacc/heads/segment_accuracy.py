@@ -116,7 +116,7 @@ def event_auroc(scores: Float[Tensor, "batch time"], event: Bool[Tensor, "batch 
 
     if scores.shape != event.shape:
         raise EventError(
-            f"event AUROC: scores and event must have the same shape, got {tuple(scores.shape)} and {tuple(event.shape)}"
+            f"event AUROC: scores and event must have one shape, got {tuple(scores.shape)} and {tuple(event.shape)}"
         )
     if not scores.isfinite().all():
         raise EventError("event AUROC: scores must be finite, got NaN or infinity")

@@ -62,6 +62,13 @@ def test_events_from_the_published_features(tmp_path: Path, capsys: pytest.Captu
     assert main([*arguments, *how]) == 2
     assert "holds linear of task ave, linear_weak of task ave already" in capsys.readouterr().err
 
+    assert main(["evaluate", "--compare", str(tmp_path)]) == 0
+    beside = capsys.readouterr().out
+    assert "| 1 | features |" in beside
+    assert "| CMBS |" in beside
+    assert "| 79.3 % | cmbs; supervised; rule M2" in beside
+    assert "protocol: cmbs there, linear here (row 1)" in beside
+
 
 def test_events_by_default_are_measured_with_all_supervised_heads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

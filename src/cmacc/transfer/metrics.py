@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-DECIMALS = {"median_rank": 1, "mae": 3, "pearson": 3, "gate AUROC": 3}
+DECIMALS = {"median_rank": 1, "mae": 3, "pearson": 3, "event AUROC": 3, "gate AUROC": 3}
 """Metrics that are no shares, with the number of decimals that they are shown with."""
 LESS_IS_BETTER = ("median_rank", "mae")
 """Metrics of which the smallest value is the best."""

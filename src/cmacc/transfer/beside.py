@@ -19,9 +19,9 @@ _OF_OFFICIAL = (
     "are from a linear classifier, averaged over five folds; a row says if this is different or not stated. "
 )
 _OF_AVE = (
-    "Published AVE results are of the epoch that is best on the test part, and are higher for it; here validation "
-    "chooses the epoch. M1 to M4 are rules by which seconds get their class (`cmacc.heads.segment_accuracy`), and "
-    "`ceiling` is the most that a method can reach which never says background. "
+    "Published AVE results are, by their code, of the epoch that is best on the test part, and are higher for it; here "
+    "validation chooses the epoch. M1 to M4 are rules by which seconds get their class "
+    "(`cmacc.heads.segment_accuracy`), and `ceiling` is the most that a method can reach which never says background. "
 )
 
 

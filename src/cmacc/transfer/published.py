@@ -86,7 +86,7 @@ class PublishedResult:
     @property
     def departures(self) -> str:
         """What was done otherwise than by cmacc's protocol of that name; empty if nothing is known."""
-        return "".join(part.removeprefix("departures: ") for part in self.details if part.startswith("departures: "))
+        return ", ".join(part.removeprefix("departures: ") for part in self.details if part.startswith("departures: "))
 
     @property
     def clip(self) -> tuple[int, int] | None:

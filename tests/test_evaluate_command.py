@@ -55,8 +55,10 @@ def test_events_from_the_published_features(tmp_path: Path, capsys: pytest.Captu
     assert "linear_weak" in captured.out
     assert "ave, linear, seed 5, epoch 2/2" in captured.err
     card = Card.read(tmp_path / "card.json")
-    assert [(row.protocol, list(row.by_split)) for row in card.results] == [
-        (name, ["seed 2", "seed 5"]) for name in ("linear", "linear_weak")
+    assert [(row.protocol, row.metric, list(row.by_split)) for row in card.results] == [
+        (name, metric, ["seed 2", "seed 5"])
+        for name in ("linear", "linear_weak")
+        for metric in ("accuracy", "event AUROC")
     ]
     assert all({"epochs=2", "dropped training rows=1"} <= set(row.settings) for row in card.results)
     assert main([*arguments, *how]) == 2
@@ -79,7 +81,7 @@ def test_events_by_default_are_measured_with_all_supervised_heads(
     arguments: list[Any] = ["evaluate", "features", "--task", "ave", "--data", str(write_ave(tmp_path))]
     assert main([*arguments, "--out", str(tmp_path), "--epochs", "1", "--workers", "0"]) == 0
     rows = json.loads((tmp_path / "card.json").read_text())["results"]
-    assert [row["protocol"] for row in rows] == ["linear", "cmbs", "cace_net"]
+    assert [row["protocol"] for row in rows if row["metric"] == "accuracy"] == ["linear", "cmbs", "cace_net"]
     assert {tuple(row["by_split"]) for row in rows} == {("seed 0", "seed 1", "seed 2")}
 
 

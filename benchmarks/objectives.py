@@ -1,4 +1,4 @@
-"""The terms of the objective compared on real clips, for an equal time each: the table of docs/objectives.md.
+"""The terms of the objective compared on real clips, for an equal time each: the tables of docs/objectives.md.
 
     python benchmarks/objectives.py prepare ../shared/data/real OUT
     python benchmarks/objectives.py run OUT [--seconds 150 75] [--seeds 0 1 2] [--half 0|1] [--only NAME ...]
@@ -8,7 +8,7 @@
 twice with every seed, for as many steps as fit into ``--seconds``: on GRID's training part, and on the pool, the clips
 of `transfer_data.py` (GRID's and UCF101's training files with sound, assorted clips and rendered ones). A run that
 stands in OUT is not made again; two processes with ``--half 0`` and ``--half 1`` share the work. ``table`` writes all
-figures as JSON, and the table into the page, between its two marks. One thread: set OMP_NUM_THREADS=1.
+figures as JSON, and the tables into the page, between its two marks. One thread: set OMP_NUM_THREADS=1.
 
 GRID: retrieval among the 200 held-out clips, and among those with the same command; a linear probe of the digit.
 ESC-10: SVM, five folds. UCF101, six classes, split 1: linear and kNN. As in `cmacc.transfer`, but with three windows a
@@ -90,7 +90,7 @@ GRID_VIEWS = AugmentConfig(
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """One line of the table: weights of terms, and changes of the config."""
+    """One line of the tables: weights of terms, and changes of the config."""
 
     terms: dict[str, float]
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -326,11 +326,15 @@ def run(out: Path, seconds: tuple[float, float], seeds: list[int], half: int | N
         print(f"{name}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-COLUMNS = {
-    "grid R@1": "GRID R@1", "grid R@10": "R@10", "grid R@1 in class": "R@1 in class",
-    "digit video": "digit, pictures", "digit audio": "digit, sound", "esc10 svm": "ESC-10",
-    "ucf101 linear": "UCF101-6 linear", "ucf101 knn": "kNN",
+# The tables, by what was trained on, and their columns by metric.
+TABLES = {
+    "grid": {
+        "grid R@1": "R@1", "grid R@10": "R@10", "grid R@1 in class": "R@1 in class", "digit video": "digit, pictures",
+        "digit audio": "digit, sound",
+    },
+    "pool": {"esc10 svm": "ESC-10, SVM", "ucf101 linear": "UCF101-6, linear", "ucf101 knn": "UCF101-6, kNN"},
 }  # fmt: skip
+COLUMNS = [metric for columns in TABLES.values() for metric in columns]
 
 
 def table(out: Path) -> dict[str, Any]:
@@ -386,20 +390,26 @@ def machine() -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of the page; in bold, differences to the untrained encoders whose interval is above zero."""
-    heads = ["objective", "ms a step: GRID, pool", *COLUMNS.values()]
+    """The tables of the page; in bold, differences to the untrained encoders whose interval is above zero."""
+    titles = {"grid": "Trained on GRID:", "pool": "Trained on the pool:"}
+    return "\n\n".join(f"{titles[where]}\n\n{_table_of(report, where)}" for where in TABLES)
+
+
+def _table_of(report: dict[str, Any], where: str) -> str:
+    """Values have their interval on a second line, and no other break: eight would not fit a page side by side."""
+    heads = ["objective", "ms a step", *TABLES[where].values()]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, line in report["objectives"].items():
-        spent = [line[f"{where} step_seconds"] for where in BASES]
-        cells = [name, ", ".join(f"{1000 * s:.0f}" for s in spent if s)]
-        for metric in COLUMNS:
+        spent = line[f"{where} step_seconds"]
+        cells = [name, f"{1000 * spent:.0f}" if spent else ""]
+        for metric in TABLES[where]:
             found = line[metric]
             low, high = found["interval"]
             value = f"{100 * found['mean']:.1f}"
             if "minus untrained" in found and found["interval of the difference"][0] > 0:
                 value = f"**{value}**"
-            spread = f" ± {100 * found['deviation']:.1f}" if found["deviation"] is not None else ""
-            cells.append(f"{value}{spread} [{100 * low:.1f}, {100 * high:.1f}]")
+            spread = f"&nbsp;±&nbsp;{100 * found['deviation']:.1f}" if found["deviation"] is not None else ""
+            cells.append(f"{value}{spread}<br>[{100 * low:.1f},&nbsp;{100 * high:.1f}]")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

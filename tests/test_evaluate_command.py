@@ -55,12 +55,21 @@ def test_events_from_the_published_features(tmp_path: Path, capsys: pytest.Captu
     assert "linear_weak" in captured.out
     assert "ave, linear, seed 5, epoch 2/2" in captured.err
     card = Card.read(tmp_path / "card.json")
-    assert [(row.protocol, list(row.by_split)) for row in card.results] == [
-        (name, ["seed 2", "seed 5"]) for name in ("linear", "linear_weak")
+    assert [(row.protocol, row.metric, list(row.by_split)) for row in card.results] == [
+        (name, metric, ["seed 2", "seed 5"])
+        for name in ("linear", "linear_weak")
+        for metric in ("accuracy", "event AUROC")
     ]
     assert all({"epochs=2", "dropped training rows=1"} <= set(row.settings) for row in card.results)
     assert main([*arguments, *how]) == 2
     assert "holds linear of task ave, linear_weak of task ave already" in capsys.readouterr().err
+
+    assert main(["evaluate", "--compare", str(tmp_path)]) == 0
+    beside = capsys.readouterr().out
+    assert "| 1 | features |" in beside
+    assert "| CMBS |" in beside
+    assert "| 79.3 % | cmbs; supervised; rule M2" in beside
+    assert "protocol: cmbs there, linear here (row 1)" in beside
 
 
 def test_events_by_default_are_measured_with_all_supervised_heads(
@@ -72,7 +81,7 @@ def test_events_by_default_are_measured_with_all_supervised_heads(
     arguments: list[Any] = ["evaluate", "features", "--task", "ave", "--data", str(write_ave(tmp_path))]
     assert main([*arguments, "--out", str(tmp_path), "--epochs", "1", "--workers", "0"]) == 0
     rows = json.loads((tmp_path / "card.json").read_text())["results"]
-    assert [row["protocol"] for row in rows] == ["linear", "cmbs", "cace_net"]
+    assert [row["protocol"] for row in rows if row["metric"] == "accuracy"] == ["linear", "cmbs", "cace_net"]
     assert {tuple(row["by_split"]) for row in rows} == {("seed 0", "seed 1", "seed 2")}
 
 

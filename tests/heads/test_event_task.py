@@ -19,11 +19,15 @@ from cmacc.heads import event_task as evaluation
 from cmacc.heads.cace_net import CaceNet, CaceNetConfig
 from cmacc.heads.cmbs import Cmbs, CmbsConfig, WeakCmbs, WeakCmbsConfig
 from cmacc.heads.event_attention import StreamConfig
+from cmacc.heads.event_items import published_set
 from cmacc.heads.event_recipes import EVENT_RECIPES, EventProtocol
-from cmacc.heads.event_task import EventOptions, evaluate_events
+from cmacc.heads.event_results import AUROCS
+from cmacc.heads.event_task import AVE_TASK, EventOptions, evaluate_events, features_facts
+from cmacc.heads.head import ItemsInMemory
 from cmacc.pretraining.clip_encoder import EncoderError, Modality
-from cmacc.transfer import Card, CardError, TaskError
+from cmacc.transfer import PUBLISHED_TASKS, Card, CardError, TaskError, published_results
 from cmacc.transfer.compare import compared
+from cmacc.transfer.metrics import DECIMALS
 from cmacc.transfer.open import OpenedEncoder, opened_object
 
 SMALL = StreamConfig(8, 8, 8, 8, 1, 8, 8, 2, 2)
@@ -293,6 +297,24 @@ def test_leaks_are_dropped_and_weak_training_has_videos_without_events(tmp_path:
     facts = json.loads((tmp_path / "card.json").read_text())["data"]["ave"]
     assert (facts["files"], facts["files_listed"]) == (39, 39)  # what was dropped on purpose is not missing
     assert card.encoder.name == "features"
+
+
+def test_published_features_are_named_as_in_the_table_of_published_numbers(tmp_path: Path) -> None:
+    events = published_set(write_features(tmp_path))
+    assert features_facts(events).kind == "features in files named as AVE's"
+    assert features_facts(events).pretraining_data is None
+    as_published = dataclasses.replace(
+        events,
+        data=dataclasses.replace(events.data, facts=dataclasses.replace(events.data.facts, published_order=True)),
+        items=ItemsInMemory({"video": torch.zeros(1, 10, 49, 512), "audio": torch.zeros(1, 10, 128)}),
+    )
+    facts = features_facts(as_published)
+    rows = [row for row in published_results() if row.ave is not None]
+    assert len(rows) == 3
+    assert {(row.backbone, row.pretraining) for row in rows} == {(facts.kind, facts.pretraining_data)}
+    assert {row.kind for row in rows} <= EVENT_RECIPES.keys()
+    assert AVE_TASK in PUBLISHED_TASKS
+    assert set(AUROCS.values()) <= DECIMALS.keys()  # they are no shares
 
 
 @pytest.mark.usefixtures("users_checks")

@@ -204,6 +204,35 @@ def test_full_report_shows_every_section(full_report: Path) -> None:
     assert "not shown" not in queries
 
 
+def test_results_of_heads_have_units_words_and_no_bar_of_an_error(make_run: MakeRun) -> None:
+    base = {"count": 402, "version": 1, "windows": 10, "crops": 1, "seconds": 1.0, "modality": "both"}
+
+    def row(task: str, protocol: str, metric: str, *numbers: float | None, settings: list[str]) -> dict[str, object]:
+        found = dict(zip(("value", "untrained", "chance"), numbers, strict=True))
+        names = {"task": task, "protocol": protocol, "metric": metric, "settings": settings}
+        return base | names | found | {"low": numbers[0], "high": numbers[0], "by_split": {"seed 0": numbers[0]}}
+
+    rows = [
+        row("fusion", "late", "mae", 0.6104, None, 0.84, settings=[]),
+        row("fusion", "late", "acc2_has0", 0.8, None, 0.71, settings=[]),
+        row("ave", "cmbs", "gate AUROC", 0.8731, 0.51, 0.5, settings=["leaks=<8>"]),
+        row("ave", "cmbs", "accuracy", 0.68, 0.41, 0.178, settings=["leaks=<8>"]),
+    ]
+    found = _section(write_report(make_run(results=rows)).read_text(), "results")
+    lines = re.findall(r"(?s)<tr class.*?</tr>", found)
+    assert [" ".join(re.sub(r"<[^>]*>", " ", line).split()) for line in lines] == [
+        "CMBS, both together accuracy 68.0 % ▲ 41.0 % 17.8 % 402",
+        "AUROC of gates 0.873 ▲ 0.510 0.500 402",
+        "Late fusion, both together mean absolute error 0.610 – 0.840 402",
+        "accuracy, neutral is positive 80.0 % – 71.0 % 402",
+    ]
+    assert ["bar" in line for line in lines] == [True, True, False, True]
+    assert 'title="acc2_has0"' in lines[3]
+    assert found.count("Departures and conditions: leaks=&lt;8&gt;") == 1
+    for heading in ("Event localisation", "Fusion of feature sequences"):
+        assert f"<h3>{heading}</h3>" in found
+
+
 def test_page_needs_no_network(full_report: Path) -> None:
     markup = _Markup(full_report.read_text())
     assert {"img", "svg", "a", "details"} <= markup.tags

@@ -310,14 +310,17 @@ def print_card(card: "Card") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{card.encoder.name} after {card.encoder.checkpoint_step} steps")
+    from cmacc.transfer.metrics import DECIMALS
+
+    steps = card.encoder.checkpoint_step
+    table = Table(title=card.encoder.name + (f" after {steps:,} steps" if steps else ""))
     for heading in ("task", "protocol", "modality", "metric"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")  # cut, names of metrics would be the same
     for heading in ("value", "95 % interval", "spread", "untrained", "chance", "held-out"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in card.results:
 
-        def shown(value: float | None, digits: int = 1 if row.metric == "median_rank" else 3) -> str:
+        def shown(value: float | None, digits: int = DECIMALS.get(row.metric, 3)) -> str:
             return "" if value is None else f"{value:.{digits}f}"
 
         interval, spread = (
@@ -327,4 +330,4 @@ def print_card(card: "Card") -> None:
         numbers = [shown(row.value), interval, spread, shown(row.untrained), shown(row.chance), str(row.count)]
         table.add_row(row.task, row.protocol, row.modality, row.metric, *numbers)
     # rich assumes 80 columns for a file or a pipe, and would cut the table.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)

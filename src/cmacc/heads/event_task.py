@@ -132,7 +132,7 @@ def evaluate_events(
     source: EventSet | OpenedEncoder
     if encoder == PUBLISHED:
         source = published_set(data, allow_partial=options.allow_partial, drop_leaks=options.drop_leaks)
-        facts = EncoderFacts(PUBLISHED, "published features of AVE", source.features_hash, 0, 0, {})
+        facts = features_facts(source)
     else:
         source = _opened(encoder, device, options)
         facts = source.facts
@@ -170,6 +170,19 @@ class _Inputs:
     untrained: EventSet | None
     settings: tuple[str, ...]
     seconds: float
+
+
+def features_facts(events: EventSet) -> EncoderFacts:
+    """What the card says of features in files: the published ones, if annotations and widths are as published.
+
+    In the words of ``docs/published.csv``, so that a card of the same features does not differ from its rows in them.
+    """
+    first = events.items.rows([0])
+    widths = (first["video"].shape[-1], first["audio"].shape[-1])
+    if not events.data.facts.published_order or widths != (512, 128):
+        return EncoderFacts(PUBLISHED, "features in files named as AVE's", events.features_hash, 0, 0, {})
+    kind, pretraining = "published features of AVE (VGG-19, VGGish)", "ImageNet, AudioSet (with labels)"
+    return EncoderFacts(PUBLISHED, kind, events.features_hash, 0, 0, {}, pretraining)
 
 
 def _chosen_protocols(asked: Sequence[EventProtocol]) -> tuple[EventProtocol, ...]:

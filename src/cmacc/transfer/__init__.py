@@ -11,8 +11,9 @@ from cmacc.pretraining.clip_encoder import (
 from cmacc.pretraining.cmacc_encoder import CmaccEncoder
 from cmacc.pretraining.features import Features, embed, weights_hash
 from cmacc.transfer.adapters import LogMelStatistics, TowerEncoder
+from cmacc.transfer.beside import beside_published
 from cmacc.transfer.card import Card, CardError, DataFacts, EncoderFacts, Result
-from cmacc.transfer.compare import beside_published, compared, markdown, results_table
+from cmacc.transfer.compare import compared, markdown, results_table
 from cmacc.transfer.evaluate import DEFAULT_PROTOCOLS, EvaluateOptions, evaluate
 from cmacc.transfer.export import Exported, ExportError, export_run, push, read_export
 from cmacc.transfer.finetune import (

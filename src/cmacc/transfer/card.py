@@ -44,7 +44,8 @@ class Result:
     by_split
         Value of every split, by its name.
     settings
-        Departures from the recipe, and prompts, as ``name=value``; empty if there are none.
+        Departures from the recipe, prompts, and what of the data a value cannot be read without, as ``name=value``;
+        empty if there are none.
     seconds
         Time of the measurement of the encoder; short if its features were cached.
     """
@@ -124,7 +125,7 @@ class EncoderFacts:
     clip
         Size of its clips: the fields of `ClipSpec`.
     pretraining_data
-        Fingerprint of the manifest that it was trained on; None if unknown.
+        Fingerprint of the manifest that it was trained on, or names of public data; None if unknown.
     run_id
         Id of the training run; empty if there is none or it is unknown.
     """

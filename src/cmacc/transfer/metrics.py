@@ -1,4 +1,4 @@
-"""Metrics of one split, and their summary over all splits with a bootstrap interval."""
+"""Metrics of one split, and their summary over all splits with a bootstrap interval; the units of all metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+DECIMALS = {"median_rank": 1, "mae": 3, "pearson": 3, "event AUROC": 3, "gate AUROC": 3}
+"""Metrics that are no shares, with the number of decimals that they are shown with."""
+LESS_IS_BETTER = ("median_rank", "mae")
+"""Metrics of which the smallest value is the best."""
 _SEED = 0
 _RESAMPLES = 2000
 
@@ -116,6 +120,17 @@ def summarised(metrics: Sequence[Metric], groups: Sequence[NDArray[np.int64]]) -
         chance=float(np.mean([metric.chance for metric in metrics])),
         count=sum(len(metric.per_item) for metric in metrics),
     )
+
+
+def shown(metric: str, value: float) -> str:
+    """A value in its unit: shares in percent, other metrics as numbers.
+
+    Examples
+    --------
+    >>> shown("R@1", 0.235), shown("median_rank", 12.5), shown("mae", 0.6)
+    ('23.5 %', '12.5', '0.600')
+    """
+    return f"{value:.{DECIMALS[metric]}f}" if metric in DECIMALS else f"{100 * value:.1f} %"
 
 
 def _value(name: str, per_item: NDArray[np.float64]) -> float:

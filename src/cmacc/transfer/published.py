@@ -1,7 +1,7 @@
-"""Published results on UCF101, HMDB51 and ESC-50, read from ``docs/published.csv``.
+"""Published results on UCF101, HMDB51, ESC-50 and AVE, read from ``docs/published.csv``.
 
 They are for orientation. Each row names its source and only states what the source states.
-`cmacc.transfer.compare.beside_published` lists how a number differs from measured ones.
+`cmacc.transfer.beside.beside_published` lists how a number differs from measured ones.
 """
 
 import csv
@@ -10,13 +10,15 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal, get_args
 
 from cmacc.transfer.card import CardError
-from cmacc.transfer.tasks import TaskName
 
-PUBLISHED_TASKS: tuple[TaskName, ...] = ("ucf101", "hmdb51", "esc50")
-"""The tasks that published results are known for."""
-_KINDS = ("linear", "svm", "knn", "finetune", "other")
+PublishedTask = Literal["ucf101", "hmdb51", "esc50", "ave"]
+"""A task that published results are known for, by the name that cards have; ``ave`` is measured by `cmacc.heads`."""
+PUBLISHED_TASKS: tuple[PublishedTask, ...] = get_args(PublishedTask)
+"""All of them."""
+_KINDS = ("linear", "svm", "knn", "finetune", "cmbs", "cmbs_weak", "cace_net", "other")
 _COLUMNS = ["method", "backbone", "pretraining", *PUBLISHED_TASKS, "protocol", "source"]
 
 
@@ -28,11 +30,12 @@ class PublishedResult:
     ----------
     method, backbone, pretraining
         In the words of the source, or ``not stated``.
-    ucf101, hmdb51, esc50
-        Accuracy on that task.
+    ucf101, hmdb51, esc50, ave
+        Accuracy on that task; on AVE, of seconds.
     protocol
-        One of ``linear``, ``svm``, ``knn``, ``finetune``, ``other``; after a semicolon, what else is known: splits, and
-        the clip as ``30 frames of 112 px``.
+        The protocol of cmacc that it corresponds to (on AVE ``cmbs``, ``cmbs_weak`` or ``cace_net``), or ``other``.
+        After semicolons, what else is known: splits; the clip as ``30 frames of 112 px``; conditions in the words of a
+        card's settings, as ``leaks=8``; what it does otherwise than that protocol, as ``departures: one seed, ...``.
     source
         Source of the numbers.
 
@@ -48,6 +51,7 @@ class PublishedResult:
     ucf101: float | None
     hmdb51: float | None
     esc50: float | None
+    ave: float | None
     protocol: str
     source: str
 
@@ -65,14 +69,24 @@ class PublishedResult:
             if value is not None and not 0 <= value <= 100:
                 raise CardError(f"{where}: {task} must be in [0, 100], got {value}")
 
-    def accuracy(self, task: str) -> float | None:
-        """Accuracy in percent on one of `PUBLISHED_TASKS`."""
-        return {"ucf101": self.ucf101, "hmdb51": self.hmdb51, "esc50": self.esc50}[task]
+    def accuracy(self, task: PublishedTask) -> float | None:
+        """Accuracy in percent on a task."""
+        return {"ucf101": self.ucf101, "hmdb51": self.hmdb51, "esc50": self.esc50, "ave": self.ave}[task]
 
     @property
     def kind(self) -> str:
         """The protocol's first word."""
         return self.protocol.partition(";")[0].strip()
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """What stands in the protocol after the first word."""
+        return tuple(part.strip() for part in self.protocol.split(";")[1:])
+
+    @property
+    def departures(self) -> str:
+        """What was done otherwise than by cmacc's protocol of that name; empty if nothing is known."""
+        return ", ".join(part.removeprefix("departures: ") for part in self.details if part.startswith("departures: "))
 
     @property
     def clip(self) -> tuple[int, int] | None:
@@ -113,7 +127,7 @@ def parse_published(text: str) -> tuple[PublishedResult, ...]:
         for row in reader:
             if None in row or None in row.values():
                 raise CardError(f"must have {len(_COLUMNS)} columns, got {list(row.values())}")
-            ucf101, hmdb51, esc50 = (float(row[task]) if row[task] else None for task in PUBLISHED_TASKS)
+            ucf101, hmdb51, esc50, ave = (float(row[task]) if row[task] else None for task in PUBLISHED_TASKS)
             rows.append(
                 PublishedResult(
                     method=row["method"],
@@ -122,6 +136,7 @@ def parse_published(text: str) -> tuple[PublishedResult, ...]:
                     ucf101=ucf101,
                     hmdb51=hmdb51,
                     esc50=esc50,
+                    ave=ave,
                     protocol=row["protocol"],
                     source=row["source"],
                 )

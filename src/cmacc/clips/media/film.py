@@ -34,8 +34,8 @@ _KEYFRAME_SECONDS = 2
 _CHUNK_SECONDS = 60  # of sound in memory; whole seconds, so that chunks join without a seam at any sample rate
 _FRAME_RATES_HZ = (5.0, 30.0)  # slower ones would let the last picture stay for long, faster ones show no more
 _FINEST_RATE = 1001  # denominator of a frame rate, as in 30000/1001
-# On processors with AVX-512, x264 reads memory that it has not written where it weighs blocks by how much later pictures
-# use them: a film of 48 px then had other bytes in one of four runs. Without, films are 10 to 20 % larger.
+# On processors with AVX-512, x264 reads memory that it has not written where it weighs blocks by how much later
+# pictures use them: a film of 48 px then had other bytes in one of four runs. Without, films are 10 to 20 % larger.
 _X264 = "mbtree=0"
 _MUXER = {
     "movflags": "+faststart",

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from cmacc.transfer.card import Card, CardError, DataFacts, Result
 from cmacc.transfer.official import OFFICIAL
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult
+from cmacc.transfer.stages import losses_in_words
 from cmacc.transfer.tasks import TaskName
 
 _ROW = ("task", "protocol", "modality", "metric")
@@ -50,6 +51,7 @@ def markdown(card: Card) -> str:
     sections = [
         f"# Results of {_plain(encoder.name)}",
         results_table(card),
+        *map(_plain, losses_in_words(card)),
         "## Data",
         _table(
             ["task", "path", "fingerprint", "present"],

@@ -69,7 +69,7 @@ EVENTS = PretrainConfig(
 DIGIT = PretrainConfig(
     data=DataConfig(clip=ClipSpec(10, 10.0, 32, 40, audio_seconds=1.0), augment=MOUTH),
     encoder=EncoderConfig(mel_bins=32),
-    optim=OptimConfig(batch_size=32, steps=1500),
+    optim=OptimConfig(batch_size=32, steps=500),
 )
 FACE = PretrainConfig(
     data=DataConfig(clip=ClipSpec(10, 5.0, 32, 40, audio_seconds=2.0), augment=MOUTH),

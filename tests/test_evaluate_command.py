@@ -102,6 +102,24 @@ def test_emotion_and_instruments_from_their_folders(tmp_path: Path) -> None:
         assert card.data[task].is_partial == (task == "emotion")
 
 
+def test_instruments_by_default_show_what_the_projection_loses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{name}/{number}.wav" for name in ("oboe", "flute", "clarinet") for number in range(2)]
+    arguments = ["evaluate", "random", "--task", "instruments", "--data", str(write_tones(tmp_path / "notes", names))]
+    arguments += ["--out", str(tmp_path), "--folds", "2", "--windows", "1", "--workers", "0"]
+    assert main(arguments) == 0
+    rows = Card.read(tmp_path / "card.json").results
+    assert [(row.protocol, row.modality, row.metric) for row in rows] == [
+        ("linear", "audio", "accuracy"),
+        ("knn", "audio", "accuracy"),
+        *(("prototypes", side, metric) for side in ("audio", "audio_joint") for metric in ("accuracy", "triplets")),
+    ]
+    assert " in the projection: " in capsys.readouterr().out.splitlines()[-2]
+    assert main([*arguments, "--protocol", "zero_shot"]) == 2
+    assert "must have a text side in the space of its audio features, got CmaccEncoder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

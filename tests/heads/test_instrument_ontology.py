@@ -13,8 +13,9 @@ from cmacc.heads.instrument_ontology import (
     instruments,
     sound_triplets,
     tree_distances,
-    triplet_accuracy,
 )
+from cmacc.pretraining.features import unit_rows
+from cmacc.transfer.nearest import triplets_kept
 
 PUBLISHED = {  # groups of TinySOL's instruments in the paper's ontology, whose distances are stored in its repository
     "double reeds": ("bassoon", "oboe"),
@@ -62,6 +63,8 @@ def test_every_instrument_stands_once_and_at_one_depth() -> None:
         ("TpC", "trumpet"),
         ("French Horn", "french horn"),
         ("Alto_Saxophone", "alto saxophone"),
+        ("cor anglais", "english horn"),
+        ("contrabassoon", "contrabassoon"),
     ],
 )
 def test_names_and_aliases(name: str, known: str) -> None:
@@ -83,6 +86,8 @@ def test_distances_by_hand() -> None:
         [inf, inf, 8, 8, 8, 0, inf],
         [inf, inf, inf, inf, inf, inf, 0],
     ]
+    plucked = tree_distances(["guitar", "banjo", "mandolin", "violin", "harp", "piano"])
+    assert plucked[0].tolist() == [0, 4, 4, 6, 8, 8]
     with pytest.raises(InstrumentError, match=r"instrument 'theremin': must be a name or alias .*, got 1 unknown of 2"):
         tree_distances(["violin", "theremin"])
     with pytest.raises(InstrumentError, match="must be distinct, got two names of one among cello, Violoncello"):
@@ -104,20 +109,10 @@ def test_triplets_are_the_686_sound_ones_of_the_published_distances() -> None:
     assert found == brute
 
 
-def test_triplet_accuracy_by_hand() -> None:
-    """Of violin, viola, oboe: two triplets, (violin, viola, oboe) and (viola, violin, oboe)."""
-    triplets = sound_triplets(tree_distances(["violin", "viola", "oboe"]))
-    assert triplets.tolist() == [[0, 1, 2], [1, 0, 2]]
-    angles = np.radians([0.0, 40.0, 70.0])  # viola is nearer to oboe: the second triplet is lost
-    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1) * [[1.0], [5.0], [0.1]]  # lengths do not matter
-    assert triplet_accuracy(rows, triplets) == 0.5
-    assert triplet_accuracy(np.ones((3, 2)), triplets) == 0.0  # collapsed
-    with pytest.raises(InstrumentError, match="triplets: must be at least 1, got none"):
-        triplet_accuracy(rows, sound_triplets(tree_distances(["violin", "oboe", "timpani"])))
-    with pytest.raises(InstrumentError, match="must be rows of the 2 embeddings, got 0 to 2"):
-        triplet_accuracy(rows[:2], triplets)
-    with pytest.raises(InstrumentError, match="embeddings: must be finite, got 1 other values"):
-        triplet_accuracy(np.where(rows == rows[0, 0], np.nan, rows), triplets)
+def test_triplets_of_three_by_hand() -> None:
+    assert sound_triplets(tree_distances(["violin", "viola", "oboe"])).tolist() == [[0, 1, 2], [1, 0, 2]]
+    assert sound_triplets(tree_distances(["violin", "oboe", "timpani"])).shape == (0, 3)
+    assert sound_triplets(tree_distances([])).shape == (0, 3)
 
 
 def test_an_embedding_of_the_tree_keeps_every_triplet_and_random_ones_keep_half() -> None:
@@ -125,9 +120,9 @@ def test_an_embedding_of_the_tree_keeps_every_triplet_and_random_ones_keep_half(
     nodes = sorted({one.path[:depth] for one in known for depth in range(1, 5)})
     planted = np.asarray([[float(one.path[: len(node)] == node) for node in nodes] for one in known])
     triplets = sound_triplets(tree_distances(TINYSOL_CLASSES))
-    assert triplet_accuracy(planted, triplets) == 1.0
+    assert triplets_kept(unit_rows(planted), triplets).value == 1.0
     rng = np.random.default_rng(0)
-    shares = [triplet_accuracy(rng.normal(size=(14, 32)), triplets) for _ in range(200)]
+    shares = [triplets_kept(unit_rows(rng.normal(size=(14, 32))), triplets).value for _ in range(200)]
     # The mean of 200 draws within four standard errors of one half.
     assert abs(np.mean(shares) - 0.5) < 4 * np.std(shares) / math.sqrt(200)
     assert np.std(shares) < 0.15

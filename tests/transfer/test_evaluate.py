@@ -79,6 +79,20 @@ def test_the_card_of_both_tasks(run_dir: Path, small_world: Path, tmp_path: Path
     assert np.allclose(np.linalg.norm(saved["video"], axis=1), 1, atol=1e-5)
 
 
+def test_prototypes_stand_before_and_after_the_heads(run_dir: Path, small_world: Path, tmp_path: Path) -> None:
+    card = evaluate(
+        str(run_dir), ["labelled"], small_world, tmp_path,
+        protocols=["prototypes"], options=ONE_WINDOW,
+    )  # fmt: skip
+    assert [(row.modality, row.metric) for row in card.results] == [
+        (modality, "accuracy") for modality in ("video", "audio", "both", "video_joint", "audio_joint")
+    ]
+    assert all(row.chance == 0.25 and row.untrained is not None for row in card.results)
+    own, joint = (next(r for r in card.results if r.modality == name) for name in ("audio", "audio_joint"))
+    words = f"(audio {100 * own.value:.1f} %, audio_joint {100 * joint.value:.1f} %"
+    assert words in (tmp_path / "card.md").read_text().replace("\\_", "_")
+
+
 def test_a_file_that_does_not_decode_is_left_out_and_named(run_dir: Path, small_world: Path, tmp_path: Path) -> None:
     records = list(Manifest.read(small_world).records)
     test = [i for i, record in enumerate(records) if record.split == "test"][2]
@@ -201,10 +215,10 @@ def test_a_planted_encoder_gets_exactly_what_it_must(small_world: Path, tmp_path
             answers[memory.heard[i]] = (labels[i] + 1) % 4
         card = evaluate(
             Planted(answers).eval(), ["labelled"], small_world, tmp_path / str(wrong),
-            protocols=["linear", "svm", "knn", "retrieval"], options=ONE_WINDOW,
+            protocols=["linear", "svm", "knn", "prototypes", "retrieval"], options=ONE_WINDOW,
         )  # fmt: skip
         found = {(r.protocol, r.metric): r.value for r in card.results}
-        for name in ("linear", "svm", "knn"):
+        for name in ("linear", "svm", "knn", "prototypes"):
             assert found[name, "accuracy"] == (12 - wrong) / 12
         assert found["retrieval", "R@1"] == (12 - wrong) / 12
 

@@ -70,6 +70,37 @@ class Counting(nn.Module):
         return torch.stack([waveforms.abs().mean(1), waveforms.square().mean(1)], dim=1)
 
 
+class Projected(Counting):
+    """Features are a projection of what a tower gives."""
+
+    def __init__(self, tower: Counting | None) -> None:
+        super().__init__()
+        self._tower = tower
+
+    @property
+    def unprojected(self) -> Counting | None:
+        return self._tower
+
+    def project_audio(self, unprojected: Tensor) -> Tensor:
+        return unprojected @ torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 3.0]])
+
+    def embed_audio(self, waveforms: Tensor) -> Tensor:
+        return self.project_audio(super().embed_audio(waveforms))
+
+
+def test_a_tower_is_embedded_once_and_its_projection_computed(manifest: Manifest, tmp_path: Path) -> None:
+    tower = Counting()
+    encoder = Projected(tower)
+    for _ in range(2):  # the second time from what was kept, of the tower
+        features = embed(encoder, manifest, range(3), ["audio"], windows=2, cache=tmp_path)
+        assert (tower._clips, encoder._clips) == (6, 0)
+        assert features.unprojected["audio"].shape == (3, 2, 2)
+        assert features.by_modality["audio"].shape == (3, 2, 3)
+        whole = embed(Projected(None), manifest, range(3), ["audio"], windows=2)
+        np.testing.assert_allclose(features.by_modality["audio"], whole.by_modality["audio"], rtol=1e-5)
+        assert whole.unprojected == {}
+
+
 def test_windows_that_coincide_are_decoded_once(manifest: Manifest) -> None:
     long = Counting(dataclasses.replace(SPEC, audio_seconds=60.0))
     features = embed(long, manifest, range(4), ["audio"], windows=10)

@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 
 from cmacc.pretraining.features import unit_rows
 from cmacc.transfer.metrics import Metric, ProtocolError, summarised
+from cmacc.transfer.nearest import prototypes
 from cmacc.transfer.protocols import (
     Rows,
     _distinct,
@@ -29,7 +30,7 @@ from cmacc.transfer.protocols import (
 from cmacc.transfer.recipes import RECIPES, crops_of
 
 CLASSIFIERS: list[Callable[[Rows, Rows], list[Metric]]] = [linear, svm, knn]
-ALL = [*CLASSIFIERS, class_retrieval]
+ALL = [*CLASSIFIERS, prototypes, class_retrieval]
 
 
 def rows(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Rows:
@@ -445,7 +446,7 @@ def test_recipes_go_by_their_names() -> None:
         assert recipe.windows == 10
         assert crops_of(name, "video") == recipe.crops == (3 if name == "finetune" else 1)
         assert crops_of(name, "audio") == crops_of(name, "video_to_audio") == 1
-    assert set(RECIPES) == {"linear", "svm", "knn", "finetune", "retrieval", "zero_shot"}
+    assert set(RECIPES) == {"linear", "svm", "knn", "prototypes", "finetune", "retrieval", "zero_shot"}
 
 
 # Bad input

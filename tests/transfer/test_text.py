@@ -30,7 +30,7 @@ from cmacc.transfer import (
     open_encoder,
     text_modalities,
 )
-from cmacc.transfer.protocols import zero_shot
+from cmacc.transfer.nearest import zero_shot
 from cmacc.transfer.text import class_prompt
 
 ONE_WINDOW = EvaluateOptions(windows=1, workers=0)

@@ -67,6 +67,7 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         "         cmacc evaluate hf:openai/clip-vit-base-patch32 --task zero_shot --data videos.parquet --out cards/b\n"
         "         cmacc evaluate runs/first --task ave --protocol linear cmbs --data AVE_Dataset/ --out cards/c\n"
         "         cmacc evaluate runs/first --task emotion --set ravdess --data RAVDESS/ --out cards/d\n"
+        "         cmacc evaluate hf:laion/clap-htsat-unfused --task instruments --data TinySOL/ --out cards/e\n"
         "         cmacc evaluate --compare cards/*/card.json",
     )
     parser.add_argument("encoder", metavar="ENCODER", nargs="?", help="encoder to measure")
@@ -75,7 +76,11 @@ def _evaluate_parser() -> argparse.ArgumentParser:
     )
     protocols = dict.fromkeys((*get_args(ProtocolName), *get_args(EventProtocol), *get_args(FusionMethod)))
     parser.add_argument(
-        "--protocol", nargs="+", choices=tuple(protocols), default=[], help="by default, each task's own"
+        "--protocol",
+        nargs="+",
+        choices=tuple(protocols),
+        default=[],
+        help="by default, each task's own; zero_shot needs an encoder with a text side",
     )
     parser.add_argument(
         "--data", type=Path, metavar="ROOT", help="folder of the data set; a manifest for labelled, pairs and zero_shot"
@@ -99,7 +104,8 @@ def _evaluate_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="TEXT",
-        help="zero_shot: templates with {} for the class, averaged ('a video of {}.', 'the sound of {}.')",
+        help="zero_shot: templates with {} for the class, averaged ('a video of {}.', 'the sound of {}.'; instruments: "
+        "four of their own)",
     )
     parser.add_argument("--allow-partial", action="store_true", help="accept missing files; the card states the share")
     parser.add_argument(
@@ -310,6 +316,7 @@ def print_card(card: "Card") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from cmacc.transfer import losses_in_words
     from cmacc.transfer.metrics import DECIMALS
 
     steps = card.encoder.checkpoint_step
@@ -331,3 +338,5 @@ def print_card(card: "Card") -> None:
         table.add_row(row.task, row.protocol, row.modality, row.metric, *numbers)
     # rich assumes 80 columns for a file or a pipe, and would cut the table.
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for line in losses_in_words(card):
+        print(line)

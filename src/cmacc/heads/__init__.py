@@ -16,14 +16,7 @@ from cmacc.heads.fusion import FusionConfig, FusionError, FusionHead, FusionMeth
 from cmacc.heads.fusion_task import FusionOptions, evaluate_fusion
 from cmacc.heads.head import Head, HeadError, Items, ItemsInMemory, Rows
 from cmacc.heads.instrument_files import instruments_task
-from cmacc.heads.instrument_ontology import InstrumentError, sound_triplets, tree_distances, triplet_accuracy
-from cmacc.heads.instruments import (
-    TowerReport,
-    prompt_embeddings,
-    prompt_texts,
-    prototype_accuracy,
-    tower_report,
-)
+from cmacc.heads.instrument_ontology import InstrumentError, sound_triplets, tree_distances
 from cmacc.heads.segment_accuracy import (
     EventError,
     classes_per_second,
@@ -73,7 +66,6 @@ __all__ = [
     "SequenceData",
     "SequenceError",
     "StreamConfig",
-    "TowerReport",
     "WeakCmbs",
     "WeakCmbsConfig",
     "class_metrics",
@@ -88,9 +80,6 @@ __all__ = [
     "instruments_task",
     "performance_of",
     "predictions",
-    "prompt_embeddings",
-    "prompt_texts",
-    "prototype_accuracy",
     "read_ave",
     "read_ave_features",
     "read_background_features",
@@ -100,7 +89,5 @@ __all__ = [
     "segment_accuracy",
     "sentiment_metrics",
     "sound_triplets",
-    "tower_report",
     "tree_distances",
-    "triplet_accuracy",
 ]

@@ -1,4 +1,4 @@
-"""Notes of instruments on disk, for the probes: TinySOL with its official folds, names of its kind, or class folders.
+"""Notes of instruments on disk, as a task: TinySOL with its official folds, names of its kind, or class folders.
 
 1. With a table (``TinySOL_metadata.csv``, or one with its columns): classes and folds are those of the table.
 2. Else by file names, ``Vn-ord-A3-mf-4c-N``: instrument, technique, pitch, dynamics, string and so on.
@@ -6,9 +6,13 @@
 
 Without a table there are no official folds; they are drawn by class, copies of a file together.
 
-Source: Cella, Ghisi, Lostanlen, Levy, Fineberg and Maresz 2020, "OrchideaSOL: A dataset of extended instrumental
+Beside files and folds, the task has prompts for the names of the classes and the triplets of those that the ontology
+knows (`cmacc.heads.instrument_ontology`), so that a card shows which tower of sound and text is weak.
+
+Sources: Cella, Ghisi, Lostanlen, Levy, Fineberg and Maresz 2020, "OrchideaSOL: A dataset of extended instrumental
 techniques for computer-aided orchestration"; TinySOL 6.0 (zenodo.org/records/3685367) has 2,913 notes of 14
-instruments in 5 folds.
+instruments in 5 folds. Vasilakis, Bittner and Pauwels 2024, "I can listen but cannot read: an evaluation of two-tower
+multimodal systems for instrument recognition" (ISMIR, arXiv 2407.18058), for the prompts.
 """
 
 import os
@@ -23,11 +27,24 @@ from numpy.typing import NDArray
 
 from cmacc.clips import LabelTable, ListedFile, Listing, Manifest, list_folders
 from cmacc.clips.progress import Progress, silent
-from cmacc.heads.instrument_ontology import TINYSOL_CLASSES, instrument_named, instruments
+from cmacc.heads.instrument_ontology import (
+    TINYSOL_CLASSES,
+    instrument_named,
+    instruments,
+    sound_triplets,
+    tree_distances,
+)
 from cmacc.heads.listed import ScanOptions, WholeSet, listed_task
 from cmacc.transfer.tasks import Split, TaskData, TaskError, grouped_folds
 
 TINYSOL_TABLE = "TinySOL_metadata.csv"
+PROMPTS = (
+    "A {} track",
+    "This is a recording of {}",
+    "Solo musical instrument sound of {}",
+    "Sound of {} musical instrument",
+)
+"""The paper's templates that name an instrument; it also has controls: "A no {} track", and random words."""
 _TINYSOL = WholeSet(2_913, len(TINYSOL_CLASSES))
 _COLUMNS = LabelTable(Path(), label_column="Instrument (in full)", split_column="Fold", path_column="Path")
 _NAME = re.compile(r"(?P<instrument>[A-Za-z]+)-(?P<technique>[a-z+_]+)-(?P<pitch>[A-G]#?\d)-(?P<dynamics>[a-z]+)-.+")
@@ -109,7 +126,7 @@ def instruments_task(
     else:
         listing, others, whole = _of_names(root)
     drawn = None if fold_of and folds is None else (_FOLDS if folds is None else folds)
-    return listed_task(
+    data = listed_task(
         "instruments",
         table.name if table is not None else str(root.name),
         root,
@@ -121,6 +138,14 @@ def instruments_task(
         left_out=others,
         options=ScanOptions(workers, journal, progress),
     )
+    return replace(data, prompts=PROMPTS, triplets=_triplets(data.manifest.classes()))
+
+
+def _triplets(classes: list[str]) -> NDArray[np.int64]:
+    """The sound triplets of those classes that the ontology knows, as numbers of classes."""
+    known = [number for number, name in enumerate(classes) if instrument_named(name) is not None]
+    found = sound_triplets(tree_distances([classes[number] for number in known]))
+    return np.asarray(np.asarray(known, np.int64)[found])
 
 
 def _of_table(root: Path, table: Path) -> tuple[Listing, dict[str, str], WholeSet, dict[str, str]]:

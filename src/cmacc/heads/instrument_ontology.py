@@ -4,7 +4,8 @@
 2. The distance d of two instruments is the number of edges between them; between families it is infinite.
 3. A triplet (anchor, positive, negative) of distinct instruments is sound if d(anchor, positive) < d(anchor, negative).
    Ties are no triplets.
-4. An embedding keeps a triplet if the cosine of anchor and positive is above that of anchor and negative.
+4. An embedding keeps a triplet if the cosine of anchor and positive is above that of anchor and negative
+   (`cmacc.transfer.nearest.triplets_kept`).
 
 Source: Vasilakis, Bittner and Pauwels 2024, "I can listen but cannot read: an evaluation of two-tower multimodal
 systems for instrument recognition" (ISMIR, arXiv 2407.18058). Its code compares distances as if they were similarities:
@@ -22,10 +23,8 @@ from itertools import permutations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
-
-from cmacc.pretraining.features import unit_rows
 
 _LEVELS = ("family", "section", "group", "kind")
 TINYSOL_CLASSES = (
@@ -136,39 +135,3 @@ def sound_triplets(distances: NDArray[np.float64]) -> Int[NDArray[Any], "triplet
         if distances[anchor, positive] < distances[anchor, negative]
     ]
     return np.asarray(found, np.int64).reshape(-1, 3)
-
-
-def triplet_accuracy(
-    embeddings: Float[NDArray[Any], "classes width"], triplets: Int[NDArray[Any], "triplets 3"]
-) -> float:
-    """Share of triplets with cos(anchor, positive) > cos(anchor, negative); chance is one half.
-
-    A tie counts as lost, so that a collapsed encoder scores worst and not best. Triplets share anchors, so the share
-    has a wider spread than that of as many independent ones.
-
-    Parameters
-    ----------
-    embeddings
-        One row a class, such as the mean of a class's sounds or the embedding of its name.
-    triplets
-        From `sound_triplets`, as row numbers.
-
-    Raises
-    ------
-    InstrumentError
-        There is no triplet, a triplet has no row, or embeddings are not finite.
-    """
-    if not len(triplets):
-        raise InstrumentError(
-            "triplets: must be at least 1, got none; every family needs 2 classes or there is no order"
-        )
-    if triplets.min() < 0 or triplets.max() >= len(embeddings):
-        raise InstrumentError(
-            f"triplets: must be rows of the {len(embeddings)} embeddings, got {triplets.min()} to {triplets.max()}"
-        )
-    if not np.isfinite(embeddings).all():
-        raise InstrumentError(f"embeddings: must be finite, got {int((~np.isfinite(embeddings)).sum())} other values")
-    rows = unit_rows(embeddings)
-    cosines = np.round(rows @ rows.T, 12)
-    anchors, positives, negatives = triplets.T
-    return float((cosines[anchors, positives] > cosines[anchors, negatives]).mean())

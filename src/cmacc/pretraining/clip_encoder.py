@@ -20,6 +20,7 @@ __all__ = [
     "HeadedEncoder",
     "MatchingEncoder",
     "Modality",
+    "ProjectedEncoder",
     "SpatialEncoder",
     "TextEncoder",
 ]
@@ -131,4 +132,21 @@ class HeadedEncoder(MatchingEncoder, Protocol):
     @property
     def backbones(self) -> ClipEncoder:
         """That part."""
+        ...
+
+
+@runtime_checkable
+class ProjectedEncoder(ClipEncoder, Protocol):
+    """An encoder whose audio features may be projected, from what its audio tower gives into a space shared with text.
+
+    ``project_audio(unprojected.embed_audio(waveforms))`` must be ``embed_audio(waveforms)``.
+    """
+
+    @property
+    def unprojected(self) -> ClipEncoder | None:
+        """The audio tower before that projection, as an encoder of audio; None if there is no projection."""
+        ...
+
+    def project_audio(self, unprojected: Float[Tensor, "batch width"]) -> Float[Tensor, "batch features"]:
+        """The output of the audio tower, projected to the features of `embed_audio`."""
         ...

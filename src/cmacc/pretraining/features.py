@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
@@ -26,7 +27,14 @@ from cmacc.clips.loading.plan import ClipRequest
 from cmacc.clips.progress import Progress, silent
 from cmacc.clips.storage import written_aside
 from cmacc.encoders.training import hash_tensors
-from cmacc.pretraining.clip_encoder import ClipEncoder, EncoderError, HeadedEncoder, MatchingEncoder, Modality
+from cmacc.pretraining.clip_encoder import (
+    ClipEncoder,
+    EncoderError,
+    HeadedEncoder,
+    MatchingEncoder,
+    Modality,
+    ProjectedEncoder,
+)
 from cmacc.pretraining.provenance import code_version
 
 log = logging.getLogger("cmacc")
@@ -56,6 +64,8 @@ class Features:
         ``(n, W, d)``: embeddings in the shared space of video and audio. Empty for encoders without such a space.
     failures
         ``{sample id: reason}`` of the other files.
+    unprojected
+        ``(n, W, g)``: what the towers of a `ProjectedEncoder` give before the projection. Empty for other encoders.
     """
 
     sample_ids: NDArray[np.int64]
@@ -63,6 +73,7 @@ class Features:
     by_modality: dict[Modality, NDArray[np.float32]]
     matched: dict[Modality, NDArray[np.float32]]
     failures: dict[int, str]
+    unprojected: dict[Modality, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
 
     def matched_by_file(self) -> dict[Modality, NDArray[np.float32]]:
         """``(n, d)``: `matched` averaged over the windows of each file, with unit length."""
@@ -114,8 +125,12 @@ def embed(
     for modality in modalities:
         if modality not in encoder.modalities:
             raise EncoderError(f"encoder {type(encoder).__name__}: must encode {modality}, got {encoder.modalities}")
-    # Without its heads, an encoder has the same features before and after they are trained.
-    source: ClipEncoder = encoder.backbones if isinstance(encoder, HeadedEncoder) else encoder
+    source, project = encoder, None
+    if isinstance(encoder, HeadedEncoder):
+        # Without its heads, an encoder has the same features before and after they are trained.
+        source = encoder.backbones
+    elif isinstance(encoder, ProjectedEncoder) and list(modalities) == ["audio"] and encoder.unprojected is not None:
+        source, project = encoder.unprojected, encoder.project_audio
     place = None
     if cache is not None and isinstance(source, nn.Module):
         key = _cache_key(source, manifest, sample_ids, modalities, windows)
@@ -133,6 +148,9 @@ def embed(
             _write(place, features, sample_ids)
         except OSError as error:
             log.warning("features are not kept: %s", error)
+    if project is not None:
+        rows = _checked(encoder, "audio", _mapped(project, encoder.device, features.by_modality["audio"]))
+        features = dataclasses.replace(features, unprojected=features.by_modality, by_modality={"audio": rows})
     return _matched(encoder, features) if isinstance(encoder, MatchingEncoder) else features
 
 
@@ -239,18 +257,25 @@ def unit_rows(rows: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return np.asarray(exact / np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), 1e-12), np.float64)
 
 
-@torch.inference_mode()
 def _matched(encoder: MatchingEncoder, features: Features) -> Features:
     """The features with their projections into the common space."""
-    matched: dict[Modality, NDArray[np.float32]] = {}
-    for modality, rows in features.by_modality.items():
-        if len(rows) == 0:
-            matched[modality] = rows
-            continue
-        flat = torch.from_numpy(rows).flatten(0, 1)
-        parts = [match(encoder, modality, part.to(encoder.device)).float().cpu() for part in flat.split(_ROWS_AT_ONCE)]
-        matched[modality] = torch.cat(parts).unflatten(0, rows.shape[:2]).numpy()
+    matched = {
+        modality: _mapped(partial(match, encoder, modality), encoder.device, rows)
+        for modality, rows in features.by_modality.items()
+    }
     return dataclasses.replace(features, matched=matched)
+
+
+@torch.inference_mode()
+def _mapped(
+    function: Callable[[Tensor], Tensor], device: torch.device, rows: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """A function of rows ``(n, f)``, of the windows of files ``(n, W, f)``."""
+    if len(rows) == 0:
+        return rows
+    flat = torch.from_numpy(rows).flatten(0, 1)
+    parts = [function(part.to(device)).float().cpu() for part in flat.split(_ROWS_AT_ONCE)]
+    return np.asarray(torch.cat(parts).unflatten(0, rows.shape[:2]).numpy())
 
 
 def _joined(first: Features, second: Features, sample_ids: Sequence[int]) -> Features:

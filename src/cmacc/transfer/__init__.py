@@ -5,6 +5,7 @@ from cmacc.pretraining.clip_encoder import (
     EncoderError,
     MatchingEncoder,
     Modality,
+    ProjectedEncoder,
     SpatialEncoder,
     TextEncoder,
 )
@@ -30,6 +31,7 @@ from cmacc.transfer.pretrained import PretrainedEncoder
 from cmacc.transfer.protocols import Rows, ranks
 from cmacc.transfer.published import PUBLISHED_TASKS, PublishedResult, published_results
 from cmacc.transfer.recipes import RECIPES, ProtocolName, Recipe
+from cmacc.transfer.stages import losses_in_words
 from cmacc.transfer.tasks import TaskError, TaskName
 from cmacc.transfer.text import DEFAULT_PROMPTS, encode_text, text_modalities
 
@@ -60,6 +62,7 @@ __all__ = [
     "Modality",
     "OpenedEncoder",
     "PretrainedEncoder",
+    "ProjectedEncoder",
     "ProtocolError",
     "ProtocolName",
     "PublishedResult",
@@ -80,6 +83,7 @@ __all__ = [
     "export_run",
     "finetune",
     "load_pair",
+    "losses_in_words",
     "markdown",
     "open_encoder",
     "published_results",

@@ -60,6 +60,15 @@ class TowerEncoder(nn.Module):
         return features
 
     @property
+    def unprojected(self) -> "UnprojectedTower | None":
+        """The tower before it projects into the space of its text side; None unless it is of audio and does."""
+        return UnprojectedTower(self) if self.tower.has_projection else None
+
+    def project_audio(self, unprojected: Float[Tensor, "batch width"]) -> Float[Tensor, "batch features"]:
+        """The output of `unprojected`, projected to the features of `embed_audio`."""
+        return self.tower.project(unprojected)
+
+    @property
     def text_modalities(self) -> tuple[Modality, ...]:
         """The tower's modality if it has a text side."""
         return self._text.modalities
@@ -67,6 +76,29 @@ class TowerEncoder(nn.Module):
     def encode_text(self, texts: Sequence[str], modality: Modality) -> Float[Tensor, "texts features"]:
         """Embeddings by the tower's text side, L2-normalised."""
         return self._text.encode(texts, modality, self.device)
+
+
+class UnprojectedTower(nn.Module):
+    """An audio tower before it projects into the space of its text side."""
+
+    modalities: tuple[Modality, ...] = ("audio",)
+
+    def __init__(self, encoder: TowerEncoder) -> None:
+        super().__init__()
+        self.tower, self.spec = encoder.tower, encoder.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def embed_video(self, frames: UInt8[Tensor, "batch time height width 3"]) -> Float[Tensor, "batch width"]:
+        """Not supported."""
+        raise EncoderError("encoder of an unprojected tower: it does not encode video")
+
+    def embed_audio(self, waveforms: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch width"]:
+        """What the tower gives before the projection."""
+        return self.tower.unprojected(waveforms)
 
 
 class LogMelStatistics(nn.Module):

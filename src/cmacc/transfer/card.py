@@ -26,7 +26,8 @@ class Result:
     Attributes
     ----------
     task, protocol, modality, metric
-        What was measured; ``protocol`` is the name of the recipe.
+        What was measured; ``protocol`` is the name of the recipe. ``audio`` is the encoder's features of audio,
+        ``audio_tower``, ``audio_joint`` and ``audio_text`` what its recipe says.
     value
         Mean over the splits (folds).
     untrained
@@ -34,13 +35,14 @@ class Result:
     chance
         Expected value of random guessing.
     count
-        Number of held-out items, over all splits.
+        Number of held-out items, over all splits; of the metric ``triplets``, their number.
     version
         Version of the protocol. Results of different versions are not comparable.
     windows, crops
         Number of windows per file, and of crops per window, that were averaged.
     low, high
-        95 % confidence interval of ``value``: bootstrap over items, or over groups of items if they are known.
+        95 % confidence interval of ``value``: bootstrap over items, or over groups of items if they are known; of
+        triplets, over their anchors.
     by_split
         Value of every split, by its name.
     settings

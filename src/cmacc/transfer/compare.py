@@ -18,6 +18,7 @@ from cmacc.transfer.card_text import (
     with_interval,
 )
 from cmacc.transfer.metrics import LESS_IS_BETTER, shown
+from cmacc.transfer.stages import losses_in_words
 
 _ROW = ("task", "protocol", "modality", "metric")
 _SKIPPED_SHOWN = 20
@@ -51,6 +52,7 @@ def markdown(card: Card) -> str:
     sections = [
         f"# Results of {plain(encoder.name)}",
         results_table(card),
+        *map(plain, losses_in_words(card)),
         "## Data",
         as_table(
             ["task", "path", "fingerprint", "present"],

@@ -21,6 +21,7 @@ from cmacc.transfer.official import OFFICIAL, official_task
 from cmacc.transfer.open import OpenedEncoder, open_encoder, opened_object
 from cmacc.transfer.recipes import ProtocolName
 from cmacc.transfer.tasks import TaskData, TaskError, TaskName, labelled_task, pairs_task, zero_shot_task
+from cmacc.transfer.text import text_modalities
 
 DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
     "ucf101": ("linear", "knn", "retrieval"),
@@ -31,9 +32,9 @@ DEFAULT_PROTOCOLS: dict[TaskName, tuple[ProtocolName, ...]] = {
     "pairs": ("retrieval",),
     "zero_shot": ("zero_shot",),
     "emotion": ("linear", "svm"),
-    "instruments": ("linear", "knn"),
+    "instruments": ("linear", "knn", "prototypes", "zero_shot"),
 }
-"""The protocols of a task where none is named."""
+"""The protocols of a task where none is named; ``zero_shot`` beside others if the encoder has a text side."""
 _PREPARED: dict[TaskName, str] = {
     "emotion": "cmacc.heads.emotion.emotion_task",
     "instruments": "cmacc.heads.instrument_files.instruments_task",
@@ -147,6 +148,9 @@ def evaluate(
     for task, names in chosen.items():
         wanted = prepared[task].modalities if task in prepared else _task_modalities(task)
         able = able_modalities(opened.encoder, task, wanted)
+        is_wanted = protocols or options.prompts or task == "zero_shot"
+        if not is_wanted and not set(able) & set(text_modalities(opened.encoder)):
+            chosen[task] = names = tuple(name for name in names if name != "zero_shot")
         if "zero_shot" in names:
             modalities_with_text(opened.encoder, able)
         if "finetune" in names:

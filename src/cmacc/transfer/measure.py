@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cmacc.clips.progress import Progress, silent, within
 from cmacc.pretraining.clip_encoder import ClipEncoder, MatchingEncoder, Modality
 from cmacc.pretraining.features import Features, embed
-from cmacc.transfer import protocols
+from cmacc.transfer import nearest, protocols
 from cmacc.transfer.card import Result
 from cmacc.transfer.finetune import FinetuneConfig, FinetuneFiles, FinetuneSettings, finetune
 from cmacc.transfer.metrics import Metric, summarised
@@ -23,6 +23,7 @@ _PROBES: dict[ProtocolName, Callable[[Rows, Rows], list[Metric]]] = {
     "linear": protocols.linear,
     "svm": protocols.svm,
     "knn": protocols.knn,
+    "prototypes": nearest.prototypes,
     "retrieval": protocols.class_retrieval,
 }
 
@@ -173,15 +174,13 @@ def _probed(
     features: Features, data: TaskData, protocol: ProtocolName, progress: Progress
 ) -> tuple[list[Result], dict[str, str]]:
     """Probe every modality that the files have, and both together if the encoder has both."""
-    sides: dict[str, NDArray[np.float32]] = dict(features.by_modality)  # type: ignore[arg-type]
-    if len(sides) == 2:
-        sides["both"] = np.concatenate([sides["video"], sides["audio"]], axis=2)
+    sides = _sides(features, protocol)
     place_of = {sample_id: place for place, sample_id in enumerate(features.sample_ids.tolist())}
     results: list[Result] = []
     idle: dict[str, str] = {}
     done, total = 0, len(sides) * len(data.splits)
     progress(protocol, done, total)
-    for modality, side in sides.items():
+    for name, (modality, side) in sides.items():
         splits, reason = _splits_of(modality, data, place_of.keys())
         if reason:
             idle[modality] = reason
@@ -199,12 +198,51 @@ def _probed(
             done += 1
             progress(protocol, done, total)
         results += [
-            _result(data, protocol, modality, metrics, groups, features.windows)
-            for metrics in zip(*by_split, strict=True)
+            _result(data, protocol, name, metrics, groups, features.windows) for metrics in zip(*by_split, strict=True)
         ]
+        if protocol == "prototypes":
+            ids = sorted({i for split in splits for i in (*split.train, *split.test)})
+            rows = protocols.averaged(side[[place_of[i] for i in ids]])
+            classes, directions = nearest.class_prototypes(rows, data.class_of[ids])
+            results += _triplets(data, protocol, name, classes, directions, features.windows)
     if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
     return results, idle
+
+
+def _sides(features: Features, protocol: ProtocolName) -> dict[str, tuple[str, NDArray[np.float32]]]:
+    """What is probed, by its name on the card: the modality that files must have, and rows ``(n, windows, width)``.
+
+    Prototypes also of what stands before the features (``audio_tower``) and after them (``audio_joint``), if it does:
+    a cosine needs no training, so that the accuracies tell what each step loses.
+    """
+    sides: dict[str, tuple[str, NDArray[np.float32]]] = {}
+    if protocol == "prototypes":
+        sides |= {f"{modality}_tower": (modality, rows) for modality, rows in features.unprojected.items()}
+    sides |= {modality: (modality, rows) for modality, rows in features.by_modality.items()}
+    if len(features.by_modality) == 2:
+        both = np.concatenate([features.by_modality["video"], features.by_modality["audio"]], axis=2)
+        sides["both"] = ("both", both)
+    if protocol == "prototypes":
+        sides |= {f"{modality}_joint": (modality, rows) for modality, rows in features.matched.items()}
+    return sides
+
+
+def _triplets(
+    data: TaskData,
+    protocol: ProtocolName,
+    side: str,
+    classes: NDArray[np.int64],
+    directions: NDArray[np.float64],
+    windows: int,
+    departures: tuple[str, ...] = (),
+) -> list[Result]:
+    """The share of the task's triplets that the directions of these classes keep; nothing if there are none."""
+    known = data.triplets[np.isin(data.triplets, classes).all(axis=1)]
+    if not len(known):
+        return []
+    kept = nearest.triplets_kept(directions, np.searchsorted(classes, known))
+    return [_result(data, protocol, side, [kept], [known[:, 0]], windows, departures, parts=("all",))]
 
 
 def _zero_shot(
@@ -220,7 +258,8 @@ def _zero_shot(
         if empty:
             idle[modality] = f"{empty[0]}: no held-out file has {modality} and decodes"
             continue
-        templates = tuple(prompts) or DEFAULT_PROMPTS[modality]
+        templates = tuple(prompts) or data.prompts or DEFAULT_PROMPTS[modality]
+        settings = tuple(f"prompt={template}" for template in templates)
         texts = class_texts(encoder, modality, data.manifest.classes(), templates)
         tests = [
             Rows(
@@ -232,19 +271,15 @@ def _zero_shot(
         ]
         groups = [test.groups for test in tests]
         results += [
-            _result(
-                data,
-                "zero_shot",
-                modality,
-                metrics,
-                groups,
-                features.windows,
-                tuple(f"prompt={template}" for template in templates),
-            )
+            _result(data, "zero_shot", modality, metrics, groups, features.windows, settings)
             for metrics in zip(
-                *(_with_recall(data.task, protocols.zero_shot(test, texts), test.labels) for test in tests), strict=True
+                *(_with_recall(data.task, nearest.zero_shot(test, texts), test.labels) for test in tests), strict=True
             )
         ]
+        directions = nearest.text_directions(texts)
+        classes = np.arange(len(directions))
+        side = f"{modality}_text"
+        results += _triplets(data, "zero_shot", side, classes, directions, features.windows, settings)
     if not results:
         raise TaskError(f"task {data.task}: {next(iter(idle.values()))}")
     return results, idle
@@ -265,8 +300,9 @@ def _result(
     groups: Sequence[NDArray[np.int64]],
     windows: int,
     departures: tuple[str, ...] = (),
+    parts: Sequence[str] = (),
 ) -> Result:
-    """One metric over the splits, as in the card. The caller adds the untrained encoder's value."""
+    """One metric over the splits (or ``parts``), as in the card. The caller adds the untrained encoder's value."""
     summary = summarised(metrics, groups)
     return Result(
         task=data.task,
@@ -282,7 +318,7 @@ def _result(
         crops=crops_of(protocol, modality),
         low=summary.low,
         high=summary.high,
-        by_split=dict(zip((split.name for split in data.splits), summary.by_split, strict=True)),
+        by_split=dict(zip(parts or [split.name for split in data.splits], summary.by_split, strict=True)),
         settings=departures,
     )
 

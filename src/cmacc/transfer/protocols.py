@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cmacc.pretraining.features import unit_rows
 from cmacc.pretraining.neighbours import cosines, neighbour_classes, pair_ranks
 from cmacc.transfer.metrics import Metric, ProtocolError
 
@@ -27,7 +26,6 @@ _SVM_C = 0.01
 _SVM_ITERATIONS = 10_000
 _CLASS_RECALLS = (1, 5, 10, 20, 50)
 _PAIR_RECALLS = (1, 5, 10)
-_TOP = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ class Rows:
         shape = self.features.shape
         if len(shape) != 3 or 0 in shape:
             raise ProtocolError(f"features: must have shape (n, windows, width), none of them 0, got {shape}")
-        _check_finite("features", self.features)
+        check_finite("features", self.features)
         for name, values in (("labels", self.labels), ("groups", self.groups)):
             if values.shape != shape[:1]:
                 raise ProtocolError(f"{name}: must have shape ({shape[0]},) as the features, got {values.shape}")
@@ -81,7 +79,7 @@ def linear(train: Rows, test: Rows) -> list[Metric]:
     Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision": L-BFGS, at most 1,000
     iterations, C selected by a sweep on validation data.
     """
-    _check_sides(train, test)
+    check_sides(train, test)
     (predicted,) = _logistic(averaged(train.features), train.labels, averaged(test.features), [chosen_c(train)])
     return [_accuracy(predicted, train.labels, test.labels)]
 
@@ -125,7 +123,7 @@ def svm(train: Rows, test: Rows) -> list[Metric]:
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import LinearSVC
 
-    _check_sides(train, test)
+    check_sides(train, test)
     distinct = [_distinct(windows) for windows in train.features]
     counts = [len(windows) for windows in distinct]
     examples = np.concatenate(distinct).astype(np.float64)
@@ -162,7 +160,7 @@ def knn(train: Rows, test: Rows) -> list[Metric]:
     Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"; k and temperature as in
     Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers" (DINO).
     """
-    _check_sides(train, test)
+    check_sides(train, test)
     predicted = neighbour_classes(averaged(test.features), averaged(train.features), train.labels)
     return [_accuracy(predicted, train.labels, test.labels)]
 
@@ -184,7 +182,7 @@ def class_retrieval(train: Rows, test: Rows) -> list[Metric]:
     Xu et al. 2019, "Self-Supervised Spatiotemporal Learning via Video Clip Order Prediction"; Han et al. 2020,
     "Self-supervised Co-training for Video Representation Learning" (CoCLR): ten windows averaged.
     """
-    _check_sides(train, test)
+    check_sides(train, test)
     wrong_ahead = np.zeros(len(test.labels), np.int64)
     for queries, similarity in cosines(averaged(test.features), averaged(train.features)):
         same = train.labels == test.labels[queries, None]
@@ -227,8 +225,8 @@ def ranks(queries: NDArray[np.float32], gallery: NDArray[np.float32]) -> NDArray
     if queries.ndim != 2 or queries.shape != gallery.shape or 0 in queries.shape:
         shapes = f"{queries.shape} and {gallery.shape}"
         raise ProtocolError(f"queries, gallery: must both have shape (n, width), neither of them 0, got {shapes}")
-    _check_finite("queries", queries)
-    _check_finite("gallery", gallery)
+    check_finite("queries", queries)
+    check_finite("gallery", gallery)
     return pair_ranks(queries, gallery)
 
 
@@ -253,7 +251,7 @@ def scores_accuracy(
     """
     if scores.ndim != 2 or 0 in scores.shape:
         raise ProtocolError(f"scores: must have shape (n, classes), neither of them 0, got {scores.shape}")
-    _check_finite("scores", scores)
+    check_finite("scores", scores)
     if labels.shape != scores.shape[:1]:
         raise ProtocolError(f"labels: must have shape ({len(scores)},) as the scores, got {labels.shape}")
     if train_labels.ndim != 1:
@@ -264,64 +262,6 @@ def scores_accuracy(
             raise ProtocolError(f"{name}: must be below the {scores.shape[1]} classes scored, got {classes.max()}")
     _check_classes(train_labels, labels)
     return [_accuracy(scores.argmax(axis=1), train_labels, labels)]
-
-
-def zero_shot(test: Rows, texts: NDArray[np.float32]) -> list[Metric]:
-    """Accuracy of the class whose text is nearest by cosine, and for more than 5 classes, ``top-5``.
-
-    A class's text is the direction of the mean of its normalised embeddings over templates. In a tie, the wrong class
-    ranks first, so that a collapsed encoder does not score best. Chance draws classes uniformly.
-
-    Parameters
-    ----------
-    test
-        The held-out rows.
-    texts
-        Shape (templates, classes, width), all at least 1: embeddings of the classes in each template.
-
-    Raises
-    ------
-    ProtocolError
-        If the width is not that of the features, texts are not finite, or a label is not one of the classes.
-
-    References
-    ----------
-    Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4.
-    """
-    similarity = text_cosines(averaged(test.features), texts)
-    count = similarity.shape[1]
-    if test.labels.max() >= count:
-        raise ProtocolError(f"test labels: must be below the {count} classes with a text, got {test.labels.max()}")
-    wrong_ahead = classes_ahead(similarity, test.labels)
-    metrics = [Metric("accuracy", (wrong_ahead < 1).astype(np.float64), 1 / count)]
-    if count > _TOP:
-        metrics.append(Metric(f"top-{_TOP}", (wrong_ahead < _TOP).astype(np.float64), _TOP / count))
-    return metrics
-
-
-def text_cosines(features: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Cosines ``(n, classes)`` of features ``(n, width)`` with the classes' texts ``(templates, classes, width)``.
-
-    A class's text is the direction of the mean of its normalised embeddings over templates. Cosines are rounded to 12
-    decimals, so that identical rows tie in whichever order BLAS sums.
-
-    Raises
-    ------
-    ProtocolError
-        If the width of the texts is not that of the features, a size is 0, or texts are not finite.
-    """
-    width = features.shape[1]
-    if texts.ndim != 3 or 0 in texts.shape or texts.shape[2] != width:
-        raise ProtocolError(f"texts: must have shape (templates, classes, {width}), got {texts.shape}")
-    _check_finite("texts", texts.reshape(-1, width))
-    directions = np.stack([unit_rows(of_template) for of_template in texts]).mean(axis=0)
-    return np.asarray(np.round(unit_rows(features) @ unit_rows(directions).T, 12), np.float64)
-
-
-def classes_ahead(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``(n,)`` number of wrong classes that score at least as high as the right one, from scores ``(n, classes)``."""
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    return np.asarray((scores >= own).sum(axis=1) - 1, np.int64)
 
 
 def unweighted_recall(accuracy: Metric, labels: NDArray[np.int64]) -> Metric:
@@ -361,7 +301,8 @@ def averaged(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(features.mean(axis=1, dtype=np.float64), np.float32)
 
 
-def _check_finite(name: str, rows: NDArray[np.floating[Any]]) -> None:
+def check_finite(name: str, rows: NDArray[np.floating[Any]]) -> None:
+    """Raise a `ProtocolError` unless rows are finite floating-point numbers."""
     if not np.issubdtype(rows.dtype, np.floating):
         raise ProtocolError(f"{name}: must be floating-point numbers, got {rows.dtype}")
     bad = int((~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))).sum())
@@ -385,7 +326,8 @@ def _check_classes(train_labels: NDArray[np.int64], test_labels: NDArray[np.int6
         raise ProtocolError(f"test labels: must be classes with training rows, got {', '.join(map(str, unknown))}")
 
 
-def _check_sides(train: Rows, test: Rows) -> None:
+def check_sides(train: Rows, test: Rows) -> None:
+    """Raise a `ProtocolError` unless widths are equal, and every test class is one of at least 2 training classes."""
     widths = train.features.shape[2], test.features.shape[2]
     if widths[0] != widths[1]:
         raise ProtocolError(f"test features: must have the training features' width {widths[0]}, got {widths[1]}")

@@ -6,7 +6,7 @@ Two results of the same name and version can be compared. To use another constan
 from dataclasses import dataclass
 from typing import Literal
 
-ProtocolName = Literal["linear", "svm", "knn", "finetune", "retrieval", "zero_shot"]
+ProtocolName = Literal["linear", "svm", "knn", "prototypes", "finetune", "retrieval", "zero_shot"]
 """Name of a protocol; `RECIPES` describes each."""
 
 
@@ -72,6 +72,22 @@ RECIPES: dict[ProtocolName, Recipe] = {
         ),
         source="Wu et al. 2018 (instance discrimination); Caron et al. 2021 (DINO)",
     ),
+    "prototypes": Recipe(
+        name="prototypes",
+        version=1,
+        windows=10,
+        crops=1,
+        summary=(
+            "The class whose prototype is nearest by cosine similarity to the features of a held-out file, averaged "
+            "over windows. A prototype is the direction of the mean of the normalised features of a class's training "
+            "files. Also before the features (`audio_tower`, of a tower that projects into a space shared with text) "
+            "and after them (`audio_joint`, `video_joint`, of encoders with a space shared by video and audio). A "
+            "wrong class with an equal score counts as ahead of the right one. Where the task has an ontology: the "
+            "share of its triplets (anchor, nearer class, farther class) whose order the prototypes of all files "
+            "keep, with an interval over anchors."
+        ),
+        source="Snell et al. 2017 (prototypical networks); Vasilakis et al. 2024, of two-tower models",
+    ),
     "finetune": Recipe(
         name="finetune",
         version=1,
@@ -106,8 +122,9 @@ RECIPES: dict[ProtocolName, Recipe] = {
             "Without training files: the class whose text has the highest cosine similarity with the features of a "
             "held-out file, averaged over windows. The text of a class is its name (underscores and camel case as "
             "words) in one or more templates, which the card lists: normalised embeddings, their mean, normalised. By "
-            "default `a video of {}.` or `the sound of {}.`. All classes of the manifest are candidates. A wrong class "
-            "with an equal score counts as ahead of the right one."
+            "default `a video of {}.` or `the sound of {}.`, or the task's own. All classes of the manifest are "
+            "candidates. A wrong class with an equal score counts as ahead of the right one. Where the task has an "
+            "ontology: the share of its triplets that the texts keep (`audio_text`), as in `prototypes`."
         ),
         source="Radford et al. 2021 (CLIP), zero-shot transfer and prompt ensembles",
     ),

@@ -6,7 +6,7 @@ instruments.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +54,11 @@ class TaskData:
         Description for the card.
     skipped
         ``{file: reason}`` of files that belong to the data but cannot be used.
+    prompts
+        Templates of protocol ``zero_shot`` where none are given; empty: the recipe's.
+    triplets
+        ``(T, 3)`` class indices (anchor, positive, negative) of an ontology in which the positive is nearer to the
+        anchor than the negative; empty without one.
     """
 
     task: TaskName
@@ -63,6 +68,8 @@ class TaskData:
     modalities: tuple[Modality, ...]
     facts: DataFacts
     skipped: dict[str, str]
+    prompts: tuple[str, ...] = ()
+    triplets: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
 
     @property
     def sample_ids(self) -> list[int]:

@@ -41,8 +41,10 @@ TASKS = {
     ),
     "instruments": (
         "Instruments",
-        "A simple classifier on frozen features predicts which instrument plays a held-out note. Chance is to always "
-        "predict the most frequent one.",
+        "Which instrument plays a held-out note: by a simple classifier on frozen features, by the nearest mean of the "
+        "training notes (prototypes), or by its name in words (zero-shot). Chance is to always predict the most "
+        "frequent one, or to draw one. Triplets are the share of an instrument, a nearer and a farther one in a tree of "
+        "instruments that the prototypes, or the names, keep in that order.",
     ),
     "fusion": (
         "Fusion of feature sequences",
@@ -56,6 +58,7 @@ PROTOCOLS = {
     "svm": "Linear SVM",
     "knn": "Nearest neighbours",
     "finetune": "Fine-tuned",
+    "prototypes": "Prototypes",
     "zero_shot": "Zero-shot",
     "cmbs": "CMBS",
     "cace_net": "CACE-Net",
@@ -74,6 +77,9 @@ MODALITIES = {
     "video": "video",
     "audio": "audio",
     "both": "both together",
+    "audio_tower": "audio, before its projection",
+    "audio_joint": "audio, in the space of both",
+    "audio_text": "names",
 }
 METRICS = {
     "R@1": "Recall@1",
@@ -91,6 +97,7 @@ METRICS = {
     "weighted_accuracy": "mean recall of yes and no",
     "event AUROC": "AUROC of events",
     "gate AUROC": "AUROC of gates",
+    "triplets": "triplets kept",
     "acc7": "accuracy, 7 levels",
     "acc5": "accuracy, 5 levels",
     "acc2_has0": "accuracy, neutral is positive",

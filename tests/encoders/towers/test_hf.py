@@ -144,6 +144,35 @@ def test_audio_towers_give_what_the_library_gives(hf_folder: Folder, kind: str, 
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["clap", "clap_fused", "pe_audio_video"])
+def test_what_a_tower_gives_before_it_projects_into_the_space_of_texts(hf_folder: Folder, kind: str) -> None:
+    import transformers
+
+    tower = open_tower(f"hf:{hf_folder(kind)}", "audio").eval()
+    waveforms = torch.rand(3, 20_160) - 0.5  # a multiple of the hop of PE-AV
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(hf_folder(kind))
+    inputs = extractor([waveform.numpy() for waveform in waveforms], sampling_rate=48_000, return_tensors="pt")
+    model: Any = transformers.AutoModel.from_pretrained(hf_folder(kind)).eval()
+    with torch.no_grad():
+        before = tower.unprojected(waveforms)
+        assert torch.equal(tower.project(before), tower(waveforms))
+        if kind == "pe_audio_video":
+            expected = model.audio_model.audio_encoder(inputs["input_values"]).pooler_output
+        else:
+            expected = model.audio_model(inputs["input_features"], torch.zeros(3, 1, dtype=torch.bool)).pooler_output
+    assert before.shape[1] != tower.feature_size
+    torch.testing.assert_close(before, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tower_without_texts_projects_nothing(hf_folder: Folder) -> None:
+    for kind, modality in (("ast", "audio"), ("clip", "video")):
+        tower = open_tower(f"hf:{hf_folder(kind)}", modality)  # type: ignore[arg-type]
+        assert not tower.has_projection
+        for call in (tower.unprojected, tower.project):
+            with pytest.raises(TowerError, match="must project into a space shared with text, got none"):
+                call(torch.zeros(1, 16))
+
+
 @pytest.mark.parametrize(
     ("kind", "modality"), [(kind, "video") for kind, *_ in VIDEO] + [(kind, "audio") for kind, *_ in AUDIO]
 )

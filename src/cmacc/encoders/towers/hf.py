@@ -41,6 +41,8 @@ class _How:
         Calls the network; for audio, the feature extractor is its first argument.
     feature_size
         Setting with the size of the features, as a path in the config.
+    project
+        Of audio: calls what projects the output of ``encode`` into the space of the model's texts, if it has one.
     part
         The module to take; empty for the whole model.
     unused
@@ -53,6 +55,7 @@ class _How:
 
     encode: Callable[..., Tensor]
     feature_size: str
+    project: Callable[..., Tensor] | None = None
     part: str = ""
     unused: tuple[str, ...] = ()
     frame_count: str = ""
@@ -122,8 +125,12 @@ def _clap(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
     spectrograms = _spectrogram(extractor, waveforms, "input_features", float(extractor.max_length_s))
     # The extractor marks one random clip of a batch as longer; its feature would depend on the draw.
     is_longer = torch.zeros(len(waveforms), 1, dtype=torch.bool, device=waveforms.device)
-    features: Tensor = network.get_audio_features(input_features=spectrograms, is_longer=is_longer).pooler_output
-    return features
+    pooled: Tensor = network.audio_model(input_features=spectrograms, is_longer=is_longer).pooler_output
+    return pooled
+
+
+def _clap_projection(network: Any, pooled: Tensor) -> Tensor:
+    return functional.normalize(network.audio_projection(pooled), dim=-1)
 
 
 def _speech(extractor: Any, network: nn.Module, waveforms: Tensor) -> Tensor:
@@ -137,7 +144,12 @@ def _speech(extractor: Any, network: nn.Module, waveforms: Tensor) -> Tensor:
 def _pe_audio(extractor: Any, network: Any, waveforms: Tensor) -> Tensor:
     missing = -waveforms.shape[1] % extractor.hop_length
     padded = functional.pad(waveforms[:, None], (0, missing), mode="reflect")
-    features: Tensor = network.audio_head(network.audio_encoder(input_values=padded).pooler_output)
+    pooled: Tensor = network.audio_encoder(input_values=padded).pooler_output
+    return pooled
+
+
+def _pe_audio_projection(network: Any, pooled: Tensor) -> Tensor:
+    features: Tensor = network.audio_head(pooled)
     return features
 
 
@@ -163,11 +175,14 @@ _AUDIO = {
     "clap": _How(
         _clap,
         "projection_dim",
+        _clap_projection,
         unused=("text_model", "text_projection", "logit_scale_a", "logit_scale_t", *_CLAP_FUSION),
     ),
     **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio"), _How(_speech, "hidden_size")),
-    "pe_audio": _How(_pe_audio, "text_config.hidden_size", unused=_PE_AUDIO_UNUSED),
-    "pe_audio_video": _How(_pe_audio, "text_config.hidden_size", part="audio_model", unused=_PE_AUDIO_UNUSED),
+    "pe_audio": _How(_pe_audio, "text_config.hidden_size", _pe_audio_projection, unused=_PE_AUDIO_UNUSED),
+    "pe_audio_video": _How(
+        _pe_audio, "text_config.hidden_size", _pe_audio_projection, part="audio_model", unused=_PE_AUDIO_UNUSED
+    ),
 }
 # Switch off what speech models do in their own training only: masking in time, and dropping layers at random.
 _SPEECH_SETTINGS = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "layerdrop": 0.0}
@@ -214,7 +229,8 @@ def hf_tower(
     if modality == "audio":
         # Not its `repr`: the order of the settings, and the folder, are none of them.
         settings = json.dumps(extractor.to_dict(), sort_keys=True, default=str)
-        return Tower(name, network, partial(how.encode, extractor), takes, feature_size, settings=settings)
+        encode = partial(how.encode, extractor)
+        return Tower(name, network, encode, takes, feature_size, project=how.project, settings=settings)
     mean, deviation = _normalisation(processor)
     return VideoTower(
         name,

@@ -94,12 +94,15 @@ class Tower(nn.Module):
     network
         The network.
     encode
-        Function of the network and its input, ``(B, ...)``, that returns ``(B, feature_size)``. It stands outside the
-        network so that LoRA or `torch.compile` may wrap or replace that.
+        Function of the network and its input, ``(B, ...)``, that returns ``(B, feature_size)``, or what ``project``
+        takes. It stands outside the network so that LoRA or `torch.compile` may wrap or replace that.
     takes
         The clips that it was made for.
     feature_size
         Size of the features.
+    project
+        Function of the network and the output of ``encode``, ``(B, width)``, that returns the features: for a network
+        that projects into a space shared with text. Default: ``encode`` returns the features.
     can_train
         Whether it is differentiable in its input and weights.
     settings
@@ -121,12 +124,14 @@ class Tower(nn.Module):
         takes: TowerInput,
         feature_size: int,
         *,
+        project: Encode | None = None,
         can_train: bool = True,
         settings: str = "",
     ) -> None:
         super().__init__()
         self._name = name
         self._encode = encode
+        self._project = project
         self.network = network
         self.takes = takes
         self.feature_size = feature_size
@@ -142,6 +147,32 @@ class Tower(nn.Module):
             The network cannot take the inputs, or gives another shape than one feature of ``feature_size`` for each.
         """
         return self._features(inputs)
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether `unprojected` and `project` can be called."""
+        return self._project is not None
+
+    def unprojected(self, inputs: Float[Tensor, "batch *axes"]) -> Float[Tensor, "batch width"]:
+        """What the network gives before it projects into the space shared with text, of the same inputs as `forward`.
+
+        Raises
+        ------
+        TowerError
+            The network cannot take the inputs, or has no such projection.
+        """
+        self._projection()
+        return self._encoded(inputs)
+
+    def project(self, unprojected: Float[Tensor, "batch width"]) -> Float[Tensor, "batch features"]:
+        """The rest of `forward`: from the output of `unprojected` to the features.
+
+        Raises
+        ------
+        TowerError
+            The network has no such projection.
+        """
+        return self._projection()(self.network, unprojected)
 
     def checkpoint_activations(self) -> None:
         """Have the backward pass compute the activations inside each block again, where the library can.
@@ -171,9 +202,14 @@ class Tower(nn.Module):
         except (AssertionError, AttributeError, NotImplementedError) as error:  # timm's ways to say that a model cannot
             raise TowerError(f"{wanted}, because timm's model does not support it") from error
 
-    def _features(self, inputs: Tensor) -> Tensor:
+    def _projection(self) -> Encode:
+        if self._project is None:
+            raise TowerError(f"tower {self._name}: must project into a space shared with text, got none")
+        return self._project
+
+    def _encoded(self, inputs: Tensor) -> Tensor:
         try:
-            features = self._encode(self.network, inputs)
+            return self._encode(self.network, inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, IndexError, AssertionError) as error:  # of layers deep inside, about shapes
@@ -181,6 +217,11 @@ class Tower(nn.Module):
                 f"tower {self._name}: must take inputs of shape {tuple(inputs.shape)}, as data.clip makes them, got "
                 f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             ) from error
+
+    def _features(self, inputs: Tensor) -> Tensor:
+        features = self._encoded(inputs)
+        if self._project is not None:
+            features = self._project(self.network, features)
         # shape[0], not len: an ONNX graph would only take the batch size that it was traced with.
         if features.shape != (inputs.shape[0], self.feature_size):
             raise TowerError(

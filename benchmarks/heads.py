@@ -18,7 +18,7 @@ third of the sequences taken away. The encoders of the features are pretrained o
 ``emotion`` (real): the audio encoder of face reconstruction, pretrained on GRID's training clips, on RAVDESS. GRID has
 no emotion, and one speaker. Fine-tuning the untrained encoder is what the labels alone give.
 
-``instruments`` (real): notes in a folder for each instrument.
+``instruments`` (real): notes in a folder for each instrument, of which those with 60 notes are used.
 """
 
 import argparse
@@ -41,10 +41,11 @@ from cmacc.heads.emotion import emotion_task
 from cmacc.heads.event_recipes import EVENT_RECIPES
 from cmacc.heads.event_task import EventOptions, evaluate_events
 from cmacc.heads.fusion_task import evaluate_fusion
+from cmacc.heads.instrument_files import instruments_task
 from cmacc.objectives import Terms
 from cmacc.pretraining import DataConfig, ObjectiveConfig, OptimConfig, PretrainConfig, pretrain, start_run
 from cmacc.pretraining.features import embed
-from cmacc.transfer import Card, EvaluateOptions, evaluate
+from cmacc.transfer import Card, EvaluateOptions, Result, evaluate
 from cmacc.transfer.open import open_encoder
 from cmacc.transfer.tasks import TaskData, TaskName
 from objectives import machine, tell
@@ -80,6 +81,7 @@ FACE = PretrainConfig(
 FACE_NAME = "face + masked audio"
 FACES = {FACE_NAME: {"face": 1.0, "masked_audio": 1.0}, "masked audio": {"masked_audio": 1.0}}
 FINETUNE_EPOCHS = 10
+NOTES = 60
 PLANTED_ITEMS, PLANTED_STEPS, PLANTED_WIDTH = 2400, 12, 16
 DIGIT_WINDOWS = 10
 MISSING_SHARE = 1 / 3
@@ -228,7 +230,23 @@ def emotion(out: Path, real: Path, ravdess: Path, seeds: list[int]) -> None:
 
 
 def instruments(out: Path, notes: Path) -> None:
-    """Notes of real instruments."""
+    """Log-mel statistics and an encoder of sound and picture, on as many notes of every instrument.
+
+    The encoder has heard rendered sounds alone, in `events`.
+    """
+    chosen = out / "notes"
+    if not chosen.exists():
+        for folder in sorted(notes.iterdir()):
+            files = sorted(folder.glob("*.mp3")) + sorted(folder.glob("*.wav"))
+            if len(files) >= NOTES:
+                (chosen / folder.name).mkdir(parents=True)
+                for number in np.random.default_rng(0).choice(len(files), NOTES, replace=False):
+                    (chosen / folder.name / files[number].name).symlink_to(files[number].resolve())
+    prepared: dict[TaskName, TaskData] = {"instruments": instruments_task(chosen, journal=out / "cache" / "scans")}
+    how = EvaluateOptions(workers=1, cache=out / "cache")
+    for name, encoder in (("statistics", "statistics"), ("trained", str(out / "runs" / "events"))):
+        if folder := card_folder(out, "instruments", name):
+            evaluate(encoder, ["instruments"], chosen, folder, options=how, prepared=prepared)
 
 
 @dataclass(frozen=True)
@@ -254,6 +272,7 @@ class Shown:
     head: str = "{}"
 
 
+NOTES_NAME = "orchestra's notes (real)"
 SHOWN = (
     Shown("`ave`", "synthetic films", "events", ("accuracy", "event AUROC", "gate AUROC")),
     Shown("`fusion`", "planted sequences", "fusion_planted", ("pearson",)),
@@ -267,7 +286,19 @@ SHOWN = (
         for name in FACES
     ),
     Shown("`emotion`", "RAVDESS (real)", "emotion_finetune", ("UAR",), f"{{}}, {FACE_NAME}"),
+    Shown("`instruments`", NOTES_NAME, "instruments_statistics", ("accuracy", "triplets"), "{}, log-mel statistics"),
+    Shown("`instruments`", NOTES_NAME, "instruments_trained", ("accuracy", "triplets"), "{}, of rendered clips"),
 )
+
+
+def key(row: Result) -> tuple[str, str, str]:
+    """What a row measured."""
+    return row.protocol, row.modality, row.metric
+
+
+def of_modality(modality: str) -> str:
+    """What a row is of, where a protocol has several."""
+    return {"audio_joint": ", after the heads", "audio_tower": ", before the projection"}.get(modality, "")
 
 
 def table(out: Path) -> dict[str, Any]:
@@ -278,14 +309,14 @@ def table(out: Path) -> dict[str, Any]:
         for first in cards[0].results if cards else ():
             if first.metric not in shown.metrics:
                 continue
-            rows = [row for card in cards for row in card.results if row.key == first.key]
+            rows = [row for card in cards for row in card.results if key(row) == key(first)]
             seeds = [row.value for row in rows] if len(rows) > 1 else list(first.by_split.values())
             befores = [row.untrained for row in rows if row.untrained is not None]
             lines.append(
                 {
                     "task": shown.task,
                     "data": shown.data,
-                    "head": shown.head.format(f"`{first.protocol}`"),
+                    "head": shown.head.format(f"`{first.protocol}`") + of_modality(first.modality),
                     "metric": first.metric,
                     "value": statistics.mean(row.value for row in rows),
                     "interval": [statistics.mean(row.low for row in rows), statistics.mean(row.high for row in rows)],

@@ -22,6 +22,7 @@ no emotion, and one speaker. Fine-tuning the untrained encoder is what the label
 """
 
 import argparse
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -241,7 +242,7 @@ def instruments(out: Path, notes: Path) -> None:
             if len(files) >= NOTES:
                 (chosen / folder.name).mkdir(parents=True)
                 for number in np.random.default_rng(0).choice(len(files), NOTES, replace=False):
-                    (chosen / folder.name / files[number].name).symlink_to(files[number].resolve())
+                    shutil.copy(files[number], chosen / folder.name)
     prepared: dict[TaskName, TaskData] = {"instruments": instruments_task(chosen, journal=out / "cache" / "scans")}
     how = EvaluateOptions(workers=1, cache=out / "cache")
     for name, encoder in (("statistics", "statistics"), ("trained", str(out / "runs" / "events"))):

@@ -77,6 +77,8 @@ def test_rows_of_a_protocol_stand_together_and_labels_after_their_mean() -> None
         # The interval 0.65 to 0.71 says a standard error of 0.015, and 0.022 of the difference.
         ("gate AUROC", 0.68, 0.62, "up"),
         ("gate AUROC", 0.68, 0.645, "level"),
+        ("triplets", 0.68, 0.63, "up"),
+        ("triplets", 0.68, 0.645, "level"),
         ("pearson", 0.68, 0.75, "down"),
         ("mae", 0.68, 0.75, "up"),
         ("mae", 0.68, 0.62, "down"),

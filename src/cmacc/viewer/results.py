@@ -43,8 +43,8 @@ TASKS = {
         "Instruments",
         "Which instrument plays a held-out note: by a simple classifier on frozen features, by the nearest mean of the "
         "training notes (prototypes), or by its name in words (zero-shot). Chance is to always predict the most "
-        "frequent one, or to draw one. Triplets are the share of an instrument, a nearer and a farther one in a tree of "
-        "instruments that the prototypes, or the names, keep in that order.",
+        "frequent one, or to draw one. Triplets are the share of an instrument, a nearer and a farther one in a tree "
+        "of instruments that the prototypes, or the names, keep in that order.",
     ),
     "fusion": (
         "Fusion of feature sequences",
@@ -78,6 +78,7 @@ MODALITIES = {
     "audio": "audio",
     "both": "both together",
     "audio_tower": "audio, before its projection",
+    "video_joint": "video, in the space of both",
     "audio_joint": "audio, in the space of both",
     "audio_text": "names",
 }
@@ -169,8 +170,8 @@ def shown(metric: str, value: float | None) -> str:
 def verdict(result: Result) -> str:
     """``up``, ``down`` or ``level`` compared with the untrained encoders; empty if those were not measured.
 
-    Level is a gain of less than two standard errors of the difference: of shares, given the number of items; of other
-    metrics, by the interval. Of ranks, every gain is one.
+    Level is a gain of less than two standard errors of the difference: of shares, given the number of items; of
+    triplets, which share anchors, and of other metrics, by the interval. Of ranks, every gain is one.
     """
     metric, value, untrained, count = result.metric, result.value, result.untrained, result.count
     if untrained is None:
@@ -180,7 +181,8 @@ def verdict(result: Result) -> str:
     gain = untrained - value if metric in LESS_IS_BETTER else value - untrained
     if metric == "median_rank":
         variances = [0.0]
-    elif metric in DECIMALS:  # of the untrained encoders there is no interval; theirs is taken to be as wide
+    elif metric in DECIMALS or metric == "triplets":
+        # Of the untrained encoders there is no interval; theirs is taken to be as wide.
         variances = [((result.high - result.low) / (2 * 1.96)) ** 2] * 2
     else:
         variances = [p * (1 - p) / max(1, count) for p in (value, untrained)]

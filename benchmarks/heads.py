@@ -306,12 +306,13 @@ def table(out: Path) -> dict[str, Any]:
     """All figures, by line of the table."""
     lines: list[dict[str, Any]] = []
     for shown in SHOWN:
-        cards = [Card.read(folder / "card.json") for folder in sorted((out / "cards").glob(shown.cards))]
+        cards = [Card.read(path) for path in sorted((out / "cards").glob(f"{shown.cards}/card.json"))]
         for first in cards[0].results if cards else ():
             if first.metric not in shown.metrics:
                 continue
             rows = [row for card in cards for row in card.results if key(row) == key(first)]
-            seeds = [row.value for row in rows] if len(rows) > 1 else list(first.by_split.values())
+            values = [row.value for row in rows] if len(rows) > 1 else list(first.by_split.values())
+            splits = "encoders" if len(rows) > 1 else "seeds" if "seed 0" in first.by_split else "folds"
             befores = [row.untrained for row in rows if row.untrained is not None]
             lines.append(
                 {
@@ -321,7 +322,8 @@ def table(out: Path) -> dict[str, Any]:
                     "metric": first.metric,
                     "value": statistics.mean(row.value for row in rows),
                     "interval": [statistics.mean(row.low for row in rows), statistics.mean(row.high for row in rows)],
-                    "by_seed": seeds,
+                    "by_split": values,
+                    "splits": splits,
                     "untrained": statistics.mean(befores) if befores else None,
                     "chance": first.chance,
                     "items": first.count,
@@ -334,18 +336,18 @@ def table(out: Path) -> dict[str, Any]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The table of the page."""
-    heads = ("task", "data", "head", "metric", "value [95 %]", "by seed", "untrained encoder", "chance", "s")
+    heads = ("task", "data", "head", "metric", "value", "95 %", "mean of", "untrained", "chance", "s")
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for line in report["lines"]:
         low, high = line["interval"]
-        cells = [
-            line["task"],
-            line["data"],
-            line["head"],
-            line["metric"],
-            f"{line['value']:.3f} [{low:.3f}, {high:.3f}]",
+        values = line["by_split"]
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        cells = [line[name] for name in ("task", "data", "head", "metric")]
+        cells += [
+            f"{line['value']:.3f}{spread}".replace(" ", "&nbsp;"),
+            f"{low:.3f} to {high:.3f}".replace(" ", "&nbsp;"),
         ]
-        cells += [", ".join(f"{value:.3f}" for value in line["by_seed"])]
+        cells.append(f"{len(values)} {line['splits']}" if spread else "")
         cells += ["" if line[name] is None else f"{line[name]:.3f}" for name in ("untrained", "chance")]
         rows.append("| " + " | ".join([*cells, f"{line['seconds']:.0f}"]) + " |")
     return "\n".join(rows)

@@ -1,5 +1,6 @@
 """The benchmarks run, on cases that are too small to say anything."""
 
+import dataclasses
 import importlib
 import json
 import re
@@ -7,8 +8,10 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cmacc.heads.fusion_task import FusionOptions, evaluate_fusion
 from cmacc.pretraining.verify import Line
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -282,3 +285,30 @@ def test_the_tables_of_objectives_hold_means_and_intervals(
     (tmp_path / "sounds-0.json").write_text(json.dumps(report | {"untrained": wrong, "step 8": right}))
     alone.main(["table", str(tmp_path)])
     assert "| `recipes/sounds.yaml`, ESC-10 | 8 | svm | 0.0 | 75.0 | +75.0 [" in capsys.readouterr().out
+
+
+def test_the_table_of_heads_has_the_figures_of_the_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    heads = importlib.import_module("heads")
+    arrays = heads.planted(60, 0)
+    assert np.abs(arrays["labels"]).max() <= 3
+    parts = {"train": range(40), "valid": range(40, 50), "test": range(50, 60)}
+    np.savez(tmp_path / "planted.npz", **heads.split_arrays(arrays, parts))
+    cards, how = tmp_path / "cards", FusionOptions(seeds=(0, 1), epochs=1)
+    card = evaluate_fusion(tmp_path / "planted.npz", cards / "fusion_planted", methods=("late",), options=how)
+    [found] = [row for row in card.results if row.metric == "pearson"]
+    for seed, value in enumerate((0.4, 0.5)):
+        row = dataclasses.replace(found, task="emotion", protocol="svm", metric="UAR", untrained=0.3, value=value)
+        folder = cards / f"emotion_face-+-masked-audio_{seed}"
+        folder.mkdir()
+        dataclasses.replace(card, results=(row,)).write(folder / "card.json")
+    heads.main(["table", str(tmp_path), "--out", str(tmp_path / "out.json")])
+    report = json.loads((tmp_path / "out.json").read_text())
+    first, second = report["lines"]
+    assert (first["value"], first["interval"]) == (found.value, [found.low, found.high])
+    assert (first["by_split"], first["splits"]) == (list(found.by_split.values()), "seeds")
+    assert second["value"] == pytest.approx(0.45)
+    assert (second["head"], second["splits"]) == ("`svm`, face + masked audio", "encoders")
+    last = heads.markdown(report).splitlines()[-1]
+    assert "| UAR | 0.450&nbsp;±&nbsp;0.071 | " in last
+    assert "| 2 encoders | 0.300 | " in last

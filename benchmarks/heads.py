@@ -280,7 +280,7 @@ SHOWN = (
     Shown("`fusion`", "GRID, digit (real)", "fusion_digit", ("accuracy",)),
     Shown("`fusion`", "GRID, digit (real)", "fusion_sound-alone", ("accuracy",), "sound alone"),
     Shown("`fusion`", "GRID, digit (real)", "fusion_picture-alone", ("accuracy",), "picture alone"),
-    Shown("`fusion`", "the same, parts missing", "fusion_parts-missing", ("accuracy",)),
+    Shown("`fusion`", "GRID, digit, parts missing (real)", "fusion_parts-missing", ("accuracy",)),
     Shown("`emotion`", "RAVDESS (real)", "emotion_statistics", ("UAR",), "{}, log-mel statistics"),
     *(
         Shown("`emotion`", "RAVDESS (real)", f"emotion_{name.replace(' ', '-')}_*", ("UAR",), f"{{}}, {name}")
@@ -335,21 +335,26 @@ def table(out: Path) -> dict[str, Any]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of the page."""
-    heads = ("task", "data", "head", "metric", "value", "95 %", "mean of", "untrained", "chance", "s")
-    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    """A table for each task and data."""
+    tables: dict[str, list[dict[str, Any]]] = {}
     for line in report["lines"]:
+        tables.setdefault(f"{line['task']}, {line['data']}", []).append(line)
+    return "\n\n".join(f"{title}:\n\n{_table_of(lines)}" for title, lines in tables.items())
+
+
+def _table_of(lines: list[dict[str, Any]]) -> str:
+    beside = [name for name in ("untrained", "chance") if any(line[name] is not None for line in lines)]
+    heads = ("head", "metric", "value", "95 %", "mean of", *beside, "s")
+    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for line in lines:
         low, high = line["interval"]
         values = line["by_split"]
         spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        cells = [line[name] for name in ("task", "data", "head", "metric")]
-        cells += [
-            f"{line['value']:.3f}{spread}".replace(" ", "&nbsp;"),
-            f"{low:.3f} to {high:.3f}".replace(" ", "&nbsp;"),
-        ]
+        cells = [line["metric"], f"{line['value']:.3f}{spread}", f"{low:.3f} to {high:.3f}"]
         cells.append(f"{len(values)} {line['splits']}" if spread else "")
-        cells += ["" if line[name] is None else f"{line[name]:.3f}" for name in ("untrained", "chance")]
-        rows.append("| " + " | ".join([*cells, f"{line['seconds']:.0f}"]) + " |")
+        cells += ["" if line[name] is None else f"{line[name]:.3f}" for name in beside]
+        unbroken = [cell.replace(" ", "&nbsp;") for cell in (*cells, f"{line['seconds']:.0f}")]
+        rows.append("| " + " | ".join([line["head"], *unbroken]) + " |")
     return "\n".join(rows)
 
 

@@ -311,4 +311,4 @@ def test_the_table_of_heads_has_the_figures_of_the_cards(tmp_path: Path, monkeyp
     assert (second["head"], second["splits"]) == ("`svm`, face + masked audio", "encoders")
     last = heads.markdown(report).splitlines()[-1]
     assert "| UAR | 0.450&nbsp;±&nbsp;0.071 | " in last
-    assert "| 2 encoders | 0.300 | " in last
+    assert "| 2&nbsp;encoders | 0.300 | " in last

@@ -12,8 +12,9 @@ Each makes cards in ``OUT/cards``, as `cmacc evaluate` does, and ``table`` reads
 the same classes.
 
 ``fusion``: *planted* sequences, whose target is a product of what two modalities say plus what the third says; *digit*,
-real: which digit a speaker of GRID says, from features of picture and sound, ten windows a clip; and the same with a
-third of the sequences taken away. The encoders of the features are pretrained on GRID's training clips, without labels.
+real: which digit a speaker of GRID says, from features of picture and sound, ten windows a clip; *parts missing*: a
+third of the clips lack the picture, and another third the sound. The encoders of the features are pretrained on GRID's
+training clips, without labels.
 
 ``emotion`` (real): the audio encoder of face reconstruction, pretrained on GRID's training clips, on RAVDESS. GRID has
 no emotion, and one speaker. Fine-tuning the untrained encoder is what the labels alone give.
@@ -131,7 +132,7 @@ def events(out: Path) -> None:
 def planted(count: int, seed: int) -> dict[str, NDArray[Any]]:
     """Sequences of three modalities, and a target y = t a + v.
 
-    Every modality says one normal number, t, a or v, at a few random steps, along a direction of its own; all steps
+    Every modality says one normal number, t, a or v, at half of the steps, along a direction of its own; all steps
     have noise. What two modalities say together cannot be had from either.
     """
     rng = np.random.default_rng(seed)

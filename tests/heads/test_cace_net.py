@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cmacc.heads.cace_net import CaceNet, CaceNetConfig, CoGuidance, segment_contrast
 from cmacc.heads.cmbs import Cmbs, CmbsConfig
-from cmacc.heads.segment_accuracy import EventError, gate_auroc, segment_accuracy
+from cmacc.heads.segment_accuracy import EventError, event_auroc, segment_accuracy
 
 from .small import CLASSES, LABELS, STREAMS, Rows, random_rows
 
@@ -171,7 +171,7 @@ def test_it_learns_what_is_planted_and_nothing_of_shuffled_labels() -> None:
     rows, test = planted(200, 0), planted(200, 1)
     predicted = trained(rows).predict(test, 1.0)
     assert segment_accuracy(predicted["classes"], test["labels"]) > 0.9
-    assert gate_auroc(predicted["gates"], test["labels"] != CLASSES) > 0.95
+    assert event_auroc(predicted["gates"], test["labels"] != CLASSES) > 0.95
     shuffled = rows | {"labels": rows["labels"][torch.randperm(200)]}
     predicted = trained(shuffled).predict(test, 1.0)
     assert segment_accuracy(predicted["classes"], test["labels"]) < 0.55  # always background: 0.5

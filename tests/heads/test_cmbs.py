@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cmacc.heads.cmbs import Cmbs, CmbsConfig, EventScores, WeakCmbs, WeakCmbsConfig, supervised_loss
-from cmacc.heads.segment_accuracy import EventError, gate_auroc, segment_accuracy
+from cmacc.heads.segment_accuracy import EventError, event_auroc, segment_accuracy
 
 from .small import CLASSES, LABELS, STREAMS, Rows, random_rows
 
@@ -280,8 +280,8 @@ def test_supervised_learns_what_is_planted_and_nothing_of_shuffled_labels() -> N
     head = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=STREAMS)), rows, 30)
     predicted = head.predict(test, 1.0)
     assert segment_accuracy(predicted["classes"], test["labels"]) > 0.9
-    assert gate_auroc(predicted["gates"], event) > 0.95
-    assert gate_auroc(predicted["event"], event) > 0.95
+    assert event_auroc(predicted["gates"], event) > 0.95
+    assert event_auroc(predicted["event"], event) > 0.95
 
     shuffled = rows | {"labels": rows["labels"][torch.randperm(200)]}
     predicted = train(Cmbs(3, 3, CLASSES, CmbsConfig(streams=STREAMS)), shuffled, 30).predict(test, 1.0)
@@ -295,7 +295,7 @@ def test_weak_learns_which_class_and_whether_there_is_an_event() -> None:
     has_event = (test["labels"] != CLASSES).any(1)
     scores, gates = (part.detach() for part in head(test))
     assert (scores.argmax(1)[has_event] == test["labels"].amin(1)[has_event]).double().mean() > 0.95
-    assert gate_auroc(gates.amax(1, keepdim=True), has_event[:, None]) > 0.95
+    assert event_auroc(gates.amax(1, keepdim=True), has_event[:, None]) > 0.95
     # Hence background is left to videos without an event; the released rule never has it.
     predicted = head.predict(test, 1.0)["classes"]
     assert (predicted[~has_event] == CLASSES).double().mean() > 0.8

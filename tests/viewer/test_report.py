@@ -270,7 +270,14 @@ def test_queries_and_answers_play_their_second(full_report: Path, world: Path) -
     assert len(frames) == 15
     spec = ClipSpec(15, 15.0, 32, 32, audio_seconds=1.0, sample_rate_hz=48_000)
     source = decode_clip(records[row].source, 0.2, spec)
-    assert np.abs(np.stack(frames).astype(float) - source.frames.numpy()).mean() < 8
+    # A few kB of film are not the same pictures, but far nearer to these than to those a frame or more away.
+    played, shown = np.stack(frames).astype(float), source.frames.numpy()
+    distances = {}
+    for later in range(-5, 6):
+        there = slice(max(0, later), 15 + min(0, later))
+        here = slice(max(0, -later), 15 + min(0, -later))
+        distances[later] = np.abs(played[here] - shown[there]).mean()
+    assert distances.pop(0) < min(distances.values()) / 2
     for heard in (sound, _played(own_sound)[1]):
         assert np.corrcoef(heard[:48_000], source.waveform.numpy())[0, 1] > 0.98
     assert _played(own_sound)[0] == []

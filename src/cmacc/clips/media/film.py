@@ -35,7 +35,8 @@ _CHUNK_SECONDS = 60  # of sound in memory; whole seconds, so that chunks join wi
 _FRAME_RATES_HZ = (5.0, 30.0)  # slower ones would let the last picture stay for long, faster ones show no more
 _FINEST_RATE = 1001  # denominator of a frame rate, as in 30000/1001
 # On processors with AVX-512, x264 reads memory that it has not written where it weighs blocks by how much later
-# pictures use them: a film of 48 px then had other bytes in one of four runs. Without, films of real clips are 10 to 20 % larger, and a little nearer.
+# pictures use them: a film of 48 px then had other bytes in one of four runs. Without, films of real clips are 10 to
+# 20 % larger, and a little nearer.
 _X264 = "mbtree=0"
 _MUXER = {
     "movflags": "+faststart",
